@@ -1,0 +1,157 @@
+"""The walls around one child process.
+
+What stands here needs no privilege, no container and no extra service: a fresh interpreter with a clean environment,
+resource limits that the child puts on itself before it reads its first request, pipes as the only way in and out, and
+a kill when an answer is late. The parent may hold a GPU and many threads, so a child is never forked from it: it is a
+new interpreter (`fork` in a process with threads copies locks that nobody will release).
+
+What this file does NOT do: stop a child from opening files or sockets. A SQL child runs trusted Python, and its
+queries are held by SQLite's own authorizer (see verify.py).
+"""
+
+import ctypes
+import marshal
+import os
+import resource
+import select
+import signal
+import struct
+import subprocess
+import sys
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+START_SECONDS = 60  # an interpreter starts in 0.05 s; on a machine that swaps it may take long, and that is no verdict
+CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS}
+KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH")  # needed by some builds of Python; nothing secret lives in them
+
+
+class Late(Exception):
+    """The child did not reply by the deadline; it has been killed."""
+
+
+class Died(Exception):
+    """The child ended by itself, or was ended by somebody else; `status` is its exit status (-9 = SIGKILL)."""
+
+    def __init__(self, status: int):
+        super().__init__(f"exit status {status}")
+        self.status = status
+
+
+def clean_environment() -> dict[str, str]:
+    """No token and no key reaches a child; the time zone is fixed, for queries that use 'localtime'."""
+    kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+    return kept | {"LC_ALL": "C.UTF-8", "TZ": "UTC"}
+
+
+def limit_resources(memory: int, file_size: int) -> None:
+    """Called by the child on itself: limits in bytes that it cannot raise again."""
+    for kind, limit in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, file_size), (resource.RLIMIT_CORE, 0)):
+        resource.setrlimit(kind, (limit, limit))
+    try:  # if the machine runs out of memory, this child goes before the training run does
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    except OSError:
+        pass
+
+
+def die_with_parent(parent: int) -> None:
+    """A parent that is killed leaves no child behind, even one that is busy inside a C call (Linux: PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
+
+
+def serve(handle) -> None:
+    """The child's loop: one reply for each request, until the parent closes the pipe."""
+    _write(1, True)  # ready: the clock of the first request starts after the imports
+    while (request := _read(0, None)) is not None:
+        _write(1, handle(*request))
+
+
+class Child:
+    """A fresh interpreter that runs `module.function()`, which calls `serve`; started by the first request."""
+
+    def __init__(self, module: str, function: str):
+        self.module, self.function = module, function
+        self.process = None
+
+    def start(self) -> None:
+        code = f"import sys; sys.path.append({HERE!r}); import {self.module} as m; m.{self.function}({os.getpid()})"
+        # -I and -S: no user site, no PYTHON* variables, no site-packages. A session of its own: Ctrl-C is the parent's.
+        self.process = subprocess.Popen([sys.executable, "-I", "-S", "-c", code], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, cwd="/",
+                                        env=clean_environment(), start_new_session=True)
+        try:
+            self._receive(START_SECONDS)
+        except Late:
+            raise Died(-signal.SIGKILL) from None
+
+    def ask(self, request: tuple, timeout: float):
+        """The reply to one request. Raises Late (killed at the deadline) or Died; the next request starts a new child."""
+        if self.process is None:
+            self.start()
+        try:
+            _write(self.process.stdin.fileno(), request)
+        except OSError:  # it died while it was idle
+            raise Died(self.stop()) from None
+        return self._receive(timeout)
+
+    def _receive(self, timeout: float):
+        try:
+            reply = _read(self.process.stdout.fileno(), time.monotonic() + timeout)
+        except TimeoutError:
+            self.stop(kill=True)
+            raise Late from None
+        if reply is None:
+            raise Died(self.stop())
+        return reply
+
+    def kill(self) -> None:
+        """From another thread: whoever waits for this child sees it die."""
+        if process := self.process:
+            process.kill()
+
+    def stop(self, kill: bool = False) -> int:
+        """End the child if it still runs and return its exit status."""
+        process, self.process = self.process, None
+        if process is None:
+            return 0
+        process.stdin.close()  # a healthy child leaves at the end of its input
+        try:
+            status = process.wait(0 if kill else 1)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = process.wait()
+        process.stdout.close()
+        return status
+
+
+def _write(fd: int, message) -> None:
+    data = marshal.dumps(message)
+    view = memoryview(struct.pack("<Q", len(data)) + data)
+    while view:
+        view = view[os.write(fd, view):]
+
+
+def _read(fd: int, deadline: float | None):
+    """One message, None at the end of the pipe; TimeoutError at the deadline."""
+    head = _read_exactly(fd, 8, deadline)
+    body = head and _read_exactly(fd, struct.unpack("<Q", head)[0], deadline)
+    return marshal.loads(body) if body else None
+
+
+def _read_exactly(fd: int, size: int, deadline: float | None) -> bytes | None:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    parts = []
+    while size:
+        if deadline is not None and not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise TimeoutError
+        part = os.read(fd, min(size, 1 << 20))
+        if not part:
+            return None
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
