@@ -170,7 +170,8 @@ def easy(t, r):
     many, one, k, cats = t.name, t.one, t.key, cols_of(t, "cat")
     nums = cols_of(t, "num", "sum", "year")
     yield "count", f"SELECT COUNT(*) FROM {many}", [
-        f"How many {many} are there?", f"Count the {many}.", f"What is the total number of {many}?"]
+        f"How many {many} are there?", f"Count the {many}.", f"What is the total number of {many}?",
+        f"Tell me how many {many} we have."]
     for c in cats:
         yield "distinct", f"SELECT DISTINCT {c.name} FROM {many}", [
             f"What are the different {pl(c.say)} of the {many}?", f"List the distinct {pl(c.say)} of {many}.",
@@ -187,11 +188,13 @@ def easy(t, r):
                     f"Give me the {w[c.kind != 'year' and f != 'SUM']} {c.say} among all {many}."]
     for where, said, c in conditions(t, r):
         yield "count_where", f"SELECT COUNT(*) FROM {many} WHERE {where}", [
-            f"How many {many} {said} are there?", f"Count the {many} {said}.", f"What is the number of {many} {said}?"]
+            f"How many {many} {said} are there?", f"Count the {many} {said}.", f"What is the number of {many} {said}?",
+            f"Tell me how many {many} {said} we have."]
     if not k:
         return
     yield "list", f"SELECT {k.name} FROM {many}", [
-        f"What are the {pl(k.say)} of all {many}?", f"List the {k.say} of every {one}.", f"Show all {one} {pl(k.say)}."]
+        f"What are the {pl(k.say)} of all {many}?", f"List the {k.say} of every {one}.", f"Show all {one} {pl(k.say)}.",
+        f"Give me the {pl(k.say)} of all the {many}."]
     for c in cats + nums:
         yield "list_two", f"SELECT {k.name}, {c.name} FROM {many}", [
             f"What are the {k.say} and {c.say} of each {one}?", f"List the {k.say} and the {c.say} of all {many}.",
@@ -199,7 +202,8 @@ def easy(t, r):
         for v in r.sample(k.data, 2):
             yield "lookup", f"SELECT {c.name} FROM {many} WHERE {k.name} = {quote(v)}", [
                 f"What is the {c.say} of the {one} {v}?", f"Find the {c.say} of {v}.",
-                f"Show the {c.say} of the {one} with the {k.say} {v}."]
+                f"Show the {c.say} of the {one} with the {k.say} {v}.",
+                f"Which {c.say} does the {one} {v} have?"]
     for where, said, c in list(conditions(t, r)) + list(conditions(t, r)):
         yield "filter_" + ("text" if c.kind == "cat" else "number"), f"SELECT {k.name} FROM {many} WHERE {where}", [
             f"What are the {pl(k.say)} of the {many} {said}?", f"List the {pl(k.say)} of all {many} {said}.",
@@ -219,7 +223,8 @@ def easy(t, r):
         for i, desc in ((0, " DESC"), (1, "")):
             yield "top_one", f"SELECT {k.name} FROM {many} ORDER BY {c.name}{desc} LIMIT 1", [
                 f"What is the {k.say} of {c.most[i]}?", f"Find the {k.say} of {c.most[i]}.",
-                f"Which {one} has the {(c.top, c.low)[i]} {c.say}?"]
+                f"Which {one} has the {(c.top, c.low)[i]} {c.say}?",
+                f"Tell me the {k.say} of {c.most[i]}."]
 
 
 def medium(t, r):
@@ -229,7 +234,7 @@ def medium(t, r):
     for c in cols_of(t, "cat"):
         counts = sorted(set(map(c.data.count, c.data)))
         yield "group_count", f"SELECT {c.name}, COUNT(*) FROM {many} GROUP BY {c.name}", [
-            f"How many {many} are there for each {c.say}?", f"Show each {c.say} and the number of {many} with it.",
+            f"How many {many} are there for each {c.say}?", f"Show each {c.say} with its number of {many}.",
             f"For every {c.say}, count the {many}."]
         for desc, w in ((" DESC", "most"), ("", "fewest")):
             yield "group_top", f"SELECT {c.name} FROM {many} GROUP BY {c.name} ORDER BY COUNT(*){desc} LIMIT 1", [
@@ -352,7 +357,7 @@ def joins(t, fk, r):
                 f"Give me the average {g.say} among the {many} {said}."]
     if k:
         yield "join_list", f"SELECT {many}.{k.name}, {name} {join}", [
-            f"List the {k.say} of each {one} and the {p.key.say} of its {p.one}.",
+            f"List the {k.say} of each {one} and the {p.key.say} of {t.its} {p.one}.",
             f"Show all {one} {pl(k.say)} together with the {p.key.say} of the {p.one}.",
             f"What are the {pl(k.say)} of all {many} and of their {p.name}?"]
         v = r.choice(k.data)

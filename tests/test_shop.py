@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import random
 import re
 import sqlite3
 from collections import Counter, defaultdict
@@ -132,7 +133,7 @@ def test_gold_answers(db):
 
 
 def test_near_misses_are_wrong(maker):
-    """The share of gold queries that a typical slip leaves right: none, by construction."""
+    """A flipped comparison, another aggregate or a forgotten clause never gives the gold answer."""
     tried = 0
     for item in TRAIN + DEV:
         with connect(item["db_id"]) as con:
@@ -182,8 +183,6 @@ def test_difficulty_and_phrasings(built):
 
 
 def test_every_template_has_three_phrasings(maker):
-    import random
-
     tables = maker.parse((DATA / "shop_domains.txt").read_text(encoding="utf-8"))["hotel"]
     r, rows_of = random.Random(0), {}
     for t in tables:
