@@ -148,7 +148,8 @@ def test_gold_style():
     keyword = r"\b(select|from|where|join|on|group by|order by|limit|having|count|avg|sum|min|max|and|or|not|in)\b"
     for item in TRAIN + DEV:
         query = item["query"]
-        assert query.startswith("SELECT ") and query == " ".join(query.split()) and ";" not in query and '"' not in query
+        assert query.startswith("SELECT ") and query == " ".join(query.split())
+        assert ";" not in query and '"' not in query
         plain = re.sub(r"'[^']*'", "''", query)
         assert not re.search(keyword, plain), query
         assert " AS " not in plain and not re.search(r"\bT\d", plain)
