@@ -81,8 +81,8 @@ class Child:
         code = f"import sys; sys.path.append({HERE!r}); import {self.module} as m; m.{self.function}({os.getpid()})"
         # -I and -S: no user site, no PYTHON* variables, no site-packages. A session of its own: Ctrl-C is the parent's.
         self.process = subprocess.Popen([sys.executable, "-I", "-S", "-c", code], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, cwd="/",
-                                        env=clean_environment(), start_new_session=True)
+                                        stdout=subprocess.PIPE, bufsize=0, cwd="/", env=clean_environment(),
+                                        start_new_session=True)
         try:
             self._receive(START_SECONDS)
         except Late:

@@ -15,7 +15,8 @@ Comparison modes (of the results; the official evaluators are reimplemented, not
 
 Where this differs from the official code on purpose: results of no rows are equal only if they have as many columns;
 1 and 1.0 are equal beside any other column; text that is not UTF-8 is compared byte by byte; only one statement that
-reads may run; columns are matched by refinement, not by trying all permutations.
+reads may run; columns are matched by refinement, not by trying all permutations. Needs Python 3.11 (sqlite3's limits and
+error codes).
 """
 
 import marshal
@@ -23,14 +24,13 @@ import os
 import queue
 import re
 import sqlite3
-import sys
 import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 
 import sandbox
@@ -38,15 +38,15 @@ import sandbox
 VERDICTS = ("correct", "wrong", "error", "denied", "timeout", "crash")
 COMPARISONS = ("spider", "spider_keep_distinct", "bird", "strict")
 
-HEAP = 300 << 20  # bytes that SQLite may hold: results, sorts and temporary tables, all in memory (no query writes a file)
-MEMORY = 2 << 30  # bytes of address space of a worker: SQLite's heap and the two results as Python objects
+HEAP = 256 << 20  # bytes that SQLite may hold: plans, sorts, temporary tables, all in memory (the process: up to 1.4 times)
+MEMORY = 1 << 30  # bytes of address space of a worker: SQLite's heap and the two results as Python objects
 MAX_VALUE = 16 << 20  # bytes of one value; a model's answer can ask for printf('%.*c', 1e9, 'x')
-MAX_QUERY = 100_000  # characters of one query
+MAX_QUERY = 100_000  # bytes of one query
 MAX_DEPTH = 500  # of an expression: SQLite's own 1000 is a matter of how it was built
 MAX_ROWS = 1_000_000  # of a gold result; an answer may have one row more than its gold
 GOLD_SECONDS = 30.0  # a gold query is given at least this long: a slow machine must not make it look broken
 GRACE = 0.25  # seconds after the deadline inside SQLite until the process is killed
-KEPT_GOLD_BYTES, KEPT_VERDICTS = 256 << 20, 200_000
+KEPT_GOLD_BYTES, KEPT_VERDICTS = 256 << 20, 100_000
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,6 @@ def outermost_orders(query: str) -> bool:
 
 READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 DENIED_FUNCTIONS = {"load_extension", "fts3_tokenizer", "randomblob", "zeroblob"}
-ACTIONS = {getattr(sqlite3, name): name[7:].lower().replace("_", " ") for name in dir(sqlite3)
-           if re.match("SQLITE_(CREATE|DROP|ALTER|INSERT|UPDATE|DELETE|PRAGMA|ATTACH|DETACH|TRANSACTION|SAVEPOINT|REINDEX"
-                       "|ANALYZE)", name)}
 # Extended result codes have the basic one in their low byte. IOERR_WRITE alone is the query's doing: it met the limit.
 INFRASTRUCTURE_CODES = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN,
                         sqlite3.SQLITE_FULL, sqlite3.SQLITE_PERM, sqlite3.SQLITE_PROTOCOL}
@@ -143,13 +140,16 @@ def open_database(path: str, deadline: float, denials: list[str]) -> sqlite3.Con
     connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
     connection.execute("PRAGMA temp_store = memory")
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, MAX_QUERY)
     connection.setlimit(sqlite3.SQLITE_LIMIT_EXPR_DEPTH, MAX_DEPTH)
     connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
 
     def authorize(action, first, second, _database, _trigger):
-        if action in READING and not (action == sqlite3.SQLITE_FUNCTION and second.lower() in DENIED_FUNCTIONS):
+        reads = action in READING and not (action == sqlite3.SQLITE_FUNCTION and second.lower() in DENIED_FUNCTIONS)
+        # SQLite asks for this one when it declares json_each; a real UPDATE of sqlite_master is an error of its own
+        if reads or (action, first) == (sqlite3.SQLITE_UPDATE, "sqlite_master"):
             return sqlite3.SQLITE_OK
-        denials.append(f"{ACTIONS.get(action, action)} {second or first or ''}" if action not in READING else second)
+        denials.append(second or first or "")
         return sqlite3.SQLITE_DENY
 
     connection.set_authorizer(authorize)
@@ -171,7 +171,7 @@ def rows_of(database: str, query: str, timeout: float, take) -> tuple[int, objec
     except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
         code = getattr(error, "sqlite_errorcode", 0)
         if denials or code & 255 in (sqlite3.SQLITE_AUTH, sqlite3.SQLITE_READONLY):
-            raise Rejected("denied", f"not allowed: {denials[0] if denials else error}") from None
+            raise Rejected("denied", " ".join(["not allowed:", *words(query)[:1], *denials[:1]])) from None
         if code == sqlite3.SQLITE_INTERRUPT:
             raise Rejected("timeout", f"longer than {timeout:g} s") from None
         if code & 255 in INFRASTRUCTURE_CODES and code != sqlite3.SQLITE_IOERR_WRITE:
@@ -183,32 +183,33 @@ def rows_of(database: str, query: str, timeout: float, take) -> tuple[int, objec
 
 def run_gold(database: str, query: str, timeout: float) -> tuple[str, str, int, bytes]:
     """The gold result, small enough to be kept and sent: (verdict, message, number of rows, marshalled result)."""
-    width, rows = rows_of(database, query, timeout, lambda cursor: list(islice(cursor, MAX_ROWS + 1)))
+    width, rows = rows_of(database, query, timeout, partial(take_bag, limit=MAX_ROWS))
     if len(rows) > MAX_ROWS:
-        return "error", f"more than {MAX_ROWS} rows", 0, b""
+        raise Rejected("error", f"more than {MAX_ROWS} rows")
     return "correct", "", len(rows), marshal.dumps((width, rows))
 
 
 def run_answer(database: str, query: str, timeout: float, comparison: str, ordered: bool,
                gold: bytes) -> tuple[str, str, int, bytes]:
     """Run an answer until it ends or has more rows than the gold, and compare."""
-    width, rows = unpack(gold)
-    if comparison == "bird":
-        rows = set(rows)
+    gold_width, gold_rows = unpack(gold)
     if words(query)[:1] == ["explain"]:  # it executes, and may give no row at all
-        return "wrong", "EXPLAIN gives no answer", 0, b""
-    answer_width, answer = rows_of(database, query, timeout, partial(take_bag, len(rows)) if comparison != "bird"
-                                   else partial(take_set, len(rows)))
-    message = difference(rows, answer, width, answer_width, comparison, ordered)
-    return "wrong" if message else "correct", message, len(answer), b""
+        raise Rejected("wrong", "EXPLAIN gives no answer")
+    if comparison == "bird":
+        gold_rows = set(gold_rows)
+    take = partial(take_set if comparison == "bird" else take_bag, limit=len(gold_rows))
+    width, rows = rows_of(database, query, timeout, take)
+    message = difference(gold_rows, rows, gold_width, width, comparison, ordered)
+    return "wrong" if message else "correct", message, len(rows), b""
 
 
-def take_bag(limit: int, cursor) -> list:
+def take_bag(cursor, limit: int) -> list:
+    """The rows, and at most one more than `limit`: that many cannot be right."""
     return list(islice(cursor, limit + 1))
 
 
-def take_set(limit: int, cursor) -> set:
-    """Distinct rows, until there are more of them than in the gold: repeats are free in BIRD's metric."""
+def take_set(cursor, limit: int) -> set:
+    """The same of distinct rows: repeats are free in BIRD's metric."""
     rows = set()
     for row in cursor:
         rows.add(row)
@@ -217,15 +218,7 @@ def take_set(limit: int, cursor) -> set:
     return rows
 
 
-_last = (b"", None)
-
-
-def unpack(gold: bytes) -> tuple[int, list]:
-    """Many answers in a row have the same gold: keep the last one unpacked."""
-    global _last
-    if _last[0] != gold:
-        _last = (gold, marshal.loads(gold))
-    return _last[1]
+unpack = lru_cache(maxsize=1)(marshal.loads)  # many answers in a row have the same gold
 
 
 # --- comparing two results --------------------------------------------------------------------------------------------
@@ -320,8 +313,8 @@ def handle_sql(kind: str, *arguments) -> tuple[str, str, float, int, bytes]:
         (verdict, message), rows, gold = rejected.args, 0, b""
     except MemoryError:
         verdict, message, rows, gold = "error", "out of memory", 0, b""
-    except Exception as error:  # ours, not the query's
-        verdict, message, rows, gold = "infrastructure", f"{error}", 0, b""
+    except InfrastructureError as error:
+        verdict, message, rows, gold = "infrastructure", str(error), 0, b""
     message = " ".join(message.encode("utf-8", "replace").decode().split())[:200]
     return verdict, message, time.monotonic() - started, rows, gold
 
@@ -333,8 +326,6 @@ class Verifier:
     """A pool of workers with a memory: `with Verifier() as verifier: verdicts = verifier.run(jobs)`."""
 
     def __init__(self, workers: int = 2, timeout: float | None = None):
-        if sys.version_info < (3, 11):
-            raise RuntimeError("verify.py needs Python 3.11: older versions of sqlite3 lack limits and error codes")
         self.timeout, self.closed = timeout, False
         self.children = [sandbox.Child("verify", "serve_sql") for _ in range(workers)]
         self._idle = queue.LifoQueue()
@@ -406,8 +397,6 @@ class Verifier:
         reference, _, data = self._gold(database, gold, max(timeout, GOLD_SECONDS))
         if reference.verdict != "correct":
             raise GoldError(f"gold query fails on {database} ({reference.verdict}: {reference.message}): {gold}")
-        if len(answer) > MAX_QUERY:
-            return Verdict("error", f"longer than {MAX_QUERY} characters")
         return self._ask(("answer", database, answer, timeout, comparison, ordered, data), timeout)[0]
 
     def _gold(self, database, gold, timeout) -> tuple[Verdict, int, bytes]:
@@ -419,18 +408,20 @@ class Verifier:
                 future, mine = Future(), True
                 self._golds[key] = future
             self._golds.move_to_end(key)
-        if mine:
-            try:
-                future.set_result(self._ask(("gold", database, gold, timeout), timeout))
-            except BaseException as error:
-                with self._lock:
-                    del self._golds[key]
-                future.set_exception(error)
-            else:
-                self._keep(len(future.result()[2]))
-        return future.result()
+        if not mine:
+            return future.result()
+        try:
+            result = self._ask(("gold", database, gold, timeout), timeout)
+        except Exception as error:
+            with self._lock:
+                del self._golds[key]
+            future.set_exception(error)
+            raise
+        future.set_result(result)
+        self._forget_golds(len(result[2]))
+        return result
 
-    def _keep(self, size):
+    def _forget_golds(self, size: int) -> None:
         """Count a new gold result; forget those that were used longest ago where there are too many."""
         with self._lock:
             self._gold_bytes += size
@@ -442,7 +433,7 @@ class Verifier:
 
     def _ask(self, request, timeout) -> tuple[Verdict, int, bytes]:
         """One request to an idle worker. A worker that dies is replaced and asked once more: what comes again is real."""
-        grace = GRACE + len(request[-1]) / 20e6 if request[0] == "answer" else GRACE + 0.1 * timeout  # to move a big result
+        grace = GRACE + (len(request[-1]) / 20e6 if request[0] == "answer" else 0.1 * timeout)  # moving a big gold result
         child = self._idle.get()
         try:
             for _ in range(2):
