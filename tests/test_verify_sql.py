@@ -1,0 +1,532 @@
+"""The SQL verifier against answers that cheat, hang, grow or break, and against results that only look equal.
+
+The numbers of the cases are those of the project's list of attacks: every test names the ones it holds.
+"""
+
+import hashlib
+import itertools
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import verify
+from verify import GoldError, InfrastructureError, SqlJob, Verifier
+
+EMPTY = "SELECT id FROM t WHERE id > 100"
+ENDLESS = "WITH RECURSIVE s(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM s) SELECT count(*) FROM s"
+INSTR = "SELECT instr(printf('%.*c', 900000, 'a'), printf('%.*c', 450000, 'a') || 'b')"
+TRIM = "SELECT length(trim(printf('%.*c', 900000, 'a'), printf('%.*c', 400000, 'b') || 'a'))"
+BOMB = ("WITH c0 AS (SELECT 1 AS x)" + "".join(f", c{i} AS (SELECT a.x FROM c{i - 1} a, c{i - 1} b)" for i in range(1, 22))
+        + " SELECT x FROM c21")
+SORT = "SELECT printf('%.*c', 200000, 'x') || a.x AS k FROM big a, big b ORDER BY k LIMIT 3"
+
+
+def make_database(path):
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("CREATE TABLE t(id INTEGER PRIMARY KEY, name TEXT, half REAL); CREATE TABLE big(x INTEGER);"
+                                 "CREATE TABLE latin(word TEXT); INSERT INTO latin VALUES (CAST(x'4142ff' AS TEXT))")
+        connection.executemany("INSERT INTO t VALUES (?, ?, ?)", [(i, f"n{i % 3}", i / 2) for i in range(1, 7)])
+        connection.executemany("INSERT INTO big VALUES (?)", [(i,) for i in range(2000)])
+        connection.commit()
+    return str(path)
+
+
+def digest(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def children():
+    """Processes whose parent is this one."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == os.getpid():
+            found.append(int(stat.parent.name))
+    return found
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(condition, seconds=10):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """The database; when all tests are done its folder must hold this one file, byte for byte as it was."""
+    path = make_database(tmp_path_factory.mktemp("sql") / "shop #1?.sqlite")
+    before = digest(path)
+    yield path
+    assert digest(path) == before
+    assert os.listdir(os.path.dirname(path)) == [os.path.basename(path)]
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    before = set(children())
+    with Verifier(workers=1) as verifier:
+        yield verifier
+        assert set(children()) - before  # so that the next line can fail
+    assert not set(children()) - before
+
+
+@pytest.fixture
+def judge(verifier, database):
+    """The verdict on one answer; the file must not change and the deadline must hold."""
+    before = digest(database)
+
+    def judge(answer, gold="SELECT id FROM t", comparison="strict", timeout=0.5):
+        verifier.submit(SqlJob(database, gold, "SELECT 1", comparison)).exception()  # worker and gold are warm
+        started = time.monotonic()
+        verdict = verifier.submit(SqlJob(database, gold, answer, comparison, timeout)).result()
+        assert time.monotonic() - started < timeout + 0.5
+        assert verdict.verdict in verify.VERDICTS and "\n" not in verdict.message
+        return verdict
+
+    yield judge
+    assert digest(database) == before
+    assert os.listdir(os.path.dirname(database)) == [os.path.basename(database)]
+
+
+# --- 1 to 13: what a query may do -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("comparison", verify.COMPARISONS)
+@pytest.mark.parametrize("answer", [
+    pytest.param("DELETE FROM t", id="1 delete"),
+    pytest.param("DELETE FROM t WHERE id > 100 RETURNING id", id="2 delete returning"),
+    pytest.param("CREATE TEMP TABLE t AS SELECT 1 AS id", id="3 temporary table"),
+    pytest.param("CREATE TEMP VIEW t AS SELECT 1 AS id", id="3 temporary view"),
+    pytest.param("DROP TABLE t", id="4 drop"),
+    pytest.param("ATTACH '{folder}/new.sqlite' AS new", id="5 attach"),
+    pytest.param("VACUUM INTO '{folder}/copy.sqlite'", id="6 vacuum into"),
+    pytest.param("PRAGMA user_version = 3", id="7 user_version"),
+    pytest.param("PRAGMA journal_mode = WAL", id="7 journal_mode"),
+    pytest.param("PRAGMA hard_heap_limit = 0", id="7 heap limit"),
+    pytest.param("SELECT load_extension('x')", id="8 load_extension"),
+    pytest.param("SELECT fts3_tokenizer('simple')", id="9 fts3_tokenizer"),
+    pytest.param("BEGIN EXCLUSIVE", id="13 begin"),
+    pytest.param("SELECT randomblob(100000000) FROM big", id="21 randomblob"),
+    pytest.param("INSERT INTO t(name) VALUES ('x')", id="insert"),
+    pytest.param("WITH a AS (SELECT 1) UPDATE t SET name = 'x'", id="update"),
+    pytest.param("CREATE VIRTUAL TABLE v USING fts5(x)", id="virtual table"),
+])
+def test_only_reading_is_allowed(judge, database, answer, comparison):
+    answer = answer.replace("{folder}", os.path.dirname(database))
+    assert judge(answer, EMPTY, comparison).verdict == "denied"
+
+
+@pytest.mark.parametrize("comparison", verify.COMPARISONS)
+@pytest.mark.parametrize("answer", ["", " ; ", "-- SELECT id FROM t", "/* nothing */", "EXPLAIN SELECT id FROM t",
+                                    "/* a */ explain query plan SELECT 1", "EXPLAIN DELETE FROM t"])
+def test_10_12_no_result_is_wrong_where_the_gold_has_no_rows(judge, answer, comparison):
+    assert judge(answer, EMPTY, comparison).verdict == "wrong"
+
+
+@pytest.mark.parametrize("answer", [
+    pytest.param("SELECT id FROM t; SELECT id FROM t", id="11 two statements"),
+    pytest.param("SELECT " + "+".join(["id"] * 1000) + " FROM t", id="24 long expression"),
+    pytest.param("SELECT ?", id="25 parameter"),
+    pytest.param("SELEC id FROM t", id="syntax"),
+    pytest.param("SELECT nothing FROM t", id="column"),
+    pytest.param("SELECT \0 id FROM t", id="zero byte"),
+    pytest.param("SELECT '\ud800' FROM t", id="surrogate"),
+    pytest.param("SELECT id FROM t" + " " * 200_000, id="long text"),
+    pytest.param("UPDATE sqlite_master SET sql = ''", id="schema"),
+    pytest.param("SELECT 1 FROM [file is not a database]", id="false infrastructure error"),
+])
+@pytest.mark.parametrize("comparison", verify.COMPARISONS)
+def test_what_does_not_execute_is_an_error(judge, answer, comparison):
+    assert judge(answer, comparison=comparison).verdict == "error"
+
+
+# --- 14 to 23: time, memory and disk ----------------------------------------------------------------------------------
+
+
+def test_14_endless_recursion(judge):
+    assert judge(ENDLESS).verdict == "timeout"
+
+
+def test_15_doubling_string(judge):
+    doubling = "WITH RECURSIVE s(x) AS (SELECT 'ab' UNION ALL SELECT x || x FROM s) SELECT max(length(x)) FROM s"
+    assert judge(doubling).verdict in ("error", "timeout")
+
+
+def test_16_cross_join(judge):
+    assert judge("SELECT count(*) FROM big a, big b, big c").verdict == "timeout"
+
+
+@pytest.mark.parametrize("comparison", verify.COMPARISONS)
+def test_17_endless_rows_end_at_the_row_cap(judge, comparison):
+    verdict = judge("SELECT a.x * 2000 + b.x FROM big a, big b, big c", comparison=comparison)
+    assert verdict.verdict == "wrong" and verdict.seconds < 0.3
+
+
+def test_17_endless_repeats_of_a_right_row_end_at_the_deadline(judge):
+    assert judge("SELECT 1 FROM big a, big b, big c", "SELECT 1", "bird").verdict == "timeout"
+
+
+@pytest.mark.parametrize("answer", [pytest.param(INSTR, id="18 instr"), pytest.param(TRIM, id="19 trim")])
+def test_18_19_36_calls_that_cannot_be_interrupted_are_killed(judge, answer):
+    verdict = judge(answer)
+    assert verdict.verdict == "timeout" and "killed" in verdict.message
+    assert judge("SELECT id FROM t WHERE 18 > 0").verdict == "correct"  # 36: the next query in the same place
+
+
+PEAK = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+from verify import SqlJob, Verifier
+with Verifier(1) as verifier:
+    verdict = verifier.submit(SqlJob(sys.argv[2], "SELECT x FROM big", sys.argv[3], "strict", float(sys.argv[4]))).result()
+print(verdict.verdict, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.parametrize("answer, timeout, verdicts, megabytes", [
+    pytest.param("SELECT length(printf('%.*c', 1000000000, 'x'))", 1, ("error", "timeout"), 400, id="20 printf"),
+    pytest.param(BOMB, 10, ("error",), 400, id="22 planner bomb"),
+    pytest.param("SELECT group_concat(printf('%.*c', 10000, 'x')) FROM big", 5, ("error",), 100, id="one long value"),
+    pytest.param("SELECT printf('%.*c', 10000000, 'x') || x FROM big", 2, ("error", "timeout"), 1100, id="long values"),
+])
+def test_20_22_memory_is_bounded(database, answer, timeout, verdicts, megabytes):
+    """In a small process of its own: the peak of a child counts its parent's memory too."""
+    output = subprocess.run([sys.executable, "-c", PEAK, str(ROOT), database, answer, str(timeout)], check=True,
+                            capture_output=True, text=True, timeout=30).stdout.split()
+    assert output[0] in verdicts and 10 < int(output[1]) < megabytes
+
+
+def test_23_a_sort_of_long_rows_opens_no_file(judge, verifier, database):
+    judge("SELECT 23")
+    pid, opened, stop = verifier.children[0].process.pid, set(), threading.Event()
+
+    def watch():
+        while not stop.wait(0.01):
+            for link in Path(f"/proc/{pid}/fd").glob("*"):
+                try:
+                    if int(link.name) > 2:
+                        opened.add(os.readlink(link))
+                except OSError:
+                    pass  # closed meanwhile, or the worker is gone
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        assert judge(SORT.replace("LIMIT 3", "LIMIT 3000"), "SELECT x FROM big").verdict in ("error", "timeout")
+    finally:
+        stop.set()
+        watcher.join()
+    files = {name for name in opened if name.startswith("/") and not name.startswith("/dev/")}
+    assert files == {database}
+
+
+def test_23_a_worker_cannot_write_a_file(judge, verifier):
+    judge("SELECT 23, 23")
+    limits = Path(f"/proc/{verifier.children[0].process.pid}/limits").read_text()
+    rows = {line[:25].strip(): line[25:].split()[:2] for line in limits.splitlines()}
+    assert rows["Max file size"] == rows["Max core file size"] == ["0", "0"]
+    assert rows["Max address space"] == [str(verify.MEMORY)] * 2
+
+
+# --- 26 to 33: what counts as equal -----------------------------------------------------------------------------------
+
+ALL = dict.fromkeys(verify.COMPARISONS, "correct")
+NONE = dict.fromkeys(verify.COMPARISONS, "wrong")
+BIRD = NONE | {"bird": "correct"}
+SPIDER = NONE | {"spider": "correct", "spider_keep_distinct": "correct"}
+
+
+@pytest.mark.parametrize("comparison", verify.COMPARISONS)
+@pytest.mark.parametrize("gold, answer, expected", [
+    pytest.param("SELECT word FROM latin", "SELECT word FROM latin WHERE 1", ALL, id="26 invalid UTF-8"),
+    pytest.param("SELECT word FROM latin", "SELECT 'AB'", NONE, id="27 invalid UTF-8 lost"),
+    pytest.param("SELECT 1, '1.5'", "SELECT 1.0, '1.5'", ALL, id="29 integer and real"),
+    pytest.param("SELECT 1", "SELECT '1'", NONE, id="29 number and text"),
+    pytest.param("SELECT 'a'", "SELECT CAST('a' AS BLOB)", NONE, id="29 text and blob"),
+    pytest.param("SELECT NULL", "SELECT ''", NONE, id="29 nothing and empty"),
+    pytest.param("SELECT name FROM t", "SELECT name FROM t GROUP BY name", BIRD, id="30 lost duplicates"),
+    pytest.param("SELECT name FROM t", "SELECT DISTINCT name FROM t", BIRD | {"spider": "correct"}, id="30 distinct"),
+    pytest.param("SELECT id % 2, name FROM t ORDER BY id", "SELECT id % 2, name FROM t ORDER BY id DESC", BIRD, id="31 order"),
+    pytest.param("SELECT id FROM t", "SELECT id FROM t ORDER BY id DESC", ALL, id="31 order not asked for"),
+    pytest.param("SELECT id FROM (SELECT id FROM t ORDER BY id)", "SELECT id FROM t ORDER BY id DESC",
+                 ALL | {"spider": "wrong", "spider_keep_distinct": "wrong"}, id="31 order asked for inside"),
+    pytest.param("SELECT id, name FROM t", "SELECT name, id FROM t", SPIDER, id="32 columns swapped"),
+    pytest.param("SELECT id, name FROM t ORDER BY id", "SELECT name, id FROM t ORDER BY id", SPIDER, id="32 swapped, ordered"),
+    pytest.param("SELECT 0.3", "SELECT 0.1 + 0.2", NONE, id="33 rounding"),
+    pytest.param(EMPTY, EMPTY + " AND 1", ALL, id="empty and empty"),
+    pytest.param(EMPTY, "SELECT id, name FROM t WHERE id > 100", NONE, id="empty and empty of another width"),
+    pytest.param("SELECT id FROM t WHERE id > = 3", "SELECT id FROM t WHERE id >= 3", None, id="operators with a space"),
+    pytest.param("SELECT 2", "SELECT value FROM json_each('[2]')", ALL, id="json"),
+    pytest.param("SELECT 2", "SELECT 2 FROM t", BIRD, id="repeated"),
+    pytest.param("SELECT id FROM t", "SELECT id FROM t WHERE id < 6", NONE, id="a row missing"),
+    pytest.param("SELECT id FROM t", "SELECT id FROM t UNION ALL SELECT 7", NONE, id="a row too many"),
+    pytest.param("SELECT 'distinct \"'", "SELECT DISTINCT 'distinct \"'", ALL, id="distinct inside a literal"),
+])
+def test_26_to_33_results(judge, gold, answer, expected, comparison):
+    if expected is None and not comparison.startswith("spider"):
+        with pytest.raises(GoldError):
+            judge(answer, gold, comparison)
+    else:
+        assert judge(answer, gold, comparison, 2).verdict == (expected or ALL)[comparison]
+
+
+def parity(bits, odd):
+    return [row for row in itertools.product((0, 1), repeat=bits) if sum(row) % 2 == odd]
+
+
+@pytest.mark.parametrize("gold, answer, equal", [
+    pytest.param([(i,) * 9 for i in range(50)], [(i,) * 9 for i in range(50)], True, id="equal columns"),
+    pytest.param([(i % 7,) * 9 + (i,) for i in range(50)], [(i % 7,) * 9 + (i + (i < 2) * (1 - 2 * i),) for i in range(50)],
+                 False, id="equal columns, other rows"),
+    pytest.param(parity(9, 0), parity(9, 1), False, id="any 8 of 9 columns agree"),
+    pytest.param(parity(9, 0), parity(9, 0)[::-1], True, id="every order of the columns is right"),
+    pytest.param([tuple(int(i == j) for i in range(20)) for j in range(20)],
+                 [tuple(int(i == (j + 1) % 20) for i in range(20)) for j in range(20)], True, id="all columns alike"),
+])
+def test_28_columns_are_matched_fast(gold, answer, equal):
+    started = time.monotonic()
+    assert verify.match_columns(gold, answer) is equal
+    assert time.monotonic() - started < 1
+
+
+def test_28_many_equal_columns_through_the_verifier(judge):
+    columns = ", ".join(f"x % 5 AS c{i}" for i in range(10))
+    assert judge(f"SELECT {columns}, x + 1 FROM big", f"SELECT x, {columns} FROM big", "spider", 1).verdict == "wrong"
+    swapped = "CASE WHEN x < 2 THEN 1 - x ELSE x END"  # every column holds the right values, two rows are mixed up
+    assert judge(f"SELECT {columns}, {swapped} FROM big", f"SELECT x, {columns} FROM big", "spider", 1).verdict == "wrong"
+    assert judge(f"SELECT {columns}, x FROM big", f"SELECT x, {columns} FROM big", "spider", 1).verdict == "correct"
+
+
+def test_columns_are_matched_as_trying_all_permutations_would():
+    """Random small tables, half of them shuffled copies, against the definition."""
+    rng, seen = random.Random(0), Counter()
+    for _ in range(1500):
+        width, height = rng.randint(1, 4), rng.randint(1, 5)
+        gold = [tuple(rng.choice((0, 1, "1", None)) for _ in range(width)) for _ in range(height)]
+        order = rng.sample(range(width), width)
+        answer = rng.sample([tuple(row[i] for i in order) for row in gold], height)
+        if rng.random() < 0.7:  # two cells of one column change places: the columns keep their values
+            column, (a, b) = rng.randrange(width), (rng.randrange(height), rng.randrange(height))
+            rows = [list(row) for row in answer]
+            rows[a][column], rows[b][column] = rows[b][column], rows[a][column]
+            answer = [tuple(row) for row in rows]
+        expected = any(Counter(tuple(row[i] for i in p) for row in answer) == Counter(gold)
+                       for p in itertools.permutations(range(width)))
+        assert verify.match_columns(gold, answer) is expected
+        seen[expected] += 1
+    assert min(seen.values()) > 200
+
+
+# --- 34 and 35: files -------------------------------------------------------------------------------------------------
+
+
+def test_34_a_lock_of_another_process_does_not_matter(verifier, tmp_path):
+    path = make_database(tmp_path / "locked.sqlite")
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:  # the worker is another process
+        other.execute("BEGIN EXCLUSIVE")
+        with closing(sqlite3.connect(path, timeout=0)) as plain, pytest.raises(sqlite3.OperationalError, match="locked"):
+            plain.execute("SELECT id FROM t")
+        assert verifier.run([SqlJob(path, "SELECT id FROM t", "SELECT id FROM t WHERE 1")])[0].verdict == "correct"
+        other.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("fault", ["-wal", "-journal", "missing", "empty", "text", "corrupt"])
+def test_35_a_database_at_fault_is_never_a_label(verifier, tmp_path, fault):
+    path = make_database(tmp_path / "bad.sqlite")
+    if fault.startswith("-"):
+        Path(path + fault).write_bytes(b"x")
+    elif fault == "missing":
+        os.remove(path)
+    else:
+        good = Path(path).read_bytes()
+        Path(path).write_bytes({"empty": b"", "text": b"version https://git-lfs" * 99, "corrupt": good[:4096] * 9}[fault])
+    with pytest.raises(InfrastructureError, match="bad.sqlite"):
+        verifier.submit(SqlJob(path, "SELECT id FROM t", "SELECT id FROM t")).result()
+    with pytest.raises(InfrastructureError, match="bad.sqlite"):
+        verifier.check_gold(path, "SELECT id FROM t").result()
+
+
+# --- promises ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_gold_that_fails_is_named(verifier, database):
+    for gold in ("SELECT nothing FROM t", "DELETE FROM t"):
+        with pytest.raises(GoldError) as error:
+            verifier.submit(SqlJob(database, gold, "SELECT 1", "strict")).result()
+        assert gold in str(error.value) and database in str(error.value)
+
+
+@pytest.mark.parametrize("gold, verdict, rows, deterministic", [
+    ("SELECT id FROM t", "correct", 6, True),
+    ("SELECT id FROM t ORDER BY random()", "correct", 6, False),
+    ("SELECT date('now')", "correct", 1, False),
+    ("SELECT current_timestamp", "correct", 1, False),
+    ("SELECT date('2020-01-01'), 'now and then'", "correct", 1, True),
+    ("SELECT nothing FROM t", "error", None, True),
+    ("DROP TABLE t", "denied", None, True),
+    (ENDLESS, "timeout", None, True),
+])
+def test_gold_reports(verifier, database, gold, verdict, rows, deterministic):
+    report = verifier.check_gold(database, gold, timeout=0.5).result()
+    assert (report.verdict.verdict, report.rows, report.deterministic) == (verdict, rows, deterministic)
+
+
+def test_each_distinct_job_runs_once_and_its_gold_once(database, monkeypatch):
+    asked = []
+    with Verifier(workers=2) as verifier:
+        ask = verifier._ask
+        monkeypatch.setattr(verifier, "_ask", lambda request, timeout: asked.append(request) or ask(request, timeout))
+        answers = ["SELECT id FROM t WHERE 1", "SELECT name FROM t", "SELECT id FROM t WHERE 1"] * 5
+        ticks = []
+        verdicts = verifier.run([SqlJob(database, "SELECT id FROM t", a, "strict") for a in answers], ticks.append)
+        verifier.run([SqlJob(database, "SELECT id FROM t", answers[0], "bird")])
+    assert [v.verdict for v in verdicts] == ["correct", "wrong", "correct"] * 5 and ticks == [1] * 15
+    assert Counter(request[0] for request in asked) == {"gold": 1, "answer": 3}
+
+
+def test_a_changed_database_is_judged_anew(verifier, tmp_path):
+    path = make_database(tmp_path / "changing.sqlite")
+    job = SqlJob(path, "SELECT id FROM t", "SELECT id FROM t WHERE id < 7")
+    assert verifier.run([job])[0].verdict == "correct"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("INSERT INTO t VALUES (7, 'new', 0)")
+        connection.commit()
+    assert verifier.run([job])[0].verdict == "wrong"
+
+
+def test_kept_gold_results_are_bounded(database, monkeypatch):
+    monkeypatch.setattr(verify, "KEPT_GOLD_BYTES", 25_000)
+    with Verifier(workers=1) as verifier:
+        jobs = [SqlJob(database, f"SELECT x + {i} FROM big", "SELECT 1") for i in range(10)]
+        assert {v.verdict for v in verifier.run(jobs)} == {"wrong"}
+        kept = sum(len(future.result()[2]) for future in verifier._golds.values())
+        assert 0 < kept == verifier._gold_bytes <= 25_000
+
+
+def kill_workers(verifier, number, stop):
+    """Send a signal to every worker that runs, again and again."""
+    while not stop.is_set():
+        for child in verifier.children:
+            if process := child.process:
+                process.send_signal(number)
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("number, expected", [(signal.SIGSEGV, "crash"), (signal.SIGKILL, None), (signal.SIGTERM, None)])
+def test_4_a_worker_that_dies(database, number, expected):
+    """A fault of the query is a crash; a kill from outside (by the kernel, without memory) is never a label."""
+    with Verifier(workers=1) as verifier:
+        verifier.run([SqlJob(database, "SELECT 1", "SELECT 1")])
+        future, stop = verifier.submit(SqlJob(database, "SELECT 1", ENDLESS, timeout=20)), threading.Event()
+        killer = threading.Thread(target=kill_workers, args=(verifier, number, stop))
+        killer.start()
+        try:
+            if expected:
+                assert future.result(15).verdict == expected
+            else:
+                with pytest.raises(InfrastructureError, match="out of memory"):
+                    future.result(15)
+        finally:
+            stop.set()
+            killer.join()
+        assert verifier.run([SqlJob(database, "SELECT 1", "SELECT 1 WHERE 1")])[0].verdict == "correct"
+
+
+def test_4_a_worker_killed_once_is_replaced_and_the_job_is_run_again(database):
+    with Verifier(workers=1) as verifier:
+        verifier.run([SqlJob(database, "SELECT 1", "SELECT 1")])
+        future = verifier.submit(SqlJob(database, "SELECT 1", ENDLESS, timeout=1))
+        time.sleep(0.3)
+        verifier.children[0].process.kill()
+        assert future.result(10).verdict == "timeout"
+        verifier.children[0].process.kill()  # and one that dies while it has nothing to do
+        assert verifier.run([SqlJob(database, "SELECT 1", "SELECT 1 WHERE 1")])[0].verdict == "correct"
+
+
+def test_3_closing_does_not_wait_for_what_runs(database):
+    before = set(children())
+    verifier = Verifier(workers=2)
+    futures = [verifier.submit(SqlJob(database, "SELECT 1", f"{ENDLESS}, t LIMIT {i + 1}", timeout=30)) for i in range(6)]
+    assert wait_for(lambda: len(set(children()) - before) == 2)
+    time.sleep(0.3)
+    started = time.monotonic()
+    verifier.close()
+    assert time.monotonic() - started < 3 and not set(children()) - before
+    for future in futures:
+        assert future.cancelled() or isinstance(future.exception(), InfrastructureError)
+
+
+ORPHANS = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from verify import SqlJob, Verifier
+verifier = Verifier(2)
+for answer in sys.argv[3:]:
+    verifier.submit(SqlJob(sys.argv[2], "SELECT 1", answer, timeout=60))
+while not all(child.process for child in verifier.children):
+    time.sleep(0.01)
+time.sleep(0.5)
+print(*(child.process.pid for child in verifier.children), flush=True)
+time.sleep(60)
+"""
+
+
+def test_3_a_killed_parent_leaves_no_worker(database):
+    """Also one inside a call that reads no pipe and cannot be interrupted."""
+    parent = subprocess.Popen([sys.executable, "-c", ORPHANS, str(ROOT), database, INSTR, ENDLESS], stdout=subprocess.PIPE)
+    try:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2 and all(alive(pid) for pid in pids)
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+    assert wait_for(lambda: not any(alive(pid) for pid in pids), 3)
+
+
+def test_a_worker_sees_no_secret_and_starts_fast(database, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    with Verifier(workers=1) as verifier:
+        started = time.monotonic()
+        assert verifier.run([SqlJob(database, "SELECT 1", "SELECT 1")])[0].verdict == "correct"
+        assert time.monotonic() - started < 2  # about 0.04 s; much slower where torch or site-packages are imported
+        pid = verifier.children[0].process.pid
+        assert b"secret" not in Path(f"/proc/{pid}/environ").read_bytes()
+        assert "torch" not in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_nothing_is_left_in_the_temporary_folder(database, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with Verifier(workers=2) as verifier:
+        jobs = [SqlJob(database, "SELECT id FROM t", q, timeout=0.5) for q in (SORT, INSTR, BOMB, ENDLESS, "VACUUM")]
+        assert {v.verdict for v in verifier.run(jobs)} <= {"timeout", "error", "denied"}
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_unknown_comparison_is_refused_at_once(verifier, database):
+    with pytest.raises(ValueError, match="spyder"):
+        verifier.submit(SqlJob(database, "SELECT 1", "SELECT 1", "spyder"))
