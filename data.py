@@ -1,0 +1,204 @@
+"""Questions, schemas and prompts: Spider, BIRD, and the bundled `shop` (in Spider's layout).
+
+Each loader reads the official release's folder as it comes; questions it must leave out are counted, with the reason, in
+the list of notes it returns. No torch here.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import sqlite3
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something the user can mend: shown as one sentence, exit code 2."""
+
+
+def run(main):
+    """Call `main`; a UserError or Ctrl-C becomes one line on stderr and exit code 2 or 130, not a traceback."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on where this one stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+@dataclass(frozen=True)
+class Question:
+    """x_i and y_i of the paper: one prompt's content and its ground-truth code."""
+
+    index: int  # position in the official file
+    db_id: str
+    database: str  # path of the SQLite file
+    text: str
+    gold: str
+    evidence: str = ""  # BIRD's external knowledge
+    question_id: int | None = None  # BIRD's own number
+    difficulty: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One ŷ ~ π_t(x): the token ids as they were sampled, never re-tokenised."""
+
+    question: int  # Question.index
+    sample: int  # 0 .. M−1
+    ids: tuple[int, ...]
+    text: str
+    logp: float  # log π_t(ŷ|x), summed over its tokens, at temperature 1
+    finished: bool  # False: it hit the length limit and has no end token
+
+
+# where each official release keeps its things, relative to --data-dir
+LAYOUT = {
+    "spider": {"train": ("train_spider.json", "database"), "dev": ("dev.json", "database")},
+    "bird": {"train": ("train/train.json", "train/train_databases"), "dev": ("dev/dev.json", "dev/dev_databases")},
+}
+LAYOUT["shop"] = LAYOUT["spider"]
+SOURCES = {
+    "spider": "https://yale-lily.github.io/spider",
+    "bird": "https://bird-bench.github.io",
+    "shop": "this project's own repository (data/shop)",
+}
+COMPARISON = {"spider": "spider", "shop": "spider", "bird": "bird"}  # each data set's official result comparison
+
+
+def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], list[str]]:
+    """All usable questions of a split in file order, and one line for each reason that left some out.
+
+    Raises UserError where the folder or file is missing or unreadable.
+    """
+    file, databases = LAYOUT[name][split]
+    path = Path(folder) / file
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing: get {name} from {SOURCES[name]}, unpack it and pass its folder as --data-dir"
+            f" (the README shows the layout)."
+        )
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        questions = [_question(i, row, Path(folder) / databases) for i, row in enumerate(rows)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not in {name}'s layout: {type(error).__name__}: {error}.")
+    missing = {q.db_id for q in questions if not Path(q.database).is_file()}
+    kept = [q for q in questions if q.db_id not in missing]
+    notes = []
+    if missing:
+        notes.append(f"{len(questions) - len(kept)} questions: no database file ({_some(missing)})")
+    if split == "train":  # empty equals empty: an execution label on a database without rows says nothing
+        empty = {q.db_id for q in kept if not has_rows(q.database)}
+        if empty:
+            notes.append(f"{sum(q.db_id in empty for q in kept)} questions: their database has no rows ({_some(empty)})")
+        kept = [q for q in kept if q.db_id not in empty]
+    if not kept:
+        raise UserError(f"{path} has no question whose database lies under {Path(folder) / databases}.")
+    return kept, notes
+
+
+def count(name: str, folder: str | Path, split: str) -> int:
+    """How many questions the official file has, usable or not."""
+    return len(json.loads((Path(folder) / LAYOUT[name][split][0]).read_text(encoding="utf-8")))
+
+
+def subset(questions: list[Question], limit: int, seed: int) -> list[Question]:
+    """`limit` questions drawn by `seed`, in file order (0: all). A larger limit contains the smaller one's questions."""
+    if not limit or limit >= len(questions):
+        return questions
+    chosen = sorted(random.Random(seed).sample(range(len(questions)), len(questions))[:limit])
+    return [questions[i] for i in chosen]
+
+
+def _question(index, row, databases):
+    db_id = row["db_id"]
+    return Question(
+        index=index,
+        db_id=db_id,
+        database=str((databases / db_id / f"{db_id}.sqlite").absolute()),
+        text=" ".join(row["question"].split()),
+        gold=(row["SQL"] if "SQL" in row else row["query"]).strip(),
+        evidence=" ".join((row.get("evidence") or "").split()),
+        question_id=row.get("question_id"),
+        difficulty=row.get("difficulty", ""),
+    )
+
+
+def _some(names, most=4):
+    names = sorted(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _open(database):
+    connection = sqlite3.connect(f"file:{database}?mode=ro&immutable=1", uri=True)
+    connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
+    return connection
+
+
+def _tables(connection):
+    return connection.execute(
+        "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid"
+    ).fetchall()
+
+
+@cache
+def has_rows(database: str) -> bool:
+    connection = _open(database)
+    try:
+        return any(connection.execute(f'SELECT 1 FROM "{name}" LIMIT 1').fetchone() for name, _ in _tables(connection))
+    except sqlite3.DatabaseError as error:
+        raise UserError(f"{database} is not a readable SQLite file: {error}.")
+    finally:
+        connection.close()
+
+
+@cache
+def schema(database: str) -> str:
+    """The database's own CREATE TABLE statements, one a line, white space collapsed."""
+    connection = _open(database)
+    try:
+        return "\n".join(re.sub(r"\s+", " ", sql).strip() + ";" for _, sql in _tables(connection))
+    except sqlite3.DatabaseError as error:
+        raise UserError(f"{database} is not a readable SQLite file: {error}.")
+    finally:
+        connection.close()
+
+
+def prompt(question: Question) -> str:
+    """The zero-shot prompt: schema first and question last, so that a database's questions share their prefix."""
+    evidence = f"Hint: {question.evidence}\n" if question.evidence else ""
+    return (
+        "Write one SQLite query that answers the question. Reply with the query only.\n\n"
+        f"{schema(question.database)}\n\n{evidence}Question: {question.text}"
+    )
+
+
+def prompt_ids(question: Question, tokenizer) -> list[int]:
+    """The prompt's tokens: through the tokenizer's chat template where it has one, else followed by "SQL:"."""
+    if tokenizer.chat_template:
+        message = [{"role": "user", "content": prompt(question)}]
+        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer(prompt(question) + "\nSQL:\n")["input_ids"]
+
+
+def extract_code(text: str) -> str:
+    """The query inside a model's answer: a fenced block's content, else the text up to the first `;` or blank line."""
+    fence = re.search(r"```[a-zA-Z]*\n?(.*?)(```|\Z)", text, re.DOTALL)
+    code = fence.group(1) if fence else re.split(r"\n\s*\n", text.strip(), maxsplit=1)[0]
+    return code.strip().split(";")[0].strip()
+
+
+def code_ended(text: str) -> bool:
+    """True once nothing that follows could change `extract_code`: sampling stops here."""
+    if "```" in text:
+        text = text.split("```", 1)[1]
+        return "```" in text or ";" in text
+    return ";" in text or bool(re.search(r"\S\s*\n\s*\n", text))

@@ -1,0 +1,184 @@
+"""Score a policy, or a file of anybody's predictions, on a held-out split.
+
+    python eval.py --model smollm2 --adapter runs/shop-smollm2-seed0/iter_2/adapter --data shop
+    python eval.py --data spider --data-dir PATH --split dev --predictions FILE
+
+EX (execution accuracy): the share of questions whose query returns the gold query's result, by the data set's official
+comparison. Executable: the share that runs at all. The error analysis of Fig. 4a is the count of each verdict.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+import data
+from data import Question, UserError
+from verify import VERDICTS, SqlJob, Verdict, Verifier
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Shares are of `n`, the questions scored; `classes` counts each verdict (Fig. 4a)."""
+
+    n: int
+    ex: float
+    executable: float
+    classes: dict[str, int]
+
+
+def job(question: Question, code: str, comparison: str, timeout: float) -> SqlJob:
+    return SqlJob(question.database, question.gold, code, comparison, timeout)
+
+
+def usable(questions: list[Question], verifier: Verifier, timeout: float, progress: str | None = None):
+    """Questions whose gold query executes, and a note for each that does not (it is never a question answered wrongly)."""
+    reports = [verifier.check_gold(q.database, q.gold, timeout) for q in questions]
+    kept, notes = [], []
+    for q, future in tqdm(list(zip(questions, reports)), desc=progress, disable=progress is None, unit="query"):
+        report = future.result()
+        if report.verdict.verdict == "correct":
+            kept.append(q)
+        else:
+            notes.append(f"question {q.index} ({q.db_id}): its gold query fails: {report.verdict.message}")
+    return kept, notes
+
+
+def scores(verdicts: list[Verdict]) -> Scores:
+    count = Counter(v.verdict for v in verdicts)
+    n = len(verdicts)
+    return Scores(
+        n=n,
+        ex=count["correct"] / n if n else 0.0,
+        executable=(count["correct"] + count["wrong"]) / n if n else 0.0,
+        classes={v: count[v] for v in VERDICTS},
+    )
+
+
+def greedy(policy, questions, max_new: int, batch_tokens: int, progress: str | None = None) -> list[str]:
+    """The most likely answer's code for every question, in order."""
+    from sample import sample
+
+    units = sample(policy, questions, 1, max_new, temperature=0, batch_tokens=batch_tokens, progress=progress)
+    code = {a.question: data.extract_code(a.text) for unit in units for a in unit}
+    return [code[q.index] for q in questions]
+
+
+def evaluate(policy, questions, verifier, comparison, timeout=10.0, max_new=128, batch_tokens=32768, progress=None):
+    """Greedy answers, verified: (Scores, codes, verdicts)."""
+    codes = greedy(policy, questions, max_new, batch_tokens, progress)
+    verdicts = verifier.run(job(q, code, comparison, timeout) for q, code in zip(questions, codes))
+    return scores(verdicts), codes, verdicts
+
+
+def read_predictions(path: Path, questions: list[Question], total: int) -> dict[int, str]:
+    """Question.index → code, from one SQL a line (a trailing TAB and database name are dropped) or JSON lines.
+
+    total: how many questions the official file has, those left out included.
+    Raises UserError, naming the line, for anything that is neither.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read predictions {path}: {error}.")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not lines:
+        raise UserError(f"{path} is empty.")
+    if not lines[0].lstrip().startswith("{"):
+        codes = [line.rsplit("\t", 1)[0] for line in lines]
+        if len(lines) == total:
+            return dict(enumerate(codes))
+        if len(lines) == len(questions):
+            return {q.index: code for q, code in zip(questions, codes)}
+        raise UserError(f"{path} has {len(lines)} lines; the split has {total} questions, {len(questions)} of them usable.")
+    by_id = {q.question_id: q.index for q in questions if q.question_id is not None}
+    found = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            code = row["answer"]
+            index = row["index"] if "index" in row else by_id.get(row["question_id"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path}, line {number}: expected a JSON object with answer and index or question_id ({error!r})."
+            )
+        if not isinstance(code, str):
+            raise UserError(f"{path}, line {number}: answer must be a string.")
+        if index is not None:
+            found[index] = code
+    return found
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="shop", choices=sorted(data.LAYOUT), help="data set (default shop)")
+    parser.add_argument("--data-dir", help="its folder (default data/NAME)")
+    parser.add_argument("--split", default="dev", choices=("train", "dev"), help="default dev")
+    parser.add_argument("--limit", type=int, default=0, help="score this many questions, chosen by --seed (0: all)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of questions")
+    parser.add_argument("--predictions", type=Path, help="score this file instead of a model")
+    parser.add_argument("--model", default="smollm2", help="hub id, folder, .gguf file, or smollm2")
+    parser.add_argument("--adapter", help="folder of a LoRA adapter (default: the base model)")
+    parser.add_argument("--max-new", type=int, default=128, help="longest answer, tokens")
+    parser.add_argument("--batch-tokens", type=int, default=32768, help="cached tokens per unit of questions")
+    parser.add_argument("--comparison", choices=("spider", "bird", "strict"), help="default: the data set's official one")
+    parser.add_argument("--timeout", type=float, default=30.0, help="seconds per query")
+    parser.add_argument("--workers", type=int, default=2, help="verification processes")
+    parser.add_argument("--precision", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
+    parser.add_argument("--out", type=Path, help="write one JSON line per question here")
+    args = parser.parse_args(argv)
+
+    folder = args.data_dir or f"data/{args.data}"
+    questions, notes = data.load(args.data, folder, args.split)
+    total = data.count(args.data, folder, args.split)
+    comparison = args.comparison or data.COMPARISON[args.data]
+    if args.predictions:
+        predictions = read_predictions(args.predictions, questions, total)
+        answered = [q for q in questions if q.index in predictions]
+        if len(answered) < len(questions):
+            notes.append(f"{len(questions) - len(answered)} questions: no prediction")
+        questions = answered
+    questions = data.subset(questions, args.limit, args.seed)
+    with Verifier(args.workers, args.timeout) as verifier:
+        kept, failing = usable(questions, verifier, args.timeout)
+        for note in notes + failing:
+            print(f"left out: {note}", file=sys.stderr)
+        if args.predictions:
+            codes = [predictions[q.index] for q in kept]
+            bar = tqdm(total=len(kept), desc="verify", unit="query", disable=None)
+            verdicts = verifier.run(
+                [job(q, c, comparison, args.timeout) for q, c in zip(kept, codes)], progress=bar.update
+            )
+            bar.close()
+            result = scores(verdicts)
+        else:
+            import lora
+            from sample import load_policy
+
+            policy = load_policy(args.model, args.precision, args.device)
+            if args.adapter:
+                lora.load(policy.model, args.adapter)
+            result, codes, verdicts = evaluate(
+                policy, kept, verifier, comparison, args.timeout, args.max_new, args.batch_tokens, "answering"
+            )
+    if args.out:
+        with open(args.out, "w", encoding="utf-8") as file:
+            for q, code, v in zip(kept, codes, verdicts):
+                row = {"index": q.index, "question_id": q.question_id, "verdict": v.verdict, "message": v.message}
+                row = {k: x for k, x in row.items() if x is not None} | {"answer": code}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    for verdict, count in result.classes.items():
+        print(f"{verdict:>8}  {count:5d}  {count / max(result.n, 1):6.1%}")
+    print(json.dumps({"n": result.n, "ex": result.ex, "executable": result.executable}))
+
+
+if __name__ == "__main__":
+    data.run(main)

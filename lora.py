@@ -1,0 +1,149 @@
+"""LoRA (Hu et al. 2021): inject, save, load, merge. W x becomes W x + (alpha / r) B A x; only A and B are trained.
+
+Adapters are saved in PEFT's format (`adapter_config.json`, `adapter_model.safetensors`), so PEFT, vLLM and others load
+them. `python lora.py merge --model BASE --adapter FOLDER --out FOLDER` writes a plain Hugging Face folder.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from data import UserError
+
+PREFIX = "base_model.model."  # PEFT's name for the wrapped model
+
+
+class LoRALinear(nn.Module):
+    """A frozen nn.Linear or GPT-2 Conv1D (whose weight is transposed) with a trained low-rank update beside it.
+
+    A is float32 (r, in), Kaiming-uniform as in Hu et al.'s code; B is float32 (out, r), zero: the start is the identity.
+    """
+
+    def __init__(self, base: nn.Module, rank: int, alpha: float, generator: torch.Generator):
+        super().__init__()
+        self.base, self.scaling = base, alpha / rank
+        shape = base.weight.shape
+        inside, outside = shape if isinstance(base, Conv1D) else shape[::-1]
+        bound = 1 / math.sqrt(inside)
+        a = torch.empty(rank, inside).uniform_(-bound, bound, generator=generator)
+        self.lora_A = nn.Parameter(a.to(base.weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(outside, rank, device=base.weight.device))
+
+    def forward(self, x):  # (…, in) → (…, out)
+        low = x.to(self.lora_A.dtype) @ self.lora_A.T  # (…, r)
+        return self.base(x) + (low @ (self.lora_B.T * self.scaling)).to(x.dtype)
+
+    def delta(self):
+        """(alpha / r) B A in the base weight's orientation, float32."""
+        update = self.scaling * (self.lora_B @ self.lora_A)
+        return update.T if isinstance(self.base, Conv1D) else update
+
+
+def inject(model: nn.Module, rank: int = 8, alpha: float = 16, seed: int = 0) -> list[nn.Parameter]:
+    """Freeze the model and put LoRA on every linear layer of attention and MLP; returns the trained parameters.
+
+    All linear layers are taken but the output projection to the vocabulary (METHOD: the paper does not name its targets).
+    """
+    if any(isinstance(m, LoRALinear) for m in model.modules()):
+        raise ValueError("the model already carries LoRA layers")
+    model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    head = model.get_output_embeddings()
+    targets = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
+    for name, module in targets:
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, LoRALinear(module, rank, alpha, generator))
+    return parameters(model)
+
+
+def layers(model: nn.Module) -> dict[str, LoRALinear]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
+
+
+def parameters(model: nn.Module) -> list[nn.Parameter]:
+    return [p for layer in layers(model).values() for p in (layer.lora_A, layer.lora_B)]
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """PEFT's tensor names → adapter weights."""
+    return {
+        f"{PREFIX}{name}.{key}.weight": getattr(layer, key).detach().cpu().contiguous()
+        for name, layer in layers(model).items()
+        for key in ("lora_A", "lora_B")
+    }
+
+
+def save(model: nn.Module, folder: Path, base_name: str):
+    """Write the adapter, and nothing but the adapter, into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = layers(model)
+    first = next(iter(found.values()))
+    rank = first.lora_A.shape[0]
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "r": rank,
+        "lora_alpha": first.scaling * rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": isinstance(first.base, Conv1D),
+        "target_modules": sorted(found),
+        "inference_mode": True,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_file(state(model), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def load(model: nn.Module, folder: Path):
+    """Load an adapter, injecting the LoRA layers it was made with where the model has none yet.
+
+    Raises UserError where the folder holds no adapter or one made for another model.
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        tensors = load_file(folder / "adapter_model.safetensors")
+        rank, alpha = config["r"], config["lora_alpha"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} holds no readable adapter (adapter_config.json, adapter_model.safetensors): {error}")
+    if not layers(model):
+        inject(model, rank, alpha)
+    mine = {f"{PREFIX}{n}.{k}.weight": getattr(m, k) for n, m in layers(model).items() for k in ("lora_A", "lora_B")}
+    if {k: tuple(v.shape) for k, v in mine.items()} != {k: tuple(v.shape) for k, v in tensors.items()}:
+        raise UserError(f"the adapter in {folder} was made for another model or rank (its layers or shapes differ)")
+    with torch.no_grad():
+        for key, parameter in mine.items():
+            parameter.copy_(tensors[key])
+
+
+@contextmanager
+def disabled(model: nn.Module):
+    """Inside, the model is π_0: the adapter adds nothing. (Not the reference of DPO, which is the previous policy.)"""
+    found = layers(model).values()
+    scalings = [layer.scaling for layer in found]
+    for layer in found:
+        layer.scaling = 0.0
+    try:
+        yield
+    finally:
+        for layer, scaling in zip(found, scalings):
+            layer.scaling = scaling
+
+
+@torch.no_grad()
+def merge(model: nn.Module):
+    """Replace every LoRA layer by its base with W + (alpha / r) B A, summed in float32. In place; not undone."""
+    for name, layer in layers(model).items():
+        weight = layer.base.weight
+        weight.copy_((weight.float() + layer.delta()).to(weight.dtype))
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, layer.base)

