@@ -56,7 +56,7 @@ def limit_resources(memory: int, file_size: int) -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """A parent that is killed leaves no child behind, even one that is busy inside a C call (Linux: PR_SET_PDEATHSIG)."""
+    """A parent that is killed leaves no child behind, not even one that is busy inside a C call (PR_SET_PDEATHSIG)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
@@ -89,7 +89,7 @@ class Child:
             raise Died(-signal.SIGKILL) from None
 
     def ask(self, request: tuple, timeout: float):
-        """The reply to one request. Raises Late (killed at the deadline) or Died; the next request starts a new child."""
+        """The reply to one request. Raises Late (killed at the deadline) or Died; the next one starts a new child."""
         if self.process is None:
             self.start()
         try:

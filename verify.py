@@ -15,8 +15,7 @@ Comparison modes (of the results; the official evaluators are reimplemented, not
 
 Where this differs from the official code on purpose: results of no rows are equal only if they have as many columns;
 1 and 1.0 are equal beside any other column; text that is not UTF-8 is compared byte by byte; only one statement that
-reads may run; columns are matched by refinement, not by trying all permutations. Needs Python 3.11 (sqlite3's limits and
-error codes).
+reads may run; columns are matched by refinement, not by trying all permutations.
 """
 
 import marshal
@@ -24,6 +23,7 @@ import os
 import queue
 import re
 import sqlite3
+import sys
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -35,10 +35,13 @@ from itertools import islice
 
 import sandbox
 
+if sys.version_info < (3, 11):
+    raise ImportError("verify.py needs Python 3.11: before it, sqlite3 has neither limits nor error codes")
+
 VERDICTS = ("correct", "wrong", "error", "denied", "timeout", "crash")
 COMPARISONS = ("spider", "spider_keep_distinct", "bird", "strict")
 
-HEAP = 256 << 20  # bytes that SQLite may hold: plans, sorts, temporary tables, all in memory (the process: up to 1.4 times)
+HEAP = 256 << 20  # bytes that SQLite may hold (plans, sorts, temporary tables); the process grows to 1.4 times that
 MEMORY = 1 << 30  # bytes of address space of a worker: SQLite's heap and the two results as Python objects
 MAX_VALUE = 16 << 20  # bytes of one value; a model's answer can ask for printf('%.*c', 1e9, 'x')
 MAX_QUERY = 100_000  # bytes of one query
@@ -84,9 +87,9 @@ class GoldError(ValueError):
 
 # --- the text of queries ----------------------------------------------------------------------------------------------
 
-TOKEN = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)|\s+|\w+|.""", re.DOTALL)
+TOKEN = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)|\s+|\w+|.""", re.S)
 CLOCK = re.compile(r"\b(random|randomblob|current_date|current_time|current_timestamp)\b|['\"]now['\"]"
-                   r"|\b(date|time|datetime|julianday|unixepoch)\s*\(\s*\)|\bstrftime\s*\(\s*'[^']*'\s*\)", re.IGNORECASE)
+                   r"|\b(date|time|datetime|julianday|unixepoch)\s*\(\s*\)|\bstrftime\s*\(\s*'[^']*'\s*\)", re.I)
 
 
 def words(query: str) -> list[str]:
@@ -131,7 +134,7 @@ def open_database(path: str, deadline: float, denials: list[str]) -> sqlite3.Con
     """A connection that can read this one file and nothing else; what it refuses to do is appended to `denials`."""
     if not os.path.isfile(path) or os.path.getsize(path) == 0:
         raise InfrastructureError(f"no database at {path}")
-    for suffix in ("-wal", "-journal"):  # immutable means that SQLite would read old or half-written data and not say so
+    for suffix in ("-wal", "-journal"):  # read as immutable, the file would show old or half-written data
         if os.path.exists(path + suffix):
             raise InfrastructureError(f"{path}{suffix} exists: the database was not closed; open it once with sqlite3")
     quoted = os.path.abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
@@ -256,7 +259,7 @@ def match_columns(gold: list, answer: list) -> bool:
     same = [tuple(column) for column in tables[1]]
 
     def refine(colours):
-        """Colours of the columns of both tables made as fine as they get, or None where the tables are seen to differ."""
+        """The colours of the columns of both tables, as fine as they get; None where the tables are seen to differ."""
         while True:
             rows = [[sum(cells) for cells in zip(*([hash((colour, value, 1)) for value in column]
                      for colour, column in zip(of_columns, table)))] for of_columns, table in zip(colours, tables)]
@@ -367,7 +370,8 @@ class Verifier:
         with self._lock:
             future = self._verdicts.get(key)
             if future is None or future.cancelled() or future.done() and future.exception():
-                future = self._pool.submit(self._judge_sql, job.database, gold, answer, timeout, job.comparison, ordered)
+                future = self._pool.submit(self._judge_sql, job.database, gold, answer, timeout, job.comparison,
+                                           ordered)
             self._verdicts[key] = future
             self._verdicts.move_to_end(key)
             while len(self._verdicts) > KEPT_VERDICTS:
@@ -432,8 +436,9 @@ class Verifier:
                     self._gold_bytes -= len(self._golds.pop(key).result()[2])
 
     def _ask(self, request, timeout) -> tuple[Verdict, int, bytes]:
-        """One request to an idle worker. A worker that dies is replaced and asked once more: what comes again is real."""
-        grace = GRACE + (len(request[-1]) / 20e6 if request[0] == "answer" else 0.1 * timeout)  # moving a big gold result
+        """One request to an idle worker. One that dies is replaced and asked once more: what comes again is real."""
+        # more for a big gold result, which travels through the pipe
+        grace = GRACE + (len(request[-1]) / 20e6 if request[0] == "answer" else 0.1 * timeout)
         child = self._idle.get()
         try:
             for _ in range(2):
@@ -455,7 +460,7 @@ class Verifier:
             self._idle.put(child)
         if -status in sandbox.CRASHES:
             return Verdict("crash", f"the worker died of signal {-status}"), 0, b""
-        raise InfrastructureError(f"a SQL worker died twice (exit status {status}); -9 means the machine is out of memory")
+        raise InfrastructureError(f"a SQL worker died twice (exit status {status}; -9: the machine is out of memory)")
 
 
 def identity(database: str) -> tuple:
