@@ -385,6 +385,9 @@ def test_35_a_database_at_fault_is_never_a_label(verifier, tmp_path, fault):
         verifier.submit(SqlJob(path, "SELECT id FROM t", "SELECT id FROM t")).result()
     with pytest.raises(InfrastructureError, match="bad.sqlite"):
         verifier.check_gold(path, "SELECT id FROM t").result()
+    if fault.startswith("-"):  # the fault is not remembered
+        os.remove(path + fault)
+        assert verifier.run([SqlJob(path, "SELECT id FROM t", "SELECT id FROM t")])[0].verdict == "correct"
 
 
 # --- promises ---------------------------------------------------------------------------------------------------------
