@@ -91,7 +91,7 @@ PRESETS = {
     "spider": {},
     "bird": {},
     "shop": dict(
-        limit=160, validation=32, iterations=3, answers=8, pairs=8, lr=3e-4, max_length=512, max_new=64, timeout=5.0
+        limit=128, validation=32, iterations=3, answers=8, pairs=8, lr=3e-4, max_length=512, max_new=64, timeout=5.0
     ),
 }
 FREE = {"iterations", "workers", "device"}  # may differ when a run goes on

@@ -116,18 +116,18 @@ class Tree:
             self.cache[layer] = (key, value)
         outputs = []
         for s in self.siblings:
-            queries = query[:, s.own].unflatten(1, (s.count, -1)).transpose(0, 1)  # (U, H, L, D)
+            queries = query.index_select(1, s.own).unflatten(1, (s.count, -1)).transpose(0, 1)  # (U, H, L, D)
             keys, values = (self._seen(x, s) for x in (key, value))  # (U, Hkv, A + L, D)
             out = F.scaled_dot_product_attention(
                 queries, keys, values, attn_mask=s.mask, scale=scaling, enable_gqa=keys.shape[1] != queries.shape[1]
             )
-            outputs.append(out.transpose(0, 1).flatten(1, 2)[:, s.real])  # (H, n, D)
-        return torch.cat(outputs, dim=1)[:, self.inverse]
+            outputs.append(out.transpose(0, 1).flatten(1, 2).index_select(1, s.real))  # (H, n, D)
+        return torch.cat(outputs, dim=1).index_select(1, self.inverse)
 
     @staticmethod
     def _seen(x, s):
-        above = x[:, s.above].expand(s.count, -1, -1, -1)  # (U, Hkv, A, D): a view, not U copies
-        own = x[:, s.own].unflatten(1, (s.count, -1)).transpose(0, 1)  # (U, Hkv, L, D)
+        above = x.index_select(1, s.above).expand(s.count, -1, -1, -1)  # (U, Hkv, A, D): a view, not U copies
+        own = x.index_select(1, s.own).unflatten(1, (s.count, -1)).transpose(0, 1)  # (U, Hkv, L, D)
         return torch.cat([above, own], dim=2)
 
 
