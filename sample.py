@@ -68,16 +68,17 @@ def locate(name: str) -> tuple[str, dict]:
         return name, {}
     if name.count("/") != 1 or name.startswith((".", "/")):
         raise UserError(f"model {name!r} is neither a folder, a .gguf file, a hub id like org/name, nor smollm2.")
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import HfApi, try_to_load_from_cache
 
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return name, {}
     try:
-        hf_hub_download(name, "config.json", etag_timeout=5)
+        HfApi().model_info(name, timeout=5)
     except Exception as error:  # offline, gated, misspelt: the hub has a class for each, the user one remedy
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else ""
         raise UserError(
-            f"model {name} is neither in the local cache nor reachable on the Hugging Face hub"
-            f" ({type(error).__name__}: {reason}): download it with `hf download {name}` (a gated model needs its"
-            f" licence accepted and `hf auth login`), or pass a local folder."
+            f"model {name} is neither in the local cache nor reachable on the Hugging Face hub ({type(error).__name__}):"
+            f" download it with `hf download {name}` (a gated model needs its licence accepted and `hf auth login`),"
+            " or pass a local folder."
         )
     return name, {}
 
