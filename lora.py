@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -113,13 +114,15 @@ def load(model: nn.Module, folder: Path):
         config = json.loads((folder / "adapter_config.json").read_text())
         tensors = load_file(folder / "adapter_model.safetensors")
         rank, alpha = config["r"], config["lora_alpha"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{folder} holds no readable adapter (adapter_config.json, adapter_model.safetensors): {error}")
     if not layers(model):
         inject(model, rank, alpha)
     mine = {f"{PREFIX}{n}.{k}.weight": getattr(m, k) for n, m in layers(model).items() for k in ("lora_A", "lora_B")}
     if {k: tuple(v.shape) for k, v in mine.items()} != {k: tuple(v.shape) for k, v in tensors.items()}:
         raise UserError(f"the adapter in {folder} was made for another model or rank (its layers or shapes differ)")
+    for layer in layers(model).values():
+        layer.scaling = alpha / rank
     with torch.no_grad():
         for key, parameter in mine.items():
             parameter.copy_(tensors[key])
