@@ -33,8 +33,8 @@ import data
 import lora
 from data import Answer, Question, UserError
 from eval import evaluate, job, usable
-from loss import dpo_loss, dpo_margin, sft_loss
-from sample import Policy, load_policy, locate, sample
+from loss import dpo_loss, dpo_margin, dual_loss, sft_loss
+from sample import Policy, load_policy, locate, sample, settle_device
 from tree import Tree, answer_logps
 from verify import Verdict, Verifier
 
@@ -58,8 +58,10 @@ class Config:
     temperature: float = setting(1.0, "of the draws")
     top_p: float = setting(1.0, "of the draws")
     pairs: int = setting(10, "K, preference pairs per question")
-    gold: str = setting("if-empty", "when the gold code joins the chosen set", ["if-empty", "always", "never"])
-    criterion: str = setting("match", "chosen: same result as gold, or merely executable (Fig. 3c)", ["match", "executable"])
+    gold: str = setting("if-empty", "when gold is chosen; only: nothing else is", ["if-empty", "always", "never", "only"])
+    criterion: str = setting(
+        "match", "chosen: same result as gold, or merely executable, without the gold code (Fig. 3c)", ["match", "executable"]
+    )
     objective: str = setting("dual", "dual: equation 6; dpo: without SFT (Table 2); sft: chosen only", ["dual", "dpo", "sft"])
     beta: float = setting(0.1, "β of DPO")
     lam: float = setting(1.0, "λ, weight of the SFT term")
@@ -69,13 +71,13 @@ class Config:
     batch_size: int = setting(16, "pairs per batch")
     accumulation: int = setting(1, "batches per optimizer step")
     weight_decay: float = setting(1e-4, "of AdamW")
-    warmup: float = setting(0.1, "share of steps with linear warm-up; then cosine to a tenth")
+    warmup: float = setting(0.1, "share of the steps with linear warm-up; then cosine to a tenth")
     clip: float = setting(1.0, "gradient norm")
     lora_rank: int = setting(8, "r")
     lora_alpha: float = setting(16.0, "update is scaled by alpha / r")
     max_length: int = setting(2048, "prompt and answer together, tokens; longer questions are left out")
     max_new: int = setting(256, "longest answer, tokens")
-    pairs_per_tree: int = setting(10, "pairs of one question that go into the same batch")
+    pairs_per_tree: int = setting(10, "pairs of one question that stay neighbours in the epoch: they share a forward pass")
     min_gain: float = setting(0.5, "stop when validation EX rises by less than this many points; negative: never")
     timeout: float = setting(10.0, "seconds per query")
     workers: int = setting(2, "verification processes")
@@ -90,11 +92,12 @@ class Config:
 PRESETS = {
     "spider": {},
     "bird": {},
-    "shop": dict(
-        limit=128, validation=32, iterations=3, answers=8, pairs=8, lr=3e-4, max_length=512, max_new=64, timeout=5.0
-    ),
+    "shop": {
+        "limit": 128, "validation": 32, "iterations": 2, "answers": 8, "pairs": 8,
+        "lr": 3e-4, "max_length": 512, "max_new": data.MAX_NEW["shop"],
+    },
 }
-FREE = {"iterations", "workers", "device"}  # may differ when a run goes on
+FREE = {"run", "iterations", "min_gain", "workers", "device"}  # may differ when a run goes on
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class QuestionPairs:
 
     question: int  # Question.index
     answers: tuple[tuple[int, ...], ...]
-    pairs: tuple[tuple[int, int], ...]
+    pairs: tuple[tuple[int, int | None], ...]  # None: nothing is rejected (objective sft)
 
 
 def codelutra(config: Config, policy: Policy, train: list[Question], validation, held_out, run: Path, verifier) -> list:
@@ -111,8 +114,8 @@ def codelutra(config: Config, policy: Policy, train: list[Question], validation,
     prompts = {q.index: data.prompt_ids(q, policy.tokenizer) for q in train}
     history = [score(config, policy, validation, held_out, run / "iter_0", verifier)]
     for t in range(1, config.iterations + 1):
-        if config.min_gain >= 0 and len(history) > 2 and gain(history) < config.min_gain:
-            print(f"π_{t - 1} gained {gain(history):.1f} points on validation, less than --min-gain: stopping")
+        if validation and config.min_gain >= 0 and len(history) > 1 and gain(config, history) < config.min_gain:
+            print(f"π_{t - 1} gained {gain(config, history):.1f} points on validation, less than --min-gain: stopping")
             break
         folder = run / f"iter_{t}"
         answers = draw(config, policy, train, folder, t)
@@ -156,10 +159,14 @@ def judge(config, questions, answers, folder, verifier) -> list[Verdict]:
     if not path.exists():
         started = time.time()
         by_index = {q.index: q for q in questions}
-        comparison = data.COMPARISON[config.data]
-        jobs = [job(by_index[a.question], data.extract_code(a.text), comparison, config.timeout) for a in answers]
-        with tqdm(total=len(jobs), desc="executing", unit="answer", dynamic_ncols=True) as bar:
-            verdicts = verifier.run(jobs, progress=bar.update)
+        codes = [(by_index[a.question], data.extract_code(a.text)) for a in answers]
+        with tqdm(total=len(codes), desc="executing", unit="answer", dynamic_ncols=True) as bar:
+            if config.criterion == "match":
+                comparison = data.COMPARISON[config.data]
+                verdicts = verifier.run([job(q, c, comparison, config.timeout) for q, c in codes], progress=bar.update)
+            else:  # an answer takes the gold's place: whether it runs is all that is asked
+                reports = [verifier.check_gold(q.database, code, config.timeout) for q, code in codes]
+                verdicts = [report.result().verdict for report in reports]
         _note_time(folder, "verify", started)
         write(path, "".join(json.dumps(dataclasses.asdict(v), ensure_ascii=False) + "\n" for v in verdicts))
     return [Verdict(**row) for row in _read_lines(path)]
@@ -174,8 +181,7 @@ def make_pairs(config, policy, questions, answers, verdicts, folder, t) -> list[
             drawn[answer.question].append((answer, verdict))
         counts, result = Counter(), []
         for q in questions:
-            gold = (*policy.tokenizer(q.gold, add_special_tokens=False)["input_ids"], policy.tokenizer.eos_token_id)
-            pairs = question_pairs(config, q.index, gold, drawn[q.index], t, counts)
+            pairs = question_pairs(config, q.index, gold_ids(q, policy), drawn[q.index], t, counts)
             if pairs:
                 result.append(pairs)
         counts["pairs"] = sum(len(p.pairs) for p in result)
@@ -187,14 +193,18 @@ def make_pairs(config, policy, questions, answers, verdicts, folder, t) -> list[
     return [QuestionPairs(r["question"], *(tuple(map(tuple, r[k])) for k in ("answers", "pairs"))) for r in rows]
 
 
+def gold_ids(question, policy) -> tuple[int, ...]:
+    """The gold code as an answer: its tokens and the end token."""
+    return (*policy.tokenizer(question.gold, add_special_tokens=False)["input_ids"], policy.tokenizer.eos_token_id)
+
+
 def question_pairs(config, index, gold, drawn, t, counts) -> QuestionPairs | None:
     """One question's K pairs, or None where it has nothing to compare; `counts` is updated with every case.
 
     drawn: its (Answer, Verdict)s; gold: the token ids of its gold code with the end token.
     """
-    passing = {"correct"} if config.criterion == "match" else {"correct", "wrong"}
-    chosen = [a.ids for a, v in drawn if v.verdict in passing]
-    failed = [a for a, v in drawn if v.verdict not in passing]
+    chosen = [a.ids for a, v in drawn if v.verdict == "correct"]
+    failed = [a for a, v in drawn if v.verdict != "correct"]
     rejected = [a.ids for a in failed if not is_degenerate(a)]
     counts["questions"] += 1
     counts["answers"] += len(drawn)
@@ -203,17 +213,22 @@ def question_pairs(config, index, gold, drawn, t, counts) -> QuestionPairs | Non
     if config.gold == "always" or (config.gold == "if-empty" and not chosen):
         counts["questions_given_gold"] += 1
         chosen.append(gold)
+    if config.gold == "only":
+        chosen = [gold]
     if not chosen:
         counts["questions_without_right"] += 1
     if not rejected:
         counts["questions_without_wrong"] += 1
+    if config.objective == "sft":
+        rejected = [None]
     if not chosen or not rejected:
         return None
-    rng = random.Random(f"{config.seed} {t} {index}")  # from position, so that no other question moves the draw
-    pick = lambda group: rng.sample(group, config.pairs) if len(group) >= config.pairs else rng.choices(group, k=config.pairs)  # noqa: E731, E501
-    pairs = list(zip(pick(chosen), pick(rejected)))
-    distinct = list(dict.fromkeys(ids for pair in pairs for ids in pair))
-    return QuestionPairs(index, tuple(distinct), tuple((distinct.index(c), distinct.index(r)) for c, r in pairs))
+    rng = random.Random(f"pairs {config.seed} {t} {index}")  # from position, so that no other question moves the draw
+    k = config.pairs
+    picked = [rng.sample(group, k) if len(group) >= k else rng.choices(group, k=k) for group in (chosen, rejected)]
+    number: dict = {}  # answer → its index among the distinct ones
+    pairs = tuple(tuple(None if ids is None else number.setdefault(ids, len(number)) for ids in pair) for pair in zip(*picked))
+    return QuestionPairs(index, tuple(number), pairs)
 
 
 def is_degenerate(answer: Answer, repeats: int = 3) -> bool:
@@ -302,7 +317,7 @@ def batches(config, pairs, t) -> list[list[tuple[int, int, int]]]:
             for i, p in enumerate(pairs)
             for start in range(0, len(p.pairs), config.pairs_per_tree)
         ]
-        random.Random(f"{config.seed} {t} {epoch}").shuffle(groups)
+        random.Random(f"order {config.seed} {t} {epoch}").shuffle(groups)
         order = [triple for group in groups for triple in group]
         size = config.batch_size * config.accumulation
         steps += [order[start : start + size] for start in range(0, len(order), size)]
@@ -341,10 +356,10 @@ def train(config, policy, prompts, pairs, reference, folder, t):
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip).item()
         row = {key: value / len(batch) for key, value in totals.items()}
-        if not math.isfinite(row["loss"]):
-            raise UserError(f"the loss is {row['loss']} at step {step} of iteration {t}: lower --lr.")
-        if step == 0:
-            check_first_step(row["dpo"], policy.dtype)
+        if not math.isfinite(row["loss"]) or not (math.isfinite(norm) or scaler.is_enabled()):
+            raise UserError(f"the loss is {row['loss']}, its gradient {norm}, at step {step} of iteration {t}: lower --lr.")
+        if step == 0 and "dpo" in row:
+            check_first_step(row["dpo"], config.beta, policy.dtype)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
@@ -352,14 +367,17 @@ def train(config, policy, prompts, pairs, reference, folder, t):
         row |= {"seconds": round(time.time() - started, 2)}
         log.write(json.dumps(row) + "\n")
         log.flush()
-        bar.set_postfix_str(f"loss {row['loss']:.3f}, right preferred {row['preferred']:.0%}")
+        bar.set_postfix_str(f"loss {row['loss']:.3f}, chosen {row['chosen_logp_per_token']:.2f} a token")
     log.close()
     policy.model.eval()
 
 
-def check_first_step(dpo: float, dtype: torch.dtype):
-    """Before the first update the policy is the reference: every margin is 0 and DPO is ln 2, up to rounding."""
-    tolerance = 1e-4 if dtype == torch.float32 else 0.05
+def check_first_step(dpo: float, beta: float, dtype: torch.dtype):
+    """Before the first update the policy is the reference: every margin is 0 and DPO is ln 2, up to rounding.
+
+    dpo: its mean over the first step's pairs. A margin's rounding enters it by up to β / 2.
+    """
+    tolerance = max(1.0, beta / 0.1) * (1e-4 if dtype == torch.float32 else 0.05)
     if abs(dpo - math.log(2)) > tolerance:
         raise AssertionError(f"DPO loss at step 0 is {dpo:.6f}, not ln 2: the reference is not the policy that starts")
 
@@ -370,7 +388,7 @@ def microbatches(batch, prompts, pairs, limit):
     for i, c, r in batch:
         trees.setdefault(i, []).append((c, r))
     size = lambda i: len(prompts[pairs[i].question]) + sum(  # noqa: E731
-        len(pairs[i].answers[a]) for a in {a for pair in trees[i] for a in pair}
+        len(pairs[i].answers[a]) for a in {a for pair in trees[i] for a in pair if a is not None}
     )
     for pack in packs(sorted(trees), size, limit):
         yield [(i, trees[i]) for i in pack]
@@ -391,25 +409,28 @@ def packs(items, size, limit):
 
 def pack_loss(config, policy, prompts, pairs, reference, pack):
     """Sum of the pairs' losses, and the sums that are logged. Each distinct answer is computed once, whatever K."""
-    used = [sorted({a for pair in of for a in pair}) for _, of in pack]
+    used = [sorted({a for pair in of for a in pair if a is not None}) for _, of in pack]
     trees = [[list(pairs[i].answers[a]) for a in use] for (i, _), use in zip(pack, used)]
     tree = Tree([prompts[pairs[i].question] for i, _ in pack], trees, policy.device)
     with policy.autocast():
         logps = answer_logps(policy.model, tree)  # (answers,)
     where = {(i, a): n for n, (i, a) in enumerate((i, a) for (i, _), use in zip(pack, used) for a in use)}
     c = torch.tensor([where[i, pair[0]] for i, of in pack for pair in of], device=policy.device)
-    r = torch.tensor([where[i, pair[1]] for i, of in pack for pair in of], device=policy.device)
-    before = torch.cat([reference[i][use] for (i, _), use in zip(pack, used)]).to(policy.device)
     lengths = torch.tensor([len(ids) for answers in trees for ids in answers], device=policy.device)
-    margin = dpo_margin(logps[c], logps[r], before[c], before[r])
-    dpo, sft = dpo_loss(margin, config.beta), sft_loss(logps[c], lengths[c], config.sft_reduction)
-    loss = {"dual": dpo + config.lam * sft, "dpo": dpo, "sft": sft}[config.objective]
-    logged = {
-        "loss": loss, "dpo": dpo, "sft": sft, "margin": margin, "preferred": (margin > 0).float(),
-        "chosen_logp": logps[c], "rejected_logp": logps[r],
-        "chosen_logp_per_token": logps[c] / lengths[c], "rejected_logp_per_token": logps[r] / lengths[r],
-    }  # fmt: skip
-    return loss.sum(), {key: value.detach().sum().item() for key, value in logged.items()}
+    loss = sft = sft_loss(logps[c], lengths[c], config.sft_reduction)
+    logged = {"sft": sft, "chosen_logp": logps[c], "chosen_logp_per_token": logps[c] / lengths[c]}
+    if config.objective != "sft":
+        r = torch.tensor([where[i, pair[1]] for i, of in pack for pair in of], device=policy.device)
+        before = torch.cat([reference[i][use] for (i, _), use in zip(pack, used)]).to(policy.device)
+        four = logps[c], logps[r], before[c], before[r]
+        margin = dpo_margin(*four)
+        dpo = dpo_loss(margin, config.beta)
+        loss = dpo if config.objective == "dpo" else dual_loss(*four, lengths[c], config.beta, config.lam, config.sft_reduction)
+        logged |= {"dpo": dpo, "margin": margin, "preferred": (margin > 0).float()}
+        logged |= {"rejected_logp": logps[r], "rejected_logp_per_token": logps[r] / lengths[r]}
+    logged["loss"] = loss
+    sums = torch.stack([value.detach().sum() for value in logged.values()]).tolist()  # one transfer
+    return loss.sum(), dict(zip(logged, sums))
 
 
 # ---- the run folder and the command --------------------------------------------------------------------------------------
@@ -444,24 +465,28 @@ def _complete_units(part: Path) -> int:
 def _note_time(folder, stage, started):
     path = folder / "seconds.json"
     seconds = json.loads(path.read_text()) if path.exists() else {}
-    write(path, json.dumps(seconds | {stage: round(time.time() - started, 1)}) + "\n")
+    seconds[stage] = round(seconds.get(stage, 0) + time.time() - started, 1)  # a stage that went on adds up
+    write(path, json.dumps(seconds) + "\n")
 
 
 def _lists(answers):
     return [list(ids) for ids in answers]
 
 
-def deciding(row: dict) -> float:
-    """The figure that stops a run and names its best policy: validation EX, or dev EX where nothing was held back."""
-    return 100 * row.get("validation", row.get("dev"))["ex"]
+def deciding(config, row: dict) -> float:
+    """The figure, in points, that stops a run and names its best policy: EX on the training questions held back.
+
+    Where the gold code may not be used, the executable share.
+    """
+    return 100 * row["validation"]["ex" if config.criterion == "match" else "executable"]
 
 
-def gain(history) -> float:
-    return deciding(history[-1]) - deciding(history[-2])
+def gain(config, history) -> float:
+    return deciding(config, history[-1]) - deciding(config, history[-2])
 
 
 def table(history, run) -> str:
-    lines = ["policy  answers right  executable   pairs  validation EX  held-out EX  executable  minutes"]
+    lines = ["iteration  answers right  executable   pairs  validation EX  held-out EX  executable  minutes"]
     for t, row in enumerate(history):
         folder = run / f"iter_{t}"
         summary, verdicts = folder / "pairs_summary.json", folder / "verdicts.jsonl"
@@ -476,20 +501,18 @@ def table(history, run) -> str:
         ex = [f"{row[s]['ex']:.1%}" if s in row else "" for s in ("validation", "dev")]
         executable = f"{row['dev']['executable']:.1%}" if "dev" in row else ""
         lines.append(
-            f"π_{t:<5} {right:>13} {ran:>11} {pairs:>7} {ex[0]:>14} {ex[1]:>12} {executable:>11} {minutes:>8.1f}"
+            f"{t:<8} {right:>13} {ran:>11} {pairs:>7} {ex[0]:>14} {ex[1]:>12} {executable:>11} {minutes:>8.1f}"
         )
+    lines.append("(answers of iteration t are drawn from π_{t-1}; EX and executable after them are π_t's, greedy)")
     return "\n".join(lines)
 
 
-def settle(config: Config, run: Path):
-    """Write config.json, or check that a run which goes on has the same settings; raises UserError naming the one."""
-    path, mine = run / "config.json", dataclasses.asdict(config)
-    if not path.exists():
-        run.mkdir(parents=True, exist_ok=True)
-        write(path, json.dumps(mine, indent=2) + "\n")
+def check_settings(config: Config, run: Path):
+    """A run that goes on must have the settings it was made with; raises UserError naming the one that differs."""
+    if not (run / "config.json").exists():
         return
-    theirs = json.loads(path.read_text())
-    for name, value in mine.items():
+    theirs = json.loads((run / "config.json").read_text())
+    for name, value in dataclasses.asdict(config).items():
         if name not in FREE and theirs.get(name) != value:
             raise UserError(
                 f"{run} was made with {name} = {theirs.get(name)!r}, this command has {value!r}: name another --run,"
@@ -517,71 +540,95 @@ def parse(argv=None) -> Config:
         data_dir=config.data_dir or f"data/{name}",
         run=config.run or f"runs/{name}-{model}-seed{config.seed}",
     )
-    positive = ("iterations", "answers", "pairs", "epochs", "batch_size", "accumulation", "lora_rank", "max_new", "workers")
-    for name in (*positive, "pairs_per_tree", "batch_tokens", "train_tokens", "lr", "beta", "timeout", "clip"):
+    device, precision = settle_device(config.device, config.precision)
+    config = dataclasses.replace(config, precision=precision)
+    above = ("iterations", "answers", "pairs", "epochs", "batch_size", "accumulation", "lora_rank", "max_new", "workers")
+    for name in (*above, "pairs_per_tree", "batch_tokens", "train_tokens", "lr", "beta", "timeout", "clip", "top_p"):
         if getattr(config, name) <= 0:
             parser.error(f"--{name.replace('_', '-')} must be above 0, not {getattr(config, name)}")
+    for name in ("seed", "limit", "validation", "eval_limit", "temperature", "lam", "weight_decay", "warmup"):
+        if getattr(config, name) < 0:
+            parser.error(f"--{name.replace('_', '-')} must not be negative")
+    if config.criterion == "executable":
+        if given.get("gold", "never") != "never":
+            parser.error("--criterion executable uses no gold code: --gold must be never")
+        config = dataclasses.replace(config, gold="never")
     return config
 
 
-def load_questions(config, notes):
-    """(train, validation, held-out) questions; `notes` collects what was left out."""
-    questions, left = data.load(config.data, config.data_dir, "train")
-    notes += [f"train: {note}" for note in left]
-    held_out, left = data.load(config.data, config.data_dir, "dev")
-    notes += [f"dev: {note}" for note in left]
-    size = config.limit or len(questions)
+def load_questions(config):
+    """(train, validation, held-out) questions and a note for each reason that left some out."""
+    questions, train_notes = data.load(config.data, config.data_dir, "train")
+    held_out, dev_notes = data.load(config.data, config.data_dir, "dev")
     if config.validation >= len(questions):
         raise UserError(f"--validation {config.validation} leaves none of the {len(questions)} questions for training.")
     # validation first, so that it is the same slice for every --limit
     slice_ = {q.index for q in data.subset(questions, config.validation, config.seed)} if config.validation else set()
     validation = [q for q in questions if q.index in slice_]
-    rest = [q for q in questions if q.index not in slice_]
-    return data.subset(rest, size, config.seed + 1), validation, data.subset(held_out, config.eval_limit, config.seed)
+    rest = data.subset([q for q in questions if q.index not in slice_], config.limit, config.seed)
+    notes = [f"train: {note}" for note in train_notes] + [f"dev: {note}" for note in dev_notes]
+    return (rest, validation, data.subset(held_out, config.eval_limit, config.seed)), notes
+
+
+def choose_questions(config, policy, splits, notes, run, verifier):
+    """Leave out questions whose gold fails or that are too long → questions.json, so that a run that goes on has the same.
+
+    Scoring keeps the long ones of the dev split: a question that the model cannot read is one it does not answer.
+    """
+    path = run / "questions.json"
+    if not path.exists():
+        room = min(config.max_length, policy.max_positions)
+        kept = []
+        for name, questions in zip(("train", "validation", "dev"), splits):
+            use, failing = questions, []
+            if name != "train" or config.criterion == "match":
+                use, failing = usable(questions, verifier, config.timeout, f"gold queries of {name}")
+            notes += failing
+            fits = use
+            if name != "dev":
+                length = lambda q: len(data.prompt_ids(q, policy.tokenizer)) + max(config.max_new, len(gold_ids(q, policy)))  # noqa: E731
+                fits = [q for q in use if length(q) <= room]
+            if len(fits) < len(use):
+                notes.append(f"{name}: {len(use) - len(fits)} questions: longer than {room} tokens with their answer")
+            kept.append([q.index for q in fits])
+        write(path, json.dumps({"kept": kept, "left out": notes}, indent=1) + "\n")
+    stored = json.loads(path.read_text())
+    for note in stored["left out"]:
+        print(f"left out: {note}")
+    return [[q for q in questions if q.index in set(kept)] for questions, kept in zip(splits, stored["kept"])]
 
 
 def main(argv=None):
     config = parse(argv)
-    problems, notes = [], []
+    run, problems = Path(config.run), []
     try:
-        splits = load_questions(config, notes)
+        splits, notes = load_questions(config)
     except UserError as error:
         problems.append(str(error))
     try:
         locate(config.model)
+        check_settings(config, run)
     except UserError as error:
         problems.append(str(error))
     if problems:
         raise UserError("\nerror: ".join(problems))
-    run = Path(config.run)
-    settle(config, run)
+    policy = load_policy(config.model, config.precision, config.device)
+    lora.inject(policy.model, config.lora_rank, config.lora_alpha, config.seed)
+    run.mkdir(parents=True, exist_ok=True)
+    write(run / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     with Verifier(config.workers, config.timeout) as verifier:
-        checked = []
-        for questions in splits:
-            kept, failing = usable(questions, verifier, config.timeout)
-            notes += failing
-            checked.append(kept)
-        policy = load_policy(config.model, config.precision, config.device)
-        lora.inject(policy.model, config.lora_rank, config.lora_alpha, config.seed)
-        limit = min(config.max_length, policy.max_positions) - config.max_new
-        for i, questions in enumerate(checked):
-            checked[i] = [q for q in questions if len(data.prompt_ids(q, policy.tokenizer)) <= limit]
-            if len(checked[i]) < len(questions):
-                notes.append(f"{len(questions) - len(checked[i])} questions: prompt longer than {limit} tokens")
-        for note in notes:
-            print(f"left out: {note}")
-        train_questions, validation, held_out = checked
+        train_questions, validation, held_out = choose_questions(config, policy, splits, notes, run, verifier)
         if not train_questions:
             raise UserError("no training question is left.")
         trained = sum(p.numel() for p in lora.parameters(policy.model))
         print(
-            f"{config.model} on {policy.device} in {str(policy.dtype).removeprefix('torch.')}, {trained:,} trained weights;"
+            f"{config.model} on {policy.device} in {config.precision}, {trained:,} trained weights;"
             f" {len(train_questions)} training, {len(validation)} validation, {len(held_out)} held-out questions; {run}"
         )
         history = codelutra(config, policy, train_questions, validation, held_out, run, verifier)
-    best = max(range(len(history)), key=lambda t: deciding(history[t]))
+    best = max(range(len(history)), key=lambda t: deciding(config, history[t])) if validation else len(history) - 1
     write(run / "summary.json", json.dumps({"best": best, "scores": history}, indent=2) + "\n")
-    print(f"\n{table(history, run)}\nbest on validation: π_{best}", end="")
+    print(f"\n{table(history, run)}\n{'best on validation' if validation else 'last'}: π_{best}", end="")
     print(f", adapter in {run / f'iter_{best}' / 'adapter'}" if best else ", the base model")
 
 

@@ -28,7 +28,7 @@ def run(main):
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on where this one stopped", file=sys.stderr)
+        print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
 
 
@@ -69,6 +69,7 @@ SOURCES = {
     "bird": "https://bird-bench.github.io",
     "shop": "this project's own repository (data/shop)",
 }
+MAX_NEW = {"spider": 256, "bird": 256, "shop": 64}  # longest answer, tokens
 COMPARISON = {"spider": "spider", "shop": "spider", "bird": "bird"}  # each data set's official result comparison
 
 
@@ -189,16 +190,31 @@ def prompt_ids(question: Question, tokenizer) -> list[int]:
     return tokenizer(prompt(question) + "\nSQL:\n")["input_ids"]
 
 
+# where a query begins: a fence, or SELECT or WITH at the start of a line; and where it ends, outside quoted text
+BEGIN = re.compile(r"```[a-z]*\n?|^[ \t(]*(?=select\b|with\s+(?:recursive\s+)?\S+\s*(?:\(|as\b))", re.IGNORECASE | re.MULTILINE)
+END = re.compile(r"""'(?:[^']|'')*(?:'|\Z)|"[^"]*(?:"|\Z)|(?P<end>```|;|(?P<blank>\n\s*?\n))""")
+
+
 def extract_code(text: str) -> str:
-    """The query inside a model's answer: a fenced block's content, else the text up to the first `;` or blank line."""
-    fence = re.search(r"```[a-zA-Z]*\n?(.*?)(```|\Z)", text, re.DOTALL)
-    code = fence.group(1) if fence else re.split(r"\n\s*\n", text.strip(), maxsplit=1)[0]
-    return code.strip().split(";")[0].strip()
+    """The query inside a model's answer: from its first fence, SELECT or WITH to the next `;`, fence or blank line.
+
+    A blank line ends a bare query alone, not one inside a fence; quoted text ends nothing. Without a beginning: all of it.
+    """
+    return _cut(text)[0]
 
 
 def code_ended(text: str) -> bool:
     """True once nothing that follows could change `extract_code`: sampling stops here."""
-    if "```" in text:
-        text = text.split("```", 1)[1]
-        return "```" in text or ";" in text
-    return ";" in text or bool(re.search(r"\S\s*\n\s*\n", text))
+    return _cut(text)[1]
+
+
+def _cut(text):
+    begin = BEGIN.search(text)
+    if not begin:
+        return text.strip(), False
+    fenced = begin.group().startswith("```")
+    start = begin.end() if fenced else begin.start()
+    for match in END.finditer(text, start):
+        if match.group("end") and not (fenced and match.group("blank")):
+            return text[start : match.start()].strip(), True
+    return text[start:].strip(), False

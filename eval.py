@@ -41,7 +41,7 @@ def usable(questions: list[Question], verifier: Verifier, timeout: float, progre
     """Questions whose gold query executes, and a note for each that does not (it is never a question answered wrongly)."""
     reports = [verifier.check_gold(q.database, q.gold, timeout) for q in questions]
     kept, notes = [], []
-    for q, future in tqdm(list(zip(questions, reports)), desc=progress, disable=progress is None, unit="query"):
+    for q, future in tqdm(list(zip(questions, reports)), desc=progress, disable=progress is None, unit="query", leave=False):
         report = future.result()
         if report.verdict.verdict == "correct":
             kept.append(q)
@@ -62,12 +62,14 @@ def scores(verdicts: list[Verdict]) -> Scores:
 
 
 def greedy(policy, questions, max_new: int, batch_tokens: int, progress: str | None = None) -> list[str]:
-    """The most likely answer's code for every question, in order."""
+    """The most likely answer's code for every question, in order; no code where the prompt is too long for the model."""
     from sample import sample
 
-    units = sample(policy, questions, 1, max_new, temperature=0, batch_tokens=batch_tokens, progress=progress)
+    room = policy.max_positions - max_new
+    fitting = [q for q in questions if len(data.prompt_ids(q, policy.tokenizer)) <= room]
+    units = sample(policy, fitting, 1, max_new, temperature=0, batch_tokens=batch_tokens, progress=progress)
     code = {a.question: data.extract_code(a.text) for unit in units for a in unit}
-    return [code[q.index] for q in questions]
+    return [code.get(q.index, "") for q in questions]
 
 
 def evaluate(policy, questions, verifier, comparison, timeout=10.0, max_new=128, batch_tokens=32768, progress=None):
@@ -84,7 +86,7 @@ def read_predictions(path: Path, questions: list[Question], total: int) -> dict[
     Raises UserError, naming the line, for anything that is neither.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON may hold U+2028 and its like
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read predictions {path}: {error}.")
     while lines and not lines[-1].strip():
@@ -126,12 +128,12 @@ def main(argv=None):
     parser.add_argument("--predictions", type=Path, help="score this file instead of a model")
     parser.add_argument("--model", default="smollm2", help="hub id, folder, .gguf file, or smollm2")
     parser.add_argument("--adapter", help="folder of a LoRA adapter (default: the base model)")
-    parser.add_argument("--max-new", type=int, default=128, help="longest answer, tokens")
+    parser.add_argument("--max-new", type=int, help="longest answer, tokens (default: the data set's, as in training)")
     parser.add_argument("--batch-tokens", type=int, default=32768, help="cached tokens per unit of questions")
     parser.add_argument("--comparison", choices=("spider", "bird", "strict"), help="default: the data set's official one")
-    parser.add_argument("--timeout", type=float, default=30.0, help="seconds per query")
+    parser.add_argument("--timeout", type=float, default=10.0, help="seconds per query")
     parser.add_argument("--workers", type=int, default=2, help="verification processes")
-    parser.add_argument("--precision", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     parser.add_argument("--out", type=Path, help="write one JSON line per question here")
     args = parser.parse_args(argv)
@@ -142,17 +144,16 @@ def main(argv=None):
     comparison = args.comparison or data.COMPARISON[args.data]
     if args.predictions:
         predictions = read_predictions(args.predictions, questions, total)
-        answered = [q for q in questions if q.index in predictions]
-        if len(answered) < len(questions):
-            notes.append(f"{len(questions) - len(answered)} questions: no prediction")
-        questions = answered
+        missing = sum(q.index not in predictions for q in questions)
+        if missing:
+            print(f"{missing} questions have no prediction and count as not answered", file=sys.stderr)
     questions = data.subset(questions, args.limit, args.seed)
     with Verifier(args.workers, args.timeout) as verifier:
-        kept, failing = usable(questions, verifier, args.timeout)
+        kept, failing = usable(questions, verifier, args.timeout, "gold queries")
         for note in notes + failing:
             print(f"left out: {note}", file=sys.stderr)
         if args.predictions:
-            codes = [predictions[q.index] for q in kept]
+            codes = [predictions.get(q.index, "") for q in kept]
             bar = tqdm(total=len(kept), desc="verify", unit="query", disable=None)
             verdicts = verifier.run(
                 [job(q, c, comparison, args.timeout) for q, c in zip(kept, codes)], progress=bar.update
@@ -167,7 +168,8 @@ def main(argv=None):
             if args.adapter:
                 lora.load(policy.model, args.adapter)
             result, codes, verdicts = evaluate(
-                policy, kept, verifier, comparison, args.timeout, args.max_new, args.batch_tokens, "answering"
+                policy, kept, verifier, comparison, args.timeout, args.max_new or data.MAX_NEW[args.data], args.batch_tokens,
+                "answering",  # fmt: skip
             )
     if args.out:
         with open(args.out, "w", encoding="utf-8") as file:

@@ -6,9 +6,9 @@ them. `python lora.py merge --model BASE --adapter FOLDER --out FOLDER` writes a
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+import data
 from data import UserError
 
 PREFIX = "base_model.model."  # PEFT's name for the wrapped model
@@ -39,7 +40,8 @@ class LoRALinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(outside, rank, device=base.weight.device))
 
     def forward(self, x):  # (…, in) → (…, out)
-        low = x.to(self.lora_A.dtype) @ self.lora_A.T  # (…, r)
+        exact = x if torch.is_autocast_enabled(x.device.type) else x.to(self.lora_A.dtype)  # autocast makes no copy
+        low = exact @ self.lora_A.T  # (…, r)
         return self.base(x) + (low @ (self.lora_B.T * self.scaling)).to(x.dtype)
 
     def delta(self):
@@ -128,20 +130,6 @@ def load(model: nn.Module, folder: Path):
             parameter.copy_(tensors[key])
 
 
-@contextmanager
-def disabled(model: nn.Module):
-    """Inside, the model is π_0: the adapter adds nothing. (Not the reference of DPO, which is the previous policy.)"""
-    found = layers(model).values()
-    scalings = [layer.scaling for layer in found]
-    for layer in found:
-        layer.scaling = 0.0
-    try:
-        yield
-    finally:
-        for layer, scaling in zip(found, scalings):
-            layer.scaling = scaling
-
-
 @torch.no_grad()
 def merge(model: nn.Module):
     """Replace every LoRA layer by its base with W + (alpha / r) B A, summed in float32. In place; not undone."""
@@ -150,3 +138,27 @@ def merge(model: nn.Module):
         weight.copy_((weight.float() + layer.delta()).to(weight.dtype))
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, layer.base)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["merge"])
+    parser.add_argument("--model", required=True, help="the base model the adapter was trained on")
+    parser.add_argument("--adapter", required=True, help="folder of the adapter")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    args = parser.parse_args()
+    if args.out.exists():
+        raise UserError(f"{args.out} exists already.")
+    from sample import load_policy
+
+    policy = load_policy(args.model, args.precision, "cpu")
+    load(policy.model, args.adapter)
+    merge(policy.model)
+    policy.model.save_pretrained(args.out)
+    policy.tokenizer.save_pretrained(args.out)
+    print(f"{args.out}: {args.model} with {args.adapter} merged")
+
+
+if __name__ == "__main__":
+    data.run(main)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 
 
@@ -36,6 +35,6 @@ def dual_loss(chosen, rejected, reference_chosen, reference_rejected, chosen_len
     return dpo_loss(margin, beta) + lam * sft_loss(chosen, chosen_lengths, reduction)
 
 
-def preference_accuracy(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
-    """Share of pairs whose correct answer has the higher score; ties count one half (Table 4)."""
+def preference_accuracy(chosen, rejected):
+    """Share of pairs whose correct answer has the higher score, shape (); ties count one half (Table 4)."""
     return ((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).mean()

@@ -27,7 +27,7 @@ from tqdm import tqdm
 import data
 import lora
 from data import Answer, Question, UserError
-from tree import Tree
+from tree import Tree, answer_logps
 
 
 @dataclass
@@ -41,6 +41,7 @@ class Policy:
     dtype: torch.dtype  # of the frozen weights and, on a GPU, of autocast
     end_ids: tuple[int, ...]  # tokens that end an answer
     max_positions: int  # a longer sequence than this the model cannot take
+    stop_tokens: frozenset[int]  # tokens after which the code may have ended (`;`, a fence, a line break)
 
     def autocast(self):
         """Mixed precision: the adapter and the loss stay float32, matrix products run in the weights' type."""
@@ -96,10 +97,7 @@ def load_policy(name: str, precision: str = "auto", device: str = "auto") -> Pol
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    if precision == "auto":
-        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "float32" if device.type == "cpu" else "bfloat16" if bf16 else "float16"
+    device, precision = settle_device(device, precision)
     dtype = getattr(torch, precision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **extra)
@@ -112,13 +110,46 @@ def load_policy(name: str, precision: str = "auto", device: str = "auto") -> Pol
     except Exception as error:
         raise UserError(f"model {name} cannot be loaded: {str(error).strip().splitlines()[0]}")
     config = model.config
-    if not model._supports_attention_backend:
-        raise UserError(f"{config.model_type} computes attention in a way (ALiBi or its own) that a tree cannot serve.")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # the policy that starts an iteration must be its reference, in training mode too
     limit = getattr(config, "max_position_embeddings", None) or 1 << 30
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     end = {tokenizer.eos_token_id, *_as_list(getattr(model.generation_config, "eos_token_id", None))}
     model.eval().requires_grad_(False).to(device)
-    return Policy(model, tokenizer, name, device, dtype, tuple(sorted(end)), min(limit, window or limit))
+    pieces = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    stop = frozenset(i for i, piece in enumerate(pieces) if any(c in piece for c in ";`\n"))
+    policy = Policy(model, tokenizer, name, device, dtype, tuple(sorted(end)), min(limit, window or limit), stop)
+    check_tree(policy)
+    return policy
+
+
+def settle_device(device: str, precision: str) -> tuple[torch.device, str]:
+    """What `auto` means on this machine; raises UserError for a device that is not there."""
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device} cannot be used: {str(error).strip().splitlines()[0]}")
+    if precision == "auto":
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "float32" if device.type == "cpu" else "bfloat16" if bf16 else "float16"
+    return device, precision
+
+
+@torch.no_grad()
+def check_tree(policy: Policy):
+    """Two answers under one prompt must score as they do alone: a model with ALiBi or convolutions would not."""
+    answers = [[3, 4, 5], [6, 7]]
+    try:
+        with policy.autocast():
+            both = answer_logps(policy.model, Tree([[1, 2, 3]], [answers], policy.device))
+            alone = [answer_logps(policy.model, Tree([[1, 2, 3]], [[a]], policy.device)) for a in answers]
+        fits = torch.allclose(both, torch.cat(alone), rtol=1e-4 if policy.dtype == torch.float32 else 0.02)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"model {policy.name} cannot be served by a tree: {str(error).strip().splitlines()[0]}")
+    if not fits:
+        raise UserError(f"model {policy.name} ({policy.model.config.model_type}) has no attention that a tree can serve.")
 
 
 def keep_memory():
@@ -266,7 +297,6 @@ def draw_unit(policy, questions, prompts, answers, max_new, temperature, top_p, 
     tree = Tree(prompts, device=policy.device, keep_cache=True)
     u = np.stack([uniforms(seed, iteration, q.index, m, max_new) for q in questions for m in range(answers)])
     u = torch.from_numpy(u).to(policy.device)  # (R, T)
-    stoppers = stop_tokens(policy)
     tokens = [[] for _ in range(len(u))]
     logps, finished = [0.0] * len(u), [False] * len(u)
     with policy.autocast():
@@ -286,7 +316,7 @@ def draw_unit(policy, questions, prompts, answers, max_new, temperature, top_p, 
                 row = rows[r]
                 tokens[row].append(token)
                 logps[row] += value
-                text_end = token in stoppers and ended(policy.tokenizer.decode(tokens[row], skip_special_tokens=True))
+                text_end = token in policy.stop_tokens and ended(policy.tokenizer.decode(tokens[row], skip_special_tokens=True))
                 if token in policy.end_ids or text_end:
                     finished[row], running[r] = True, False
             alive = [r for r, on in enumerate(running) if on]
@@ -306,14 +336,6 @@ def draw_unit(policy, questions, prompts, answers, max_new, temperature, top_p, 
         Answer(q.index, m, tuple(tokens[r]), decode(tokens[r], skip_special_tokens=True), logps[r], finished[r])
         for r, (q, m) in enumerate((q, m) for q in questions for m in range(answers))
     ]
-
-
-def stop_tokens(policy) -> set[int]:
-    """Tokens after which the code may have ended (`;`, a fence, a line break): only these are worth a decode."""
-    if not hasattr(policy, "_stop_tokens"):
-        pieces = policy.tokenizer.batch_decode([[i] for i in range(len(policy.tokenizer))])
-        policy._stop_tokens = {i for i, piece in enumerate(pieces) if any(c in piece for c in ";`\n")}
-    return policy._stop_tokens
 
 
 def sample(

@@ -25,15 +25,16 @@ from transformers import AttentionInterface
 MIN_SHARED = 16  # tokens: a shorter common prefix is not worth a level of its own
 
 
-def attention(module, query, key, value, attention_mask=None, scaling=None, layout=None, softcap=None, **_):
+def attention(module, query, key, value, attention_mask=None, scaling=None, layout=None, **kwargs):
     """The attention function given to transformers: `layout` decides who sees whom.
 
     query (1, H, N, D), key and value (1, Hkv, N, D) → (1, N, H, D).
     """
     if layout is None:
         raise RuntimeError("a model switched to tree attention must be called with layout=")
-    if softcap is not None:
-        raise ValueError("this model soft-caps its attention scores, which tree attention does not compute")
+    for name in ("softcap", "s_aux", "position_bias"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"this model's attention uses {name}, which tree attention does not compute")
     out = layout.attend(module.layer_idx, query[0], key[0], value[0], scaling)  # (H, N, D)
     return out.transpose(0, 1)[None], None
 
@@ -118,8 +119,12 @@ class Tree:
         for s in self.siblings:
             queries = query.index_select(1, s.own).unflatten(1, (s.count, -1)).transpose(0, 1)  # (U, H, L, D)
             keys, values = (self._seen(x, s) for x in (key, value))  # (U, Hkv, A + L, D)
+            grouped = keys.shape[1] != queries.shape[1]
+            if grouped and key.is_cuda:  # with a mask, CUDA's fused kernels take no grouped heads
+                keys, values = (x.repeat_interleave(queries.shape[1] // x.shape[1], 1) for x in (keys, values))
+                grouped = False
             out = F.scaled_dot_product_attention(
-                queries, keys, values, attn_mask=s.mask, scale=scaling, enable_gqa=keys.shape[1] != queries.shape[1]
+                queries, keys, values, attn_mask=s.mask, scale=scaling, enable_gqa=grouped
             )
             outputs.append(out.transpose(0, 1).flatten(1, 2).index_select(1, s.real))  # (H, n, D)
         return torch.cat(outputs, dim=1).index_select(1, self.inverse)

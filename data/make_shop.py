@@ -186,7 +186,7 @@ def easy(t, r):
                 yield "aggregate", f"SELECT {f}({c.name}) FROM {many}", [
                     f"What is the {w[0]} {c.say} of all {many}?", f"Find the {w[0]} {c.say} of the {many}.",
                     f"Give me the {w[c.kind != 'year' and f != 'SUM']} {c.say} among all {many}."]
-    for where, said, c in conditions(t, r):
+    for where, said, _ in conditions(t, r):
         yield "count_where", f"SELECT COUNT(*) FROM {many} WHERE {where}", [
             f"How many {many} {said} are there?", f"Count the {many} {said}.", f"What is the number of {many} {said}?",
             f"Tell me how many {many} {said} we have."]
@@ -386,7 +386,7 @@ def joins(t, fk, r):
     yield "not_in", f"SELECT {pk} FROM {p.name} WHERE id NOT IN (SELECT {fk.name} FROM {many})", [
         f"Which {p.name} do not {fk.have} any {many}?", f"List the {pl(pk)} of the {p.name} without {many}.",
         f"Find the {p.name} {p.who} {fk.have} no {many}."]
-    for where, said, c in conditions(t, r):
+    for where, said, _ in conditions(t, r):
         yield "nested_in", f"SELECT {pk} FROM {p.name} WHERE id IN (SELECT {fk.name} FROM {many} WHERE {where})", [
             f"Which {p.name} {fk.have} {many} {said}?",
             f"List the {pl(pk)} of the {p.name} {p.who} {fk.have} {many} {said}.",
