@@ -175,9 +175,12 @@ def test_merge_gives_the_same_logits_without_lora(folder, saved):
     torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_disabled_is_the_base_model_and_comes_back(folder, saved):
-    model, _ = saved
-    expected = logits(model)
-    with lora.disabled(model):
-        assert torch.equal(logits(model), logits(fresh(folder)))
-    assert torch.equal(logits(model), expected)
+def test_the_merge_command_writes_a_plain_model(folder, saved, tmp_path, monkeypatch):
+    model, path = saved
+    out = tmp_path / "merged"
+    argv = ["lora.py", "merge", "--model", folder, "--adapter", str(path), "--out", str(out)]
+    monkeypatch.setattr("sys.argv", argv)
+    lora.main()
+    torch.testing.assert_close(logits(fresh(str(out))), logits(model), atol=1e-5, rtol=1e-5)
+    with pytest.raises(UserError, match="exists"):
+        lora.main()

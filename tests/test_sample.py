@@ -1,0 +1,338 @@
+"""Draws follow the model's own distribution, and what is drawn depends on the position alone."""
+
+import math
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import plain_logps
+
+import data
+import sample as sampling
+from data import UserError
+from sample import Decoding, draw_unit, invert, load_policy, locate, pick, sample, units
+from tree import Tree, answer_logps
+
+
+@pytest.fixture(scope="module")
+def questions(spider):
+    return data.load("spider", spider, "dev")[0]
+
+
+def ids_of(policy, questions):
+    return [data.prompt_ids(q, policy.tokenizer) for q in questions]
+
+
+def drawn(policy, questions, **settings):
+    """{(question, sample): Answer}."""
+    return {(a.question, a.sample): a for unit in sample(policy, questions, **settings) for a in unit}
+
+
+def tokens(answers):
+    return {key: a.ids for key, a in answers.items()}
+
+
+def until_end(ids, ends):
+    stop = next((n for n, token in enumerate(ids, 1) if token in ends), len(ids))
+    return ids[:stop]
+
+
+# ---- the distribution -----------------------------------------------------------------------------------------------
+
+
+def chi_square(counts, probabilities, draws):
+    """(statistic, degrees of freedom); outcomes expected fewer than 8 times are taken together."""
+    rare_count, rare_p, statistic, bins = draws, 1.0, 0.0, 0
+    for outcome, p in probabilities.items():
+        if p * draws >= 8:
+            statistic += (counts[outcome] - p * draws) ** 2 / (p * draws)
+            rare_count, rare_p, bins = rare_count - counts[outcome], rare_p - p, bins + 1
+    if rare_p * draws >= 8:
+        statistic, bins = statistic + (rare_count - rare_p * draws) ** 2 / (rare_p * draws), bins + 1
+    return statistic, bins - 1
+
+
+def assert_fits(counts, probabilities, draws):
+    statistic, freedom = chi_square(counts, probabilities, draws)
+    assert freedom >= 5
+    # Wilson–Hilferty: (χ²/k)^⅓ is close to normal; 4 standard deviations
+    assert (statistic / freedom) ** (1 / 3) < 1 - 2 / (9 * freedom) + 4 * math.sqrt(2 / (9 * freedom))
+
+
+def total(table, key):
+    """The values of `table` summed over the entries with one key."""
+    sums = Counter()
+    for entry, value in table.items():
+        sums[key(entry)] += value
+    return sums
+
+
+def exact_pairs(reference, prompt, temperature=1.0, top_p=1.0):
+    """{(first, second): probability} by plain forward passes over the whole vocabulary, in float64."""
+
+    def distribution(logits):
+        p = torch.softmax(logits.double() / temperature, -1)
+        ordered, index = p.sort(-1, descending=True)
+        before = torch.cat([torch.zeros_like(ordered[..., :1]), ordered.cumsum(-1)[..., :-1]], -1)
+        kept = torch.where(before < top_p, ordered, torch.zeros_like(ordered))
+        kept = kept / kept.sum(-1, keepdim=True)
+        return torch.zeros_like(p).scatter(-1, index, kept)
+
+    size = reference.config.vocab_size
+    with torch.no_grad():
+        first = distribution(reference(input_ids=torch.tensor([prompt])).logits[0, -1])
+        rows = torch.tensor([[*prompt, token] for token in range(size)])
+        second = torch.cat([distribution(reference(input_ids=part).logits[:, -1]) for part in rows.split(64)])
+    return {(a, b): (first[a] * second[a, b]).item() for a in range(size) for b in range(size)}
+
+
+@pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.5, 1.0), (1.0, 0.6)])
+def test_first_and_second_tokens_follow_the_exact_softmax(policy, reference, questions, temperature, top_p):
+    draws, prompt = 6000, data.prompt_ids(questions[0], policy.tokenizer)
+    policy.end_ids = ()
+    answers = drawn(policy, questions[:1], answers=draws, max_new=2, temperature=temperature, top_p=top_p)
+    exact = exact_pairs(reference, prompt, temperature, top_p)
+    pairs = Counter(a.ids for a in answers.values())
+    cut = {ids[0] for ids in pairs if len(ids) == 1}  # the code ended at the first token, `;`
+    assert_fits(total(pairs, lambda ids: ids[0]), total(exact, lambda ids: ids[0]), draws)
+    assert_fits(*(total(table, lambda ids: ids[:1] if ids[0] in cut else ids) for table in (pairs, exact)), draws)
+    outside = [ids for ids in pairs if len(ids) == 2 and exact[ids] == 0]
+    assert not outside, "a token outside the top-p set was drawn"
+    statistic, freedom = chi_square(pairs, exact_pairs(reference, prompt, 1.3 * temperature, top_p), draws)
+    assert statistic > 2 * freedom, "the test would not notice another temperature"
+
+
+def test_pick_keeps_the_smallest_set_that_reaches_top_p():
+    logits = torch.tensor([0.125, 0.5, 0.25, 0.125]).log()
+    # 0.5 alone reaches 0.5; 0.6 needs 0.25 as well; 0.75 is reached by these two; 0.76 needs one of the 0.125
+    for top_p, allowed in ((0.4, {1}), (0.5, {1}), (0.6, {1, 2}), (0.74, {1, 2}), (0.8, {0, 1, 2})):
+        u = torch.linspace(0, 1 - 1e-9, 400, dtype=torch.float64)
+        found = pick(logits.expand(400, -1), u, 1.0, top_p)[0].tolist()
+        assert set(found) == allowed or (top_p == 0.8 and set(found) == {1, 2, 3}), top_p
+
+
+def test_pick_reports_the_logp_at_temperature_one():
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    for temperature, top_p in ((0, 1.0), (0.3, 1.0), (1.0, 0.5)):
+        token, logp = pick(logits, torch.tensor([0.2], dtype=torch.float64), temperature, top_p)
+        assert logp.item() == pytest.approx(torch.log_softmax(logits, -1)[0, token].item(), abs=1e-6)
+
+
+def test_pick_at_zero_temperature_takes_the_most_likely():
+    logits = torch.randn(20, 50, generator=torch.Generator().manual_seed(0))
+    assert pick(logits, torch.rand(20), 0, 1.0)[0].equal(logits.argmax(-1))
+
+
+@pytest.mark.parametrize("block", [2, 3, 256])
+def test_invert_is_exact_on_weights_made_by_hand(block):
+    weights = torch.tensor([0.0, 1.0, 0.0, 0.0, 2.0, 1.0, 0.0])  # cumulative 0 1 1 1 3 4 4; all sums exact
+    below_one = 1 - 2**-53
+    cases = {0.0: 1, 0.25 - 2**-54: 1, 0.25: 4, 0.5: 4, 0.75 - 2**-53: 4, 0.75: 5, below_one: 5}
+    u = torch.tensor(list(cases), dtype=torch.float64)
+    assert invert(weights.expand(len(u), -1), u, block).tolist() == list(cases.values())
+
+
+def test_invert_agrees_with_the_plain_cumulative_sum():
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randint(0, 4, (500, 700), generator=generator).float()  # integers: sums are exact in any order
+    u = torch.rand(500, generator=generator, dtype=torch.float64)
+    total = weights.double().cumsum(-1)
+    expected = (total <= (u * total[:, -1])[:, None]).sum(-1)
+    assert invert(weights, u).equal(expected)
+
+
+def test_invert_never_returns_a_token_without_weight():
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.rand(2000, 300, generator=generator) ** 20  # sums that round
+    weights[torch.rand(2000, 300, generator=generator) < 0.9] = 0
+    weights[:, 7] += 1e-30
+    for u in (0.0, 0.5, 1 - 2**-53):
+        found = invert(weights, torch.full((2000,), u, dtype=torch.float64))
+        assert (weights.gather(1, found[:, None]) > 0).all()
+
+
+def test_uniforms_depend_on_every_part_of_the_position_and_on_nothing_else():
+    base = sampling.uniforms(1, 2, 3, 4, 8)
+    assert np.array_equal(base, sampling.uniforms(1, 2, 3, 4, 8))
+    assert np.array_equal(base[:5], sampling.uniforms(1, 2, 3, 4, 5))  # a longer limit draws the same beginning
+    others = [sampling.uniforms(*place, 8) for place in ((0, 2, 3, 4), (1, 0, 3, 4), (1, 2, 0, 4), (1, 2, 3, 0))]
+    assert len({tuple(x) for x in [base, *others]}) == 5
+    assert ((base >= 0) & (base < 1)).all()
+
+
+# ---- decoding -------------------------------------------------------------------------------------------------------
+
+
+def test_greedy_is_transformers_generate_token_for_token(policy, reference, questions):
+    mine = drawn(policy, questions, answers=1, max_new=24, temperature=0)
+    compared = 0
+    for q, prompt in zip(questions, ids_of(policy, questions)):
+        theirs = reference.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False, max_new_tokens=24,
+            pad_token_id=0,
+        )[0, len(prompt) :].tolist()  # fmt: skip
+        ids = list(mine[q.index, 0].ids)
+        assert ids == theirs[: len(ids)]
+        assert len(ids) == len(theirs) or data.code_ended(policy.tokenizer.decode(ids))
+        compared += len(ids)
+    assert compared > 60
+
+
+def test_logp_is_that_of_the_tree_and_of_plain_sequences(policy, reference, questions):
+    answers = drawn(policy, questions, answers=3, max_new=10, temperature=1.4)
+    prompts = ids_of(policy, questions)
+    nested = [[list(answers[q.index, m].ids) for m in range(3)] for q in questions]
+    with torch.no_grad():
+        tree = answer_logps(policy.model, Tree(prompts, nested)).tolist()
+        plain = [plain_logps(reference, p, a).sum().item() for p, of in zip(prompts, nested) for a in of]
+    mine = [answers[q.index, m].logp for q in questions for m in range(3)]
+    assert mine == pytest.approx(tree, abs=1e-3) and mine == pytest.approx(plain, abs=1e-3)
+
+
+def test_questions_drawn_together_alone_or_in_another_order_give_the_same_answers(policy, questions):
+    settings = {"answers": 4, "max_new": 12, "seed": 3}
+    together = drawn(policy, questions, **settings)
+    alone = {k: a for q in questions for k, a in drawn(policy, [q], **settings).items()}
+    split = drawn(policy, questions[::-1], batch_tokens=400, **settings)
+    assert len(together) == 24
+    assert tokens(together) == tokens(alone) == tokens(split)
+    assert len(set(tokens(together).values())) > 12
+
+
+def test_more_answers_leave_the_first_ones_as_they_were(policy, questions):
+    few, many = (drawn(policy, questions[:2], answers=m, max_new=8) for m in (2, 5))
+    assert tokens(few).items() <= tokens(many).items()
+
+
+def test_seed_and_iteration_move_the_draws(policy, questions):
+    first = tokens(drawn(policy, questions[:1], answers=4, max_new=8, seed=0, iteration=1))
+    assert first != tokens(drawn(policy, questions[:1], answers=4, max_new=8, seed=1, iteration=1))
+    assert first != tokens(drawn(policy, questions[:1], answers=4, max_new=8, seed=0, iteration=2))
+
+
+def test_answers_that_leave_the_batch_do_not_change_the_others(policy, questions, monkeypatch):
+    settings = {"answers": 5, "max_new": 20, "seed": 2}
+    policy.end_ids = ()
+    endless = drawn(policy, questions, **settings)
+    policy.end_ids = tuple(range(0, 352, 9))  # about every ninth token ends: answers leave all the time
+    kept, keep = [], Decoding.keep
+    monkeypatch.setattr(Decoding, "keep", lambda self, rows: (kept.append(len(rows)), keep(self, rows))[1])
+    ending = drawn(policy, questions, **settings)
+    assert len(kept) >= 4 and kept == sorted(kept, reverse=True)
+    assert tokens(ending) == {key: until_end(a.ids, policy.end_ids) for key, a in endless.items()}
+    assert len({len(a.ids) for a in ending.values()}) > 5
+
+
+def test_finished_tells_an_end_token_from_the_length_limit(policy, questions):
+    policy.end_ids = tuple(range(0, 352, 9))
+    answers = drawn(policy, questions, answers=8, max_new=6)
+    for a in answers.values():
+        assert 1 <= len(a.ids) <= 6
+        assert not any(token in policy.end_ids for token in a.ids[:-1])
+        ended = a.ids[-1] in policy.end_ids or data.code_ended(policy.tokenizer.decode(a.ids))
+        assert a.finished == ended and (ended or len(a.ids) == 6)
+    assert {a.finished for a in answers.values()} == {True, False}
+
+
+def test_the_end_token_is_kept_in_the_ids_and_left_out_of_the_text(policy, questions):
+    end = policy.tokenizer.eos_token_id
+    assert policy.end_ids == (end,)
+    found = [a for a in drawn(policy, questions, answers=60, max_new=25, temperature=2.0).values() if end in a.ids]
+    assert len(found) >= 5
+    for a in found:
+        assert a.ids[-1] == end and a.finished and "<|endoftext|>" not in a.text
+
+
+def test_ended_code_stops_and_keeps_the_sampled_ids(policy, questions):
+    settings = {"answers": 60, "max_new": 25, "temperature": 2.0, "top_p": 1.0, "seed": 0, "iteration": 0}
+    prompts = ids_of(policy, questions)
+    policy.end_ids = ()
+    free = draw_unit(policy, questions, prompts, ended=lambda text: False, **settings)
+    assert not any(a.finished for a in free) and {len(a.ids) for a in free} == {25}
+    stopped = draw_unit(policy, questions, prompts, ended=lambda text: ";" in text, **settings)
+    assert sum(a.finished for a in stopped) > 5
+    for a, longer in zip(stopped, free):
+        texts = [policy.tokenizer.decode(longer.ids[:n], skip_special_tokens=True) for n in range(1, 26)]
+        length = next((n for n, text in enumerate(texts, 1) if ";" in text), 25)
+        assert a.ids == longer.ids[:length] and a.text == texts[length - 1]
+        assert a.finished == (";" in a.text)
+
+
+def test_sample_stops_where_code_ended_says(policy, questions, monkeypatch):
+    monkeypatch.setattr(data, "code_ended", lambda text: True)  # asked only after a token that can end code
+    for a in drawn(policy, questions, answers=20, max_new=20, temperature=2.0).values():
+        assert a.ids == until_end(a.ids, policy.stop_tokens)
+
+
+def test_answers_come_ordered_by_question_and_sample_and_skip_leaves_out_whole_units(policy, questions):
+    settings = {"answers": 3, "max_new": 4, "batch_tokens": 500}
+    whole = list(sample(policy, questions, **settings))
+    assert len(whole) > 2
+    for unit in whole:
+        assert [a.sample for a in unit] == [0, 1, 2] * (len(unit) // 3)
+    assert list(sample(policy, questions, **settings, skip=2)) == whole[2:]
+
+
+def test_units_hold_every_question_once_within_the_limit():
+    prompts = [[n % 3] * (10 + n) for n in range(20)]
+    found = units(prompts, answers=4, max_new=5, batch_tokens=100)
+    assert sorted(i for unit in found for i in unit) == list(range(20))
+    assert all(sum(len(prompts[i]) + 20 for i in unit) <= 100 for unit in found)
+    assert units([[1] * 500, [2]], answers=1, max_new=1, batch_tokens=50) == [[0], [1]]  # too large: alone
+
+
+def test_every_token_whose_text_can_end_code_is_a_stop_token(policy):
+    for i in range(len(policy.tokenizer)):
+        assert (i in policy.stop_tokens) == any(c in policy.tokenizer.decode([i]) for c in ";`\n")
+
+
+# ---- loading --------------------------------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_without_an_end_token_is_refused(folder, tokenizer, tmp_path):
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="end token"):
+        load_policy(str(tmp_path))
+
+
+def test_a_model_that_adds_a_bias_to_its_attention_is_refused(tokenizer, tmp_path):
+    from transformers import BloomConfig, BloomForCausalLM
+
+    config = BloomConfig(vocab_size=352, hidden_size=32, n_layer=2, n_head=2, initializer_range=0.5)
+    BloomForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError):
+        load_policy(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["nothing", "./nothing", "a/b/c", "/nothing.gguf"])
+def test_a_name_that_is_no_model_is_a_user_error(name):
+    with pytest.raises(UserError):
+        locate(name)
+
+
+def test_a_folder_without_a_model_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="config.json"):
+        locate(str(tmp_path))
+
+
+def test_the_policy_is_frozen_float32_and_without_dropout(policy):
+    assert policy.dtype == torch.float32 and policy.max_positions == 512
+    assert not policy.model.training and not any(p.requires_grad for p in policy.model.parameters())
+
+
+def test_a_chat_template_is_used_where_there_is_one(policy, questions):
+    plain = policy.tokenizer.decode(data.prompt_ids(questions[0], policy.tokenizer))
+    assert plain.endswith("\nSQL:\n")
+    policy.tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"
+    )
+    question = replace(questions[0], evidence="old means more than 5 years")
+    chat = policy.tokenizer.decode(data.prompt_ids(question, policy.tokenizer))
+    assert chat == f"<user>{data.prompt(question)}<reply>"
+    assert "Hint: old means more than 5 years\nQuestion: " in chat
