@@ -159,7 +159,7 @@ def judge(config, questions, answers, folder, verifier) -> list[Verdict]:
     if not path.exists():
         started = time.time()
         by_index = {q.index: q for q in questions}
-        codes = [(by_index[a.question], data.extract_code(a.text)) for a in answers]
+        codes = [(by_index[a.question], data.extract_code(a.text, by_index[a.question].language)) for a in answers]
         with tqdm(total=len(codes), desc="executing", unit="answer", dynamic_ncols=True) as bar:
             if config.criterion == "match":
                 comparison = data.COMPARISON[config.data]

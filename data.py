@@ -1,4 +1,4 @@
-"""Questions, schemas and prompts: Spider, BIRD, and the bundled `shop` (in Spider's layout).
+"""Questions, schemas and prompts: Spider, BIRD, DS-1000, and the bundled `shop` (in Spider's layout).
 
 Each loader reads the official release's folder as it comes; questions it must leave out are counted, with the reason, in
 the list of notes it returns. No torch here.
@@ -6,6 +6,7 @@ the list of notes it returns. No torch here.
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import re
@@ -43,7 +44,13 @@ class Question:
     gold: str
     evidence: str = ""  # BIRD's external knowledge
     question_id: int | None = None  # BIRD's own number
-    difficulty: str = ""
+    difficulty: str = ""  # BIRD's; for DS-1000 the library
+    context: str = ""  # DS-1000's code_context, the test program; empty for a SQL question
+
+
+    @property
+    def language(self) -> str:
+        return "python" if self.context else "sql"
 
 
 @dataclass(frozen=True)
@@ -64,13 +71,15 @@ LAYOUT = {
     "bird": {"train": ("train/train.json", "train/train_databases"), "dev": ("dev/dev.json", "dev/dev_databases")},
 }
 LAYOUT["shop"] = LAYOUT["spider"]
+LAYOUT["ds1000"] = {"train": ("ds1000.jsonl.gz", ""), "dev": ("ds1000.jsonl.gz", "")}
 SOURCES = {
     "spider": "https://yale-lily.github.io/spider",
     "bird": "https://bird-bench.github.io",
+    "ds1000": "https://github.com/xlang-ai/DS-1000",
     "shop": "this project's own repository (data/shop)",
 }
-MAX_NEW = {"spider": 256, "bird": 256, "shop": 64}  # longest answer, tokens
-COMPARISON = {"spider": "spider", "shop": "spider", "bird": "bird"}  # each data set's official result comparison
+MAX_NEW = {"spider": 256, "bird": 256, "ds1000": 192, "shop": 64}  # longest answer, tokens
+COMPARISON = {"spider": "spider", "shop": "spider", "bird": "bird", "ds1000": ""}  # each data set's official result comparison
 
 
 def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], list[str]]:
@@ -80,15 +89,13 @@ def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], lis
     """
     file, databases = LAYOUT[name][split]
     path = Path(folder) / file
-    if not path.is_file():
-        raise UserError(
-            f"{path} is missing: get {name} from {SOURCES[name]}, unpack it and pass its folder as --data-dir"
-            f" (the README shows the layout)."
-        )
+    rows = _rows(name, path)
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        if name == "ds1000":
+            half = ds1000_half([row["metadata"]["library"] for row in rows], split)
+            return [_problem(i, rows[i]) for i in half], []
         questions = [_question(i, row, Path(folder) / databases) for i, row in enumerate(rows)]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not in {name}'s layout: {type(error).__name__}: {error}.")
     missing = {q.db_id for q in questions if not Path(q.database).is_file()}
     kept = [q for q in questions if q.db_id not in missing]
@@ -107,7 +114,33 @@ def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], lis
 
 def count(name: str, folder: str | Path, split: str) -> int:
     """How many questions the official file has, usable or not."""
-    return len(json.loads((Path(folder) / LAYOUT[name][split][0]).read_text(encoding="utf-8")))
+    return len(_rows(name, Path(folder) / LAYOUT[name][split][0]))
+
+
+def _rows(name, path):
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing: get {name} from {SOURCES[name]}, unpack it and pass its folder as --data-dir"
+            f" (the README shows the layout)."
+        )
+    try:
+        if path.suffix != ".gz":
+            return json.loads(path.read_text(encoding="utf-8"))
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path} is not readable: {type(error).__name__}: {error}.")
+
+
+def ds1000_half(libraries: list[str], split: str) -> list[int]:
+    """Indices of one half of DS-1000: half of each library, 500 and 500, by a fixed seed (the paper's own is not known)."""
+    train, extra = [], 0
+    for library in sorted(set(libraries)):
+        members = [i for i, name in enumerate(libraries) if name == library]
+        random.Random(f"ds1000 {library}").shuffle(members)
+        extra += len(members) % 2  # odd libraries round up and down in turn
+        train += members[: len(members) // 2 + (len(members) % 2 and extra % 2)]
+    return sorted(train) if split == "train" else sorted(set(range(len(libraries))) - set(train))
 
 
 def subset(questions: list[Question], limit: int, seed: int) -> list[Question]:
@@ -130,6 +163,15 @@ def _question(index, row, databases):
         question_id=row.get("question_id"),
         difficulty=row.get("difficulty", ""),
     )
+
+
+def _problem(index, row):
+    """A DS-1000 problem. Its prompt is kept whole: it is text and code that the answer continues."""
+    meta = row["metadata"]
+    return Question(
+        index=index, db_id=meta["library"], database="", text=row["prompt"], gold=row["reference_code"].strip("\n"),
+        question_id=meta["problem_id"], difficulty=meta["library"], context=row["code_context"],
+    )  # fmt: skip
 
 
 def _some(names, most=4):
@@ -174,6 +216,8 @@ def schema(database: str) -> str:
 
 def prompt(question: Question) -> str:
     """The zero-shot prompt: schema first and question last, so that a database's questions share their prefix."""
+    if question.context:
+        return question.text
     evidence = f"Hint: {question.evidence}\n" if question.evidence else ""
     return (
         "Write one SQLite query that answers the question. Reply with the query only.\n\n"
@@ -184,28 +228,53 @@ def prompt(question: Question) -> str:
 def prompt_ids(question: Question, tokenizer) -> list[int]:
     """The prompt's tokens: through the tokenizer's chat template where it has one, else followed by "SQL:"."""
     if tokenizer.chat_template:
-        message = [{"role": "user", "content": prompt(question)}]
+        text = prompt(question)
+        if question.context:
+            text = f"Complete the program. Reply with the missing code only, between <code> and </code>.\n\n{text}"
+        message = [{"role": "user", "content": text}]
         text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
         return tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokenizer(prompt(question) + "\nSQL:\n")["input_ids"]
+    return tokenizer(prompt(question) + ("\n" if question.context else "\nSQL:\n"))["input_ids"]
 
 
-# where a query begins: a fence, or SELECT or WITH at the start of a line; and where it ends, outside quoted text
-BEGIN = re.compile(r"```[a-z]*\n?|^[ \t(]*(?=select\b|with\s+(?:recursive\s+)?\S+\s*(?:\(|as\b))", re.IGNORECASE | re.MULTILINE)
+# where a query begins: a fence, or SELECT or WITH at the start of a line; and where it ends, outside quoted text. What
+# makes WITH a beginning holds nothing that could end a query, or a text that had ended could get another beginning.
+GAP = r"(?:[^\S\n]+\n?|\n)[^\S\n]*"
+BEGIN = re.compile(
+    r"```(?!select\b|with\b)[a-z]*\n?|```"
+    rf"|^[ \t(]*(?=select\b|with{GAP}(?:recursive{GAP})?(?:(?!```)[^\s;])+(?:{GAP})?(?:\(|as\b))",
+    re.IGNORECASE | re.MULTILINE,
+)
 END = re.compile(r"""'(?:[^']|'')*(?:'|\Z)|"[^"]*(?:"|\Z)|(?P<end>```|;|(?P<blank>\n\s*?\n))""")
 
 
-def extract_code(text: str) -> str:
-    """The query inside a model's answer: from its first fence, SELECT or WITH to the next `;`, fence or blank line.
+# DS-1000's official postprocessing: what stands between these, the first only where the answer begins with it
+TAGS = (("```python", "```"), ("<code>", "</code>"), ("", "</code>"), ("", "\nEND SOLUTION"))
+
+
+def extract_code(text: str, language: str = "sql") -> str:
+    """The code inside a model's answer.
+
+    Python: DS-1000's official rule. SQL: from its first fence, SELECT or WITH to the next `;`, fence or blank line.
 
     A blank line ends a bare query alone, not one inside a fence; quoted text ends nothing. Without a beginning: all of it.
     """
-    return _cut(text)[0]
+    return _cut_python(text)[0] if language == "python" else _cut(text)[0]
 
 
-def code_ended(text: str) -> bool:
+def code_ended(text: str, language: str = "sql") -> bool:
     """True once nothing that follows could change `extract_code`: sampling stops here."""
-    return _cut(text)[1]
+    return _cut_python(text)[1] if language == "python" else _cut(text)[1]
+
+
+def _cut_python(text):
+    ended = False
+    for start, end in TAGS:
+        begin = len(start) if text.startswith(start) else 0
+        stop = text.find(end, len(start))
+        ended = ended or stop >= 0
+        text = text[begin : stop if stop >= 0 else len(text)]
+    return text, ended
 
 
 def _cut(text):

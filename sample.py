@@ -41,7 +41,7 @@ class Policy:
     dtype: torch.dtype  # of the frozen weights and, on a GPU, of autocast
     end_ids: tuple[int, ...]  # tokens that end an answer
     max_positions: int  # a longer sequence than this the model cannot take
-    stop_tokens: frozenset[int]  # tokens after which the code may have ended (`;`, a fence, a line break)
+    stop_tokens: frozenset[int]  # tokens after which the code may have ended (`;`, a fence, a line break, a tag)
 
     def autocast(self):
         """Mixed precision: the adapter and the loss stay float32, matrix products run in the weights' type."""
@@ -118,7 +118,7 @@ def load_policy(name: str, precision: str = "auto", device: str = "auto") -> Pol
     end = {tokenizer.eos_token_id, *_as_list(getattr(model.generation_config, "eos_token_id", None))}
     model.eval().requires_grad_(False).to(device)
     pieces = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-    stop = frozenset(i for i, piece in enumerate(pieces) if any(c in piece for c in ";`\n"))
+    stop = frozenset(i for i, piece in enumerate(pieces) if any(c in piece for c in ";`\n>N"))
     policy = Policy(model, tokenizer, name, device, dtype, tuple(sorted(end)), min(limit, window or limit), stop)
     check_tree(policy)
     return policy
@@ -292,7 +292,7 @@ def units(prompts: list[list[int]], answers: int, max_new: int, batch_tokens: in
 
 
 @torch.no_grad()
-def draw_unit(policy, questions, prompts, answers, max_new, temperature, top_p, seed, iteration, ended):
+def draw_unit(policy, questions, prompts, answers, max_new, temperature, top_p, seed, iteration):
     """Draw `answers` answers to each of a unit's questions; returns them ordered by question and sample."""
     tree = Tree(prompts, device=policy.device, keep_cache=True)
     u = np.stack([uniforms(seed, iteration, q.index, m, max_new) for q in questions for m in range(answers)])
@@ -316,7 +316,10 @@ def draw_unit(policy, questions, prompts, answers, max_new, temperature, top_p, 
                 row = rows[r]
                 tokens[row].append(token)
                 logps[row] += value
-                text_end = token in policy.stop_tokens and ended(policy.tokenizer.decode(tokens[row], skip_special_tokens=True))
+                text_end = False
+                if token in policy.stop_tokens:
+                    text = policy.tokenizer.decode(tokens[row], skip_special_tokens=True)
+                    text_end = data.code_ended(text, questions[row // answers].language)
                 if token in policy.end_ids or text_end:
                     finished[row], running[r] = True, False
             alive = [r for r, on in enumerate(running) if on]
@@ -363,7 +366,7 @@ def sample(
         if number >= skip:
             result = draw_unit(
                 policy, [questions[i] for i in unit], [prompts[i] for i in unit], answers, max_new, temperature, top_p,
-                seed, iteration, data.code_ended,
+                seed, iteration,
             )  # fmt: skip
             drawn, ended = drawn + sum(len(a.ids) for a in result), ended + sum(a.finished for a in result)
             total += len(result)
@@ -394,7 +397,9 @@ def main():
     for unit in sample(policy, chosen, args.answers, temperature=args.temperature, seed=args.seed, progress="sampling"):
         by_index = {q.index: q for q in chosen}
         for a in unit:
-            print(f"[{a.question}.{a.sample}] {by_index[a.question].text}\n    {data.extract_code(a.text)!r}  {a.logp:.1f}")
+            question = by_index[a.question]
+            code = data.extract_code(a.text, question.language)
+            print(f"[{a.question}.{a.sample}] {question.text}\n    {code!r}  log π {a.logp:.1f}")
 
 
 if __name__ == "__main__":
