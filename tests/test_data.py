@@ -1,0 +1,178 @@
+"""Loaders count what they leave out, subsets nest, prompts share their schema, and one rule says where code ends."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import TRAIN, make_database
+
+import data
+from data import UserError, code_ended, extract_code
+
+SHOP = Path(__file__).resolve().parent.parent / "data" / "shop"
+
+
+@pytest.fixture
+def copy(spider, tmp_path):
+    return Path(shutil.copytree(spider, tmp_path / "set"))
+
+
+def test_questions_come_in_file_order_with_their_gold_and_database(spider):
+    questions, notes = data.load("spider", spider, "train")
+    assert [(q.db_id, q.text, q.gold) for q in questions] == TRAIN and notes == []
+    assert [q.index for q in questions] == list(range(12))
+    assert all(q.database == str(spider / "database" / q.db_id / f"{q.db_id}.sqlite") for q in questions)
+
+
+def test_a_missing_database_leaves_out_its_questions_and_keeps_the_indices(copy):
+    shutil.rmtree(copy / "database" / "pets")
+    questions, notes = data.load("spider", copy, "train")
+    assert [q.index for q in questions] == [6, 7, 8, 9, 10, 11]
+    assert notes == ["6 questions: no database file (pets)"]
+    assert data.count("spider", copy, "train") == 12
+
+
+def test_a_database_without_rows_leaves_out_training_questions_alone(copy):
+    path = copy / "database" / "books" / "books.sqlite"
+    path.unlink()
+    make_database(path, "CREATE TABLE book (id INTEGER, title TEXT, year INTEGER, price REAL); CREATE TABLE other (x)")
+    questions, notes = data.load("spider", copy, "train")
+    assert {q.db_id for q in questions} == {"pets"}
+    assert notes == ["6 questions: their database has no rows (books)"]
+    questions, notes = data.load("spider", copy, "dev")
+    assert len(questions) == 6 and notes == []
+
+
+def test_one_row_in_one_table_is_enough(tmp_path):
+    script = """CREATE TABLE a (x); CREATE TABLE "odd name" (x); INSERT INTO "odd name" VALUES (1)"""
+    make_database(tmp_path / "a.sqlite", script)
+    assert data.has_rows(str(tmp_path / "a.sqlite"))
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '[{"db_id": "pets"}]', '[{"db_id": "pets", "question": 3, "query": "x"}]'])
+def test_a_file_in_another_layout_is_a_user_error(copy, text):
+    (copy / "train_spider.json").write_text(text)
+    with pytest.raises(UserError, match="train_spider.json"):
+        data.load("spider", copy, "train")
+
+
+def test_what_is_missing_is_a_user_error_that_names_it(copy, tmp_path):
+    with pytest.raises(UserError, match="yale-lily"):
+        data.load("spider", tmp_path / "nowhere", "train")
+    shutil.rmtree(copy / "database")
+    with pytest.raises(UserError, match="database"):
+        data.load("spider", copy, "dev")
+
+
+def test_a_database_that_is_not_sqlite_is_a_user_error(copy):
+    (copy / "database" / "pets" / "pets.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(UserError, match="pets.sqlite"):
+        data.load("spider", copy, "train")
+
+
+def test_birds_layout_brings_evidence_and_question_id(spider, tmp_path):
+    shutil.copytree(spider / "database", tmp_path / "dev" / "dev_databases")
+    row = {"db_id": "pets", "question": "How  many?", "SQL": " SELECT 1 ", "evidence": "many\nmeans 2"}
+    row |= {"question_id": 71, "difficulty": "simple"}
+    (tmp_path / "dev" / "dev.json").write_text(json.dumps([row]))
+    (question,), _ = data.load("bird", tmp_path, "dev")
+    assert (question.text, question.gold, question.evidence) == ("How many?", "SELECT 1", "many means 2")
+    assert (question.question_id, question.difficulty, question.index) == (71, "simple", 0)
+
+
+def test_a_larger_subset_contains_the_smaller_ones():
+    everything = list(range(500))
+    chosen = [set(data.subset(everything, n, 3)) for n in (1, 7, 100, 499, 500, 0)]
+    assert [len(c) for c in chosen] == [1, 7, 100, 499, 500, 500]
+    assert all(small <= large for small, large in zip(chosen, chosen[1:]))
+    assert data.subset(everything, 100, 3) == sorted(chosen[2])
+    assert set(data.subset(everything, 100, 4)) != chosen[2]
+
+
+def test_prompts_of_one_database_share_everything_before_the_question(spider, tokenizer):
+    questions, _ = data.load("spider", spider, "train")
+    for db in ("pets", "books"):
+        prompts = [data.prompt(q) for q in questions if q.db_id == db]
+        head = prompts[0].split("Question:")[0]
+        assert data.schema(next(q.database for q in questions if q.db_id == db)) in head
+        assert all(p.startswith(head) for p in prompts)
+        ids = [data.prompt_ids(q, tokenizer) for q in questions if q.db_id == db]
+        shared = next(n for n in range(len(ids[0])) if len({tuple(p[:n]) for p in ids}) > 1) - 1
+        assert shared > 0.7 * len(ids[0])
+
+
+def test_the_schema_is_the_databases_own_create_statements(spider):
+    assert data.schema(str(spider / "database" / "pets" / "pets.sqlite")) == (
+        "CREATE TABLE owner (id INTEGER PRIMARY KEY, name TEXT, city TEXT);\n"
+        "CREATE TABLE pet (id INTEGER PRIMARY KEY, owner_id INTEGER, kind TEXT, age INTEGER);"
+    )
+
+
+# ---- where code begins and ends ---------------------------------------------------------------------------------------
+
+Q = "SELECT name FROM pet"
+EXTRACTED = {
+    Q: (Q, False),
+    f"{Q};": (Q, True),
+    f"  {Q} ; SELECT 2": (Q, True),
+    f"{Q}\n\nThis lists the names.": (Q, True),
+    f"{Q}\nWHERE age > 1": (f"{Q}\nWHERE age > 1", False),
+    f"```sql\n{Q}\n```": (Q, True),
+    f"```sql\n{Q}\n\nLIMIT 3\n```": (f"{Q}\n\nLIMIT 3", True),
+    f"```\n{Q};\n```": (Q, True),
+    f"```{Q}```": (Q, True),
+    f"```sql {Q}```": (Q, True),
+    f"```SQL\n{Q}": (Q, False),
+    f"Here is the query:\n\n```sql\n{Q}\n```": (Q, True),
+    f"Here is the query:\n\n{Q};": (Q, True),
+    "Here is the query:\n\n": ("Here is the query:", False),
+    "SELECT ';' FROM a;": ("SELECT ';' FROM a", True),
+    "SELECT 'it''s; so' FROM a; x": ("SELECT 'it''s; so' FROM a", True),
+    'SELECT "a;b" FROM a;': ('SELECT "a;b" FROM a', True),
+    "SELECT 'open; ": ("SELECT 'open;", False),
+    "WITH a AS (SELECT 1) SELECT * FROM a;": ("WITH a AS (SELECT 1) SELECT * FROM a", True),
+    "WITH RECURSIVE a(x) AS (SELECT 1)\nSELECT x FROM a;": ("WITH RECURSIVE a(x) AS (SELECT 1)\nSELECT x FROM a", True),
+    f"With pleasure:\n{Q};": (Q, True),
+    "(SELECT 1) UNION (SELECT 2);": ("(SELECT 1) UNION (SELECT 2)", True),
+    "no code; at all\n\n": ("no code; at all", False),
+    "": ("", False),
+}
+
+
+@pytest.mark.parametrize("text", EXTRACTED)
+def test_the_query_inside_an_answer(text):
+    assert (extract_code(text), code_ended(text)) == EXTRACTED[text]
+
+
+def test_once_code_has_ended_nothing_that_follows_changes_it():
+    pieces = ["SELECT ", "select", "WITH ", "with a as (", " as", "recursive ", "```", "`", "sql", ";", "\n", "\n", " ", "'"]
+    pieces += ['"', "(", ")", "a", "x", "''", "\n\n", "\t", "Here:"]
+    rng, ended = random.Random(0), 0
+    for _ in range(30000):
+        text = "".join(rng.choices(pieces, k=rng.randrange(2, 16)))
+        for n in range(len(text)):
+            if code_ended(text[:n]):
+                ended += 1
+                longer = [text[:m] for m in range(n + 1, len(text) + 1)]
+                assert all(code_ended(t) and extract_code(t) == extract_code(text[:n]) for t in longer), (text, n)
+                break
+    assert ended > 4000
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_every_gold_query_of_the_shop_survives_extraction(split):
+    for q in data.load("shop", SHOP, split)[0]:
+        for text in (q.gold, f"{q.gold};", f" {q.gold}\n\nwhich is it", f"```sql\n{q.gold};\n```", f"Sure:\n{q.gold};"):
+            assert extract_code(text) == q.gold
+        assert not code_ended(q.gold)
+
+
+def test_a_user_error_is_one_line_and_exit_code_2(capsys):
+    def main():
+        raise UserError("no such thing.")
+
+    with pytest.raises(SystemExit) as stop:
+        data.run(main)
+    assert stop.value.code == 2 and capsys.readouterr().err == "error: no such thing.\n"
