@@ -36,7 +36,7 @@ from eval import evaluate, job, usable
 from loss import dpo_loss, dpo_margin, dual_loss, sft_loss
 from sample import Policy, load_policy, locate, sample, settle_device
 from tree import Tree, answer_logps
-from verify import Verdict, Verifier
+from verify import GoldReport, Verdict, Verifier
 
 
 def setting(default, help, choices=None):
@@ -97,6 +97,7 @@ PRESETS = {
         "lr": 3e-4, "max_length": 512, "max_new": data.MAX_NEW["shop"],
     },
 }
+UNIT_END = '{"unit": "complete"}\n'
 FREE = {"run", "iterations", "min_gain", "workers", "device"}  # may differ when a run goes on
 
 
@@ -118,8 +119,7 @@ def codelutra(config: Config, policy: Policy, train: list[Question], validation,
             print(f"π_{t - 1} gained {gain(config, history):.1f} points on validation, less than --min-gain: stopping")
             break
         folder = run / f"iter_{t}"
-        answers = draw(config, policy, train, folder, t)
-        verdicts = judge(config, train, answers, folder, verifier)
+        answers, verdicts = draw(config, policy, train, folder, t, verifier)
         pairs = make_pairs(config, policy, train, answers, verdicts, folder, t)
         refine(config, policy, prompts, pairs, folder, t)
         history.append(score(config, policy, validation, held_out, folder, verifier))
@@ -127,15 +127,20 @@ def codelutra(config: Config, policy: Policy, train: list[Question], validation,
     return history
 
 
-# ---- the five stages; each one's output is complete or absent, and a stage whose output is there is not run again ----
+# ---- the stages; each one's output is complete or absent, and a stage whose output is there is not run again ----
 
 
-def draw(config, policy, questions, folder, t) -> list[Answer]:
-    """M answers ŷ ~ π_{t−1}(x) to every question → answers.jsonl, appended unit by unit."""
-    path, part = folder / "answers.jsonl", folder / "answers.part"
-    if not path.exists():
+def draw(config, policy, questions, folder, t, verifier) -> tuple[list[Answer], list[Verdict]]:
+    """M answers ŷ ~ π_{t−1}(x) to every question, executed while the next are drawn → answers.jsonl, verdicts.jsonl.
+
+    Answers are appended unit by unit: a stopped run draws the unit in flight again, whole.
+    """
+    part, by_index = folder / "answers.part", {q.index: q for q in questions}
+    if not (folder / "verdicts.jsonl").exists():
         started = time.time()
         done = _complete_units(part)
+        answers = _answers(part) if done else []
+        futures = [execute(config, by_index[a.question], a, verifier) for a in answers]
         units = sample(
             policy, questions, config.answers, config.max_new, config.temperature, config.top_p, config.seed, t,
             config.batch_tokens, skip=done, progress=f"π_{t - 1} answers",
@@ -144,32 +149,35 @@ def draw(config, policy, questions, folder, t) -> list[Answer]:
             for unit in units:
                 for answer in unit:
                     file.write(json.dumps(dataclasses.asdict(answer), ensure_ascii=False) + "\n")
-                file.write('{"unit": "complete"}\n')
+                file.write(UNIT_END)
                 file.flush()
                 os.fsync(file.fileno())
+                futures += [execute(config, by_index[a.question], a, verifier) for a in unit]
         _note_time(folder, "sample", started)
-        os.replace(part, path)
-    rows = [row for row in _read_lines(path) if "unit" not in row]
-    return [Answer(**{**row, "ids": tuple(row["ids"])}) for row in rows]
-
-
-def judge(config, questions, answers, folder, verifier) -> list[Verdict]:
-    """Execute every answer → verdicts.jsonl, in the answers' order."""
-    path = folder / "verdicts.jsonl"
-    if not path.exists():
         started = time.time()
-        by_index = {q.index: q for q in questions}
-        codes = [(by_index[a.question], data.extract_code(a.text, by_index[a.question].language)) for a in answers]
-        with tqdm(total=len(codes), desc="executing", unit="answer", dynamic_ncols=True) as bar:
-            if config.criterion == "match":
-                comparison = data.COMPARISON[config.data]
-                verdicts = verifier.run([job(q, c, comparison, config.timeout) for q, c in codes], progress=bar.update)
-            else:  # an answer takes the gold's place: whether it runs is all that is asked
-                reports = [verifier.check_gold(q.database, code, config.timeout) for q, code in codes]
-                verdicts = [report.result().verdict for report in reports]
+        verdicts = [outcome(config, f) for f in tqdm(futures, desc="executing", unit="answer", dynamic_ncols=True)]
         _note_time(folder, "verify", started)
-        write(path, "".join(json.dumps(dataclasses.asdict(v), ensure_ascii=False) + "\n" for v in verdicts))
-    return [Verdict(**row) for row in _read_lines(path)]
+        os.replace(part, folder / "answers.jsonl")
+        rows = [json.dumps(dataclasses.asdict(v), ensure_ascii=False) + "\n" for v in verdicts]
+        write(folder / "verdicts.jsonl", "".join(rows))
+    return _answers(folder / "answers.jsonl"), [Verdict(**row) for row in _read_lines(folder / "verdicts.jsonl")]
+
+
+def execute(config, question, answer, verifier):
+    """Have one answer executed; `outcome` waits for its verdict."""
+    code = data.extract_code(answer.text, question.language)
+    if config.criterion == "executable" and question.language == "sql":
+        return verifier.check_gold(question.database, code, config.timeout)  # runs it alone: no gold is involved
+    return verifier.submit(job(question, code, data.COMPARISON[config.data], config.timeout))
+
+
+def outcome(config, future) -> Verdict:
+    """The verdict of one answer. By the criterion `executable` an answer that runs at all is correct."""
+    result = future.result()
+    verdict = result.verdict if isinstance(result, GoldReport) else result
+    if config.criterion == "executable" and verdict.verdict == "wrong":
+        verdict = dataclasses.replace(verdict, verdict="correct")
+    return verdict
 
 
 def make_pairs(config, policy, questions, answers, verdicts, folder, t) -> list[QuestionPairs]:
@@ -456,7 +464,7 @@ def _complete_units(part: Path) -> int:
     part.parent.mkdir(parents=True, exist_ok=True)
     if not part.exists():
         return 0
-    raw, mark = part.read_bytes(), b'{"unit": "complete"}\n'
+    raw, mark = part.read_bytes(), UNIT_END.encode()
     end = raw.rfind(mark)
     os.truncate(part, end + len(mark) if end >= 0 else 0)
     return raw.count(mark)
@@ -467,6 +475,10 @@ def _note_time(folder, stage, started):
     seconds = json.loads(path.read_text()) if path.exists() else {}
     seconds[stage] = round(seconds.get(stage, 0) + time.time() - started, 1)  # a stage that went on adds up
     write(path, json.dumps(seconds) + "\n")
+
+
+def _answers(path) -> list[Answer]:
+    return [Answer(**{**row, "ids": tuple(row["ids"])}) for row in _read_lines(path) if "unit" not in row]
 
 
 def _lists(answers):
