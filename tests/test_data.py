@@ -161,6 +161,18 @@ def test_once_code_has_ended_nothing_that_follows_changes_it():
     assert ended > 4000
 
 
+def test_once_a_python_answer_has_ended_nothing_that_follows_changes_it():
+    pieces = ["```", "python", "<code>", "</code>", "\n", "END SOLUTION", "x = 1", "`", "END", "</", "code>", "\nEND SOLUTION"]
+    rng, ended = random.Random(0), 0
+    for _ in range(10000):
+        text = "".join(rng.choices(pieces, k=rng.randrange(2, 12)))
+        n = next((n for n in range(len(text)) if code_ended(text[:n], "python")), None)
+        if n is not None:
+            ended += 1
+            assert {extract_code(text[:m], "python") for m in range(n, len(text) + 1)} == {extract_code(text[:n], "python")}
+    assert ended > 5000
+
+
 @pytest.mark.parametrize("split", ["train", "dev"])
 def test_every_gold_query_of_the_shop_survives_extraction(split):
     for q in data.load("shop", SHOP, split)[0]:

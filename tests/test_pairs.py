@@ -1,0 +1,197 @@
+"""Which answers become chosen and rejected, and how K pairs are drawn from them."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from codelutra import Config, QuestionPairs, gold_ids, is_degenerate, make_pairs, question_pairs
+from data import Answer, load
+from verify import Verdict
+
+GOLD = (90, 91, 0)
+CONFIG = Config(pairs=4, seed=0)
+
+
+def answers(question, *verdicts, first=1):
+    """Answer m has the ids (question, m, 0): all distinct."""
+    return [
+        (Answer(question, m, (100 + question, m, 0), "", -1.0, True), Verdict(verdict))
+        for m, verdict in enumerate(verdicts, first)
+    ]
+
+
+def pairs_of(drawn, t=1, index=5, counts=None, **settings):
+    counts = Counter() if counts is None else counts
+    return question_pairs(replace(CONFIG, **settings), index, GOLD, drawn, t, counts)
+
+
+def sides(pairs):
+    """(chosen, rejected) token ids of every pair."""
+    return [tuple(None if i is None else pairs.answers[i] for i in pair) for pair in pairs.pairs]
+
+
+RIGHT = [(105, m, 0) for m in range(1, 7)]
+DRAWN = answers(5, *["correct"] * 6, *["wrong"] * 3, *["error"] * 3)
+
+
+def test_chosen_are_right_and_rejected_are_not():
+    for t in range(50):
+        for chosen, rejected in sides(pairs_of(DRAWN, t)):
+            assert chosen in RIGHT and rejected not in RIGHT and rejected != GOLD
+
+
+def test_k_pairs_without_replacement_where_the_sets_are_large_enough():
+    for k in (1, 4, 6):
+        for t in range(20):
+            found = sides(pairs_of(DRAWN, t, pairs=k))
+            assert len(found) == len({c for c, _ in found}) == len({r for _, r in found}) == k
+
+
+def test_with_replacement_where_a_set_holds_fewer_than_k():
+    found = sides(pairs_of(DRAWN, pairs=20))
+    assert len(found) == 20 and {c for c, _ in found} <= set(RIGHT)
+    few = sides(pairs_of(answers(5, "correct", "wrong", "wrong", "wrong", "wrong"), pairs=4))
+    assert [c for c, _ in few] == [(105, 1, 0)] * 4  # the one right answer again and again …
+    assert len({r for _, r in few}) == 4  # … against every wrong one once
+
+
+def test_every_pair_of_answers_is_drawn_equally_often():
+    drawn = answers(5, "correct", "correct", "wrong", "wrong", "wrong")
+    found = Counter(pair for t in range(3000) for pair in sides(pairs_of(drawn, t, pairs=1)))
+    assert len(found) == 6 and all(abs(n - 500) < 5 * 500**0.5 for n in found.values())
+
+
+def test_an_answer_drawn_twice_counts_twice_and_is_stored_once():
+    drawn = answers(5, "correct", "wrong", "wrong")
+    drawn += [(replace(drawn[1][0], sample=9), drawn[1][1])] * 6  # the first wrong one, seven times in all
+    found = [sides(pairs_of(drawn, t, pairs=1))[0][1] for t in range(400)]
+    assert 300 < found.count((105, 2, 0)) < 395  # 7/8 of 400 is 350
+    pairs = pairs_of(drawn, pairs=8)
+    assert len(set(pairs.answers)) == len(pairs.answers) <= 3 and len(pairs.pairs) == 8
+
+
+def test_no_wrong_answer_gives_no_pair():
+    counts = Counter()
+    assert pairs_of(answers(5, "correct", "correct"), counts=counts) is None
+    assert counts["questions_without_wrong"] == 1 and counts["questions_without_right"] == 0
+
+
+@pytest.mark.parametrize("gold, chosen", [("if-empty", GOLD), ("always", GOLD), ("only", GOLD), ("never", None)])
+def test_gold_where_no_answer_is_right(gold, chosen):
+    counts = Counter()
+    pairs = pairs_of(answers(5, "wrong", "error", "timeout", "wrong"), gold=gold, counts=counts)
+    assert (pairs is None) if chosen is None else ({c for c, _ in sides(pairs)} == {GOLD})
+    assert counts["questions_without_right"] == (chosen is None)
+    assert counts["answers_right"] == 0 and counts["answers"] == 4 and counts["questions"] == 1
+
+
+@pytest.mark.parametrize("gold, expected", [("if-empty", False), ("never", False), ("always", True)])
+def test_gold_where_an_answer_is_right(gold, expected):
+    found = {c for t in range(30) for c, _ in sides(pairs_of(DRAWN, t, gold=gold))}
+    assert found == set(RIGHT) | ({GOLD} if expected else set())
+
+
+def test_gold_only_is_chosen_alone():
+    assert {c for t in range(10) for c, _ in sides(pairs_of(DRAWN, t, gold="only"))} == {GOLD}
+
+
+def test_without_a_dpo_term_no_wrong_answer_is_needed():
+    pairs = pairs_of(answers(5, "correct", "correct"), objective="sft")
+    assert {r for _, r in sides(pairs)} == {None} and len(pairs.pairs) == 4
+    assert set(pairs.answers) <= {(105, 1, 0), (105, 2, 0)}
+
+
+def test_degenerate_answers_are_never_rejected_but_may_be_chosen():
+    loop = Answer(5, 9, (7,) * 40, "", -1.0, finished=False)
+    counts = Counter()
+    pairs = pairs_of(answers(5, "correct", "wrong") + [(loop, Verdict("error"))], counts=counts)
+    assert {r for _, r in sides(pairs)} == {(105, 2, 0)} and counts["answers_degenerate"] == 1
+    assert pairs_of([(loop, Verdict("error"))]) is None  # gold, and nothing to compare it with
+    assert {c for c, _ in sides(pairs_of([(loop, Verdict("correct"))] + answers(5, "wrong")))} == {loop.ids}
+
+
+@pytest.mark.parametrize(
+    "ids, finished, expected",
+    [
+        ((7,) * 40, False, True),
+        ((7,) * 40, True, False),  # it ended
+        ((1, 2, 3, 4, 5, 6) + (8, 9) * 6, False, True),  # the last half is (8, 9) back to back
+        ((8, 9) * 6 + (1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 7), False, False),  # repeats, but not to the end
+        (tuple(range(12)) + (1, 2, 3, 4) * 3, False, True),  # three times is enough
+        (tuple(range(12)) + (1, 2, 3, 4, 5, 6) * 2, False, False),  # twice is not
+        (tuple(range(13)) + (1, 2, 3, 4) * 3 + (1,), False, True),  # cut off inside the n-gram
+        (tuple(range(24)), False, False),
+        ((3,), False, False),
+        ((3, 3, 3), False, False),  # the last half, two tokens, holds no three repeats
+        ((), False, False),
+    ],
+)
+def test_degenerate_means_a_last_half_of_one_n_gram_at_least_three_times(ids, finished, expected):
+    assert is_degenerate(Answer(0, 0, ids, "", -1.0, finished)) == expected
+
+
+def test_a_draw_depends_on_seed_iteration_and_question_alone():
+    first = pairs_of(DRAWN, t=1)
+    assert first == pairs_of(DRAWN, t=1)
+    assert len({pairs_of(DRAWN, t=1), pairs_of(DRAWN, t=2), pairs_of(DRAWN, seed=1), pairs_of(DRAWN, index=6)}) == 4
+
+
+# ---- the stage ------------------------------------------------------------------------------------------------------
+
+
+class Policy:
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+
+@pytest.fixture
+def stage(spider, tokenizer, tmp_path):
+    policy, questions = Policy(tokenizer), load("spider", spider, "train")[0][:4]
+
+    def run(verdicts, name="iter_1", t=1, config=CONFIG):
+        """verdicts: {question: its answers' verdicts}."""
+        flat = [pair for q, of in verdicts.items() for pair in answers(q, *of)]
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        use = [q for q in questions if q.index in verdicts]
+        return make_pairs(config, policy, use, [a for a, _ in flat], [v for _, v in flat], folder, t), folder
+
+    return run
+
+
+VERDICTS = {0: ["correct", "wrong", "wrong"], 1: ["wrong", "error"], 2: ["correct"] * 3, 3: ["error", "correct"]}
+
+
+def test_the_stage_writes_pairs_and_a_summary_that_adds_up(stage):
+    pairs, folder = stage(VERDICTS)
+    assert [p.question for p in pairs] == [0, 1, 3]  # question 2 has nothing wrong
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    assert [QuestionPairs(r["question"], tuple(map(tuple, r["answers"])), tuple(map(tuple, r["pairs"]))) for r in rows] == pairs
+    summary = json.loads((folder / "pairs_summary.json").read_text())
+    assert Counter(summary) == Counter(
+        questions=4, answers=10, answers_right=5, questions_given_gold=1, questions_without_wrong=1, pairs=12
+    )
+
+
+def test_the_same_call_writes_the_same_bytes(stage):
+    (first, one), (second, two) = stage(VERDICTS, "one"), stage(VERDICTS, "two")
+    assert first == second and (one / "pairs.jsonl").read_bytes() == (two / "pairs.jsonl").read_bytes()
+    again, _ = stage({0: ["wrong"], 1: ["wrong"]}, "one")  # the stage is done: its file counts, not its input
+    assert again == first
+
+
+def test_other_questions_do_not_move_a_questions_pairs(stage):
+    whole, _ = stage(VERDICTS, "whole")
+    alone, _ = stage({3: VERDICTS[3]}, "alone")
+    assert alone == [p for p in whole if p.question == 3]
+    changed, _ = stage(VERDICTS | {0: ["wrong"] * 3}, "changed")
+    assert changed[1:] == whole[1:] and changed[0] != whole[0]
+
+
+def test_the_gold_answer_is_its_tokens_and_the_end_token(spider, tokenizer):
+    question = load("spider", spider, "train")[0][0]
+    ids = gold_ids(question, Policy(tokenizer))
+    assert ids[-1] == tokenizer.eos_token_id and ids.count(tokenizer.eos_token_id) == 1
+    assert tokenizer.decode(ids[:-1]) == question.gold
