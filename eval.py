@@ -86,7 +86,7 @@ def read_predictions(path: Path, questions: list[Question], total: int) -> dict[
     Raises UserError, naming the line, for anything that is neither.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON may hold U+2028 and its like
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON may hold U+2028 and its like
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read predictions {path}: {error}.")
     while lines and not lines[-1].strip():
@@ -111,8 +111,8 @@ def read_predictions(path: Path, questions: list[Question], total: int) -> dict[
             raise UserError(
                 f"{path}, line {number}: expected a JSON object with answer and index or question_id ({error!r})."
             )
-        if not isinstance(code, str):
-            raise UserError(f"{path}, line {number}: answer must be a string.")
+        if not isinstance(code, str) or not isinstance(index, int | None):
+            raise UserError(f"{path}, line {number}: answer must be a string and index a number.")
         if index is not None:
             found[index] = code
     return found
