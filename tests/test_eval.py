@@ -1,0 +1,192 @@
+"""Scores by hand, every form of a predictions file, and the command on the bundled set."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import data
+import eval as evaluation
+from data import Question, UserError
+from eval import read_predictions, scores, usable
+from verify import Verdict, Verifier
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def questions(*indices, offset=700):
+    return [Question(i, "pets", "pets.sqlite", "?", "SELECT 1", question_id=offset + i) for i in indices]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "predictions"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+def test_scores_by_hand():
+    found = scores([Verdict(v) for v in ("correct", "correct", "wrong", "error", "timeout", "error", "correct", "wrong")])
+    assert (found.n, found.ex, found.executable) == (8, 3 / 8, 5 / 8)
+    assert {v: n for v, n in found.classes.items() if n} == {"correct": 3, "wrong": 2, "error": 2, "timeout": 1}
+    empty = scores([])
+    assert (empty.n, empty.ex, empty.executable) == (0, 0, 0)
+
+
+# ---- predictions ----------------------------------------------------------------------------------------------------
+
+
+def test_one_query_a_line_for_the_whole_file(write):
+    path = write("SELECT 1\n\nSELECT 3\n\n")  # an empty line is an empty answer, but not at the end
+    assert read_predictions(path, questions(0, 2), total=3) == {0: "SELECT 1", 1: "", 2: "SELECT 3"}
+
+
+def test_one_query_a_line_for_the_usable_questions(write):
+    assert read_predictions(write("SELECT 1\nSELECT 3"), questions(0, 2), total=3) == {0: "SELECT 1", 2: "SELECT 3"}
+
+
+def test_a_tab_and_a_database_name_are_dropped(write):
+    path = write("SELECT 1\tpets\nSELECT '\t'\tpets\n")
+    assert read_predictions(path, questions(0, 1), 2) == {0: "SELECT 1", 1: "SELECT '\t'"}
+
+
+def test_lines_of_windows(write):
+    assert read_predictions(write("SELECT 1\r\nSELECT 2\tpets\r\n"), questions(0, 1), 2) == {0: "SELECT 1", 1: "SELECT 2"}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_query(write):
+    assert read_predictions(write("\ufeffSELECT 1\nSELECT 2"), questions(0, 1), 2)[0] == "SELECT 1"
+
+
+def test_json_lines_by_index_and_by_question_id(write):
+    rows = [{"index": 2, "answer": "SELECT 2"}, {"question_id": 700, "answer": "SELECT 0", "other": 1}]
+    rows.append({"question_id": 12345, "answer": "of a question left out"})
+    path = write("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_predictions(path, questions(0, 2), total=3) == {2: "SELECT 2", 0: "SELECT 0"}
+
+
+def test_a_json_answer_may_hold_line_separators(write):
+    answer = "SELECT '\u2028 \u0085 \x0c'\n"
+    row = json.dumps({"index": 0, "answer": answer}, ensure_ascii=False)
+    assert read_predictions(write(row + "\n"), questions(0), total=1) == {0: answer}
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "empty"),
+        ("\n \n", "empty"),
+        ("SELECT 1\nSELECT 2\nSELECT 3\n", "3 lines; the split has 4 questions, 2"),
+        (b"\xff\xfe\x00", "cannot read"),
+        ('{"index": 0, "answer": "x"}\nSELECT 1', "line 2"),
+        ('{"index": 0, "answer": "x"}\n{"index": 1}', "line 2"),
+        ('{"answer": "x"}', "line 1"),
+        ('{"index": 0, "answer": 7}', "line 1: answer must be a string"),
+        ('{"index": 0, "answer": "x"}\n[1]', "line 2"),
+        ('{"index": "0", "answer": "x"}', "line 1"),
+        ('{"index": [0], "answer": "x"}', "line 1"),
+        ('{"question_id": [0], "answer": "x"}', "line 1"),
+    ],
+)
+def test_a_broken_file_is_a_user_error_that_names_the_place(write, text, words):
+    with pytest.raises(UserError, match=words):
+        read_predictions(write(text), questions(0, 2), total=4)
+
+
+def test_a_file_that_is_not_there_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="cannot read"):
+        read_predictions(tmp_path / "none", questions(0), 1)
+
+
+# ---- with the verifier ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with Verifier(1, 5.0) as verifier:
+        yield verifier
+
+
+def test_a_question_whose_gold_fails_is_left_out_and_named(spider, verifier):
+    good = data.load("spider", spider, "dev")[0]
+    bad = Question(41, "pets", good[0].database, "?", "SELECT nothing FROM nowhere")
+    kept, notes = usable([*good, bad], verifier, 5.0)
+    assert kept == good and len(notes) == 1 and "question 41 (pets)" in notes[0]
+
+
+def test_greedy_answers_are_verified_in_the_order_of_the_questions(spider, verifier, folders, monkeypatch):
+    from sample import load_policy
+
+    held_out = data.load("spider", spider, "dev")[0]
+    codes = [q.gold for q in held_out]
+    codes[1], codes[4] = "SELECT 12345", "SELEC"
+    monkeypatch.setattr(evaluation, "greedy", lambda policy, questions, *_: codes)
+    found, given, verdicts = evaluation.evaluate(None, held_out, verifier, "spider", 5.0)
+    assert [v.verdict for v in verdicts] == ["correct", "wrong", "correct", "correct", "error", "correct"]
+    assert (found.ex, found.executable, given) == (4 / 6, 5 / 6, codes)
+    monkeypatch.undo()
+    policy = load_policy(folders["gpt2"], device="cpu")
+    forward, backward = (evaluation.greedy(policy, q, 10, 5000) for q in (held_out, held_out[::-1]))
+    assert forward == backward[::-1] and len(set(forward)) > 1
+
+
+def test_a_prompt_too_long_for_the_model_is_a_question_without_an_answer(spider, folders):
+    from sample import load_policy
+
+    held_out = data.load("spider", spider, "dev")[0]
+    policy = load_policy(folders["gpt2"], device="cpu")
+    lengths = sorted(len(data.prompt_ids(q, policy.tokenizer)) for q in held_out)
+    policy.max_positions = lengths[3] + 10
+    codes = evaluation.greedy(policy, held_out, 10, 5000)
+    fitting = [len(data.prompt_ids(q, policy.tokenizer)) <= lengths[3] for q in held_out]
+    assert [bool(code) for code in codes] == fitting and 0 < sum(fitting) < 6
+
+
+# ---- the command ------------------------------------------------------------------------------------------------------
+
+
+def command(*argv):
+    return subprocess.run(
+        [sys.executable, "eval.py", "--workers", "1", *map(str, argv)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+def last(text):
+    return json.loads(text.strip().splitlines()[-1])
+
+
+def test_gold_as_predictions_of_the_shop_is_all_right(write, tmp_path):
+    golds = [row["query"] for row in json.loads((ROOT / "data/shop/dev.json").read_text())]
+    done = command("--predictions", write("\n".join(golds)), "--data", "shop", "--out", tmp_path / "out.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert last(done.stdout) == {"n": len(golds), "ex": 1.0, "executable": 1.0}
+    # what --out writes is a predictions file itself
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["answer"] for row in rows] == golds and {row["verdict"] for row in rows} == {"correct"}
+    again = command("--predictions", tmp_path / "out.jsonl", "--limit", 7)
+    assert last(again.stdout) == {"n": 7, "ex": 1.0, "executable": 1.0}
+
+
+def test_an_answer_that_is_missing_counts_as_not_answered(spider, write):
+    rows = [{"index": i, "answer": gold} for i, gold in enumerate(q.gold for q in data.load("spider", spider, "dev")[0])]
+    text = "".join(json.dumps(row) + "\n" for row in rows[:3])
+    done = command("--predictions", write(text), "--data", "spider", "--data-dir", spider)
+    found = last(done.stdout)
+    assert done.returncode == 0 and (found["n"], found["ex"]) == (6, 0.5)
+    assert "3 questions have no prediction" in done.stderr
+
+
+def test_a_broken_file_is_exit_code_2_and_one_line(spider, write):
+    done = command("--predictions", write('{"index": 0}'), "--data", "spider", "--data-dir", spider)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "line 1" in done.stderr
+
+
+def test_a_folder_without_the_data_is_exit_code_2_and_one_line(tmp_path):
+    done = command("--data", "bird", "--data-dir", tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
