@@ -5,25 +5,39 @@ resource limits that the child puts on itself before it reads its first request,
 a kill when an answer is late. The parent may hold a GPU and many threads, so a child is never forked from it: it is a
 new interpreter (`fork` in a process with threads copies locks that nobody will release).
 
-What this file does NOT do: stop a child from opening files or sockets. A SQL child runs trusted Python, and its
-queries are held by SQLite's own authorizer (see verify.py).
+A SQL child (Child) runs trusted Python and its queries are held by SQLite's own authorizer (judge_sql.py). Programs in
+Python run behind the walls of walls.py, in processes that a second interpreter forks (Zygote, judge_python.py).
 """
 
+import contextlib
 import ctypes
+import itertools
+import json
 import marshal
 import os
+import queue
 import resource
 import select
+import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+
+import walls
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 START_SECONDS = 60  # an interpreter starts in 0.05 s; on a machine that swaps it may take long, and that is no verdict
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS}
 KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH")  # needed by some builds of Python; nothing secret lives in them
+
+
+class InfrastructureError(RuntimeError):
+    """The machine or the data is at fault, not the answer: never a label."""
 
 
 class Late(Exception):
@@ -36,6 +50,11 @@ class Died(Exception):
     def __init__(self, status: int):
         super().__init__(f"exit status {status}")
         self.status = status
+
+
+def tier() -> str:
+    """The walls that this machine has for hostile Python, in words; begins with "strict" where all of them stand."""
+    return walls.tier()
 
 
 def clean_environment() -> dict[str, str]:
@@ -126,6 +145,141 @@ class Child:
             status = process.wait()
         process.stdout.close()
         return status
+
+
+# One thread each, also in libraries that ask the machine: a process with threads cannot be forked.
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
+                            "LOKY_MAX_CPU_COUNT", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1")
+QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "CUDA_VISIBLE_DEVICES": "",
+         "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "Agg"}
+
+
+class Zygote:
+    """An interpreter with the libraries loaded, which forks one supervisor per worker; started by the first request.
+
+    If any part of it dies, all of it ends, and the next request starts it anew.
+    """
+
+    def __init__(self, workers: int, python: str, allow_unsandboxed: bool = False):
+        self.workers, self.python, self.allow_unsandboxed = workers, python, allow_unsandboxed
+        self.process, self.sockets, self.idle, self.folder, self.closed = None, [], None, None, False
+        self.lock = threading.Lock()
+        self.missing = []  # libraries that the interpreter does not have
+
+    def ask(self, head: dict, body: list[str], timeout: float) -> list:
+        """[verdict, message, seconds] of one program. A supervisor that dies is no verdict: it is asked once more."""
+        if not self.allow_unsandboxed and not walls.is_strict():
+            raise InfrastructureError(f"this machine has not all the walls that a hostile program needs ({tier()}); "
+                                      "--allow-unsandboxed runs Python answers without them")
+        for _ in range(2):
+            process, idle = self._started()
+            if process is None:
+                break
+            line = idle.get()
+            try:
+                line.settimeout(timeout + START_SECONDS)
+                for part in (head, body):
+                    data = json.dumps(part).encode()
+                    line.sendall(struct.pack("<Q", len(data)) + data)
+                if reply := self._reply(line, timeout + START_SECONDS):
+                    return reply
+            except OSError:
+                pass
+            finally:
+                idle.put(line)
+            self.stop(process)
+        raise InfrastructureError("the verifier is closed" if self.closed else "the Python worker died twice")
+
+    def _started(self):
+        with self.lock:
+            if self.process is None and not self.closed:
+                self._start()
+            return self.process, self.idle
+
+    def _start(self) -> None:
+        pairs = [socket.socketpair() for _ in range(self.workers)]
+        ends = [theirs.fileno() for _, theirs in pairs]
+        self.folder = tempfile.mkdtemp(prefix="codelutra-")
+        code = (f"import sys; sys.path[:] = [p for p in sys.path if p] + [{HERE!r}]; import judge_python as j; "
+                f"j.zygote({ends}, {self.folder!r}, {not self.allow_unsandboxed})")
+        with tempfile.TemporaryFile() as errors:
+            try:
+                self.process = subprocess.Popen([self.python, "-s", "-c", code], stdin=subprocess.DEVNULL, cwd="/",
+                                                stdout=subprocess.DEVNULL, stderr=errors, pass_fds=ends,
+                                                env=clean_environment() | ONE_THREAD | QUIET, start_new_session=True)
+            except OSError as error:
+                os.rmdir(self.folder)
+                raise InfrastructureError(f"{self.python} cannot be started: {error}") from None
+            finally:
+                for _, theirs in pairs:
+                    theirs.close()
+            self.sockets, self.idle = [ours for ours, _ in pairs], queue.LifoQueue()
+            for line in self.sockets:
+                hello = self._reply(line, START_SECONDS)
+                if hello is None:
+                    errors.seek(0)
+                    last = errors.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
+                    self._end()
+                    raise InfrastructureError(f"{self.python} did not start the Python judge: {last or 'no reply'}")
+                self.idle.put(line)
+            self.missing = hello["missing"]
+        if hello["threads"] > 1:
+            self._end()
+            raise InfrastructureError(f"{self.python}: a library starts threads when it is imported")
+
+    @staticmethod
+    def _reply(line, timeout: float):
+        try:
+            head = _read_exactly(line.fileno(), 8, time.monotonic() + timeout)
+            body = head and _read_exactly(line.fileno(), struct.unpack("<Q", head)[0], time.monotonic() + timeout)
+        except (OSError, TimeoutError):
+            return None
+        return json.loads(body) if body else None
+
+    def stop(self, process=None) -> None:
+        """End it: for good, or only if it is still this one."""
+        with self.lock:
+            self.closed = self.closed or process is None
+            if self.process is not None and process in (None, self.process):
+                self._end()
+
+    def _end(self) -> None:
+        for line in self.sockets:  # the supervisors end what they run, clean up and leave
+            with contextlib.suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
+            if self.idle is None or line.fileno() >= 0:
+                line.close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(OSError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        remove(self.folder)
+        self.process, self.sockets = None, []
+
+
+def remove(folder: str) -> None:
+    """Delete a folder of any depth and with any rights."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for number in itertools.count():  # what is left is too deep for recursion, or has no rights: bring it to the top
+        if not os.path.isdir(folder) or number > 10_000:
+            return
+        with contextlib.suppress(OSError):
+            os.chmod(folder, 0o700)
+            for name in os.listdir(folder):
+                path = os.path.join(folder, name)
+                if os.path.islink(path) or not os.path.isdir(path):
+                    os.unlink(path)
+                    continue
+                os.chmod(path, 0o700)
+                for place, inner in enumerate(os.listdir(path)):
+                    inner = os.path.join(path, inner)
+                    if not os.path.islink(inner):
+                        os.chmod(inner, 0o700)
+                    os.rename(inner, os.path.join(folder, f"{number}-{place}-{name[-20:]}"))
+                os.rmdir(path)
+            os.rmdir(folder)
 
 
 def _write(fd: int, message) -> None:

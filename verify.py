@@ -1,52 +1,45 @@
-"""Programs -> verdicts: an answer is run, and its result is compared with that of the gold query.
+"""Programs -> verdicts: an answer is run, and its result is compared with that of the reference.
 
 The paper (Algorithm 1, Section 3.2) calls an answer chosen when executing it gives the gold result and rejected when
 not, so a wrong verdict here trains the model on a lie. Answers are written by a model that is rewarded for passing:
-every one is treated as hostile. Queries run in worker processes (sandbox.Child), one fresh read-only connection each,
-behind an authorizer, a heap limit, a deadline inside SQLite, and a kill behind that, since `instr`, `trim` and the
-query planner cannot be interrupted. The comparison is made by this code, never by anything that the answer says.
+every one is treated as hostile, and the comparison is made by this code, never by anything that the answer says.
 
-Comparison modes (of the results; the official evaluators are reimplemented, not copied):
-  spider  Spider's test-suite evaluator (Zhong et al. 2020): a multiset of rows, in order if the gold text has ORDER BY
-          anywhere, columns in any order. DISTINCT is taken out of both queries first, as it does by default;
-          `spider_keep_distinct` is its --keep_distinct.
-  bird    BIRD's evaluation.py: set(answer) == set(gold).
-  strict  a multiset of rows, in order if the gold's outermost SELECT has ORDER BY, columns in place.
+  SQL     (judge_sql.py) persistent worker processes, one fresh read-only connection per query, behind an authorizer, a
+          heap limit, a deadline inside SQLite, and a kill behind that: `instr`, `trim` and the query planner cannot be
+          interrupted.
+  Python  (judge_python.py) DS-1000's official test in a judge process, the program in another one that cannot see the
+          test, behind Landlock, seccomp and limits (walls.py); only data comes back (transport.py).
 
-Where this differs from the official code on purpose: results of no rows are equal only if they have as many columns;
-1 and 1.0 are equal beside any other column; text that is not UTF-8 is compared byte by byte; only one statement that
-reads may run; columns are matched by refinement, not by trying all permutations.
+As a command it reads one job per line (JSON) and writes one verdict per line, in the same order:
+
+    {"id": 1, "kind": "sql", "database": "shop.sqlite", "gold": "SELECT 1", "answer": "SELECT 2", "comparison": "bird"}
+    {"id": 2, "kind": "python", "context": "...code_context of DS-1000...", "answer": "result = 1", "timeout": 120}
+ -> {"id": 1, "verdict": "wrong", "message": "other rows", "seconds": 0.0004}
+
+A verdict of null is a fault of the machine or of the data, never of the answer; the exit code is then 1.
 """
 
-import marshal
+import argparse
+import ast
+import hashlib
+import json
 import os
 import queue
-import re
-import sqlite3
 import sys
 import threading
-import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from itertools import islice
+from functools import lru_cache
 
 import sandbox
-
-if sys.version_info < (3, 11):
-    raise ImportError("verify.py needs Python 3.11: before it, sqlite3 has neither limits nor error codes")
+from judge_sql import CLOCK, outermost_orders, spider_query
+from sandbox import InfrastructureError
 
 VERDICTS = ("correct", "wrong", "error", "denied", "timeout", "crash")
 COMPARISONS = ("spider", "spider_keep_distinct", "bird", "strict")
 
-HEAP = 256 << 20  # bytes that SQLite may hold (plans, sorts, temporary tables); the process grows to 1.4 times that
-MEMORY = 1 << 30  # bytes of address space of a worker: SQLite's heap and the two results as Python objects
-MAX_VALUE = 16 << 20  # bytes of one value; a model's answer can ask for printf('%.*c', 1e9, 'x')
-MAX_QUERY = 100_000  # bytes of one query
-MAX_DEPTH = 500  # of an expression: SQLite's own 1000 is a matter of how it was built
-MAX_ROWS = 1_000_000  # of a gold result; an answer may have one row more than its gold
 GOLD_SECONDS = 30.0  # a gold query is given at least this long: a slow machine must not make it look broken
 GRACE = 0.25  # seconds after the deadline inside SQLite until the process is killed
 KEPT_GOLD_BYTES, KEPT_VERDICTS = 256 << 20, 100_000
@@ -69,6 +62,13 @@ class SqlJob:
 
 
 @dataclass(frozen=True)
+class PythonJob:
+    context: str  # code_context of DS-1000: the test, with a place for the answer
+    answer: str
+    timeout: float = 120.0  # the official limit
+
+
+@dataclass(frozen=True)
 class GoldReport:
     """What running the gold query alone showed."""
 
@@ -77,249 +77,8 @@ class GoldReport:
     deterministic: bool  # False where it asks for the time or for a random number
 
 
-class InfrastructureError(RuntimeError):
-    """The machine or the data is at fault, not the answer: never a label."""
-
-
 class GoldError(ValueError):
     """The gold query does not execute, so no answer to its question can be judged."""
-
-
-# --- the text of queries ----------------------------------------------------------------------------------------------
-
-TOKEN = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)|\s+|\w+|.""", re.S)
-CLOCK = re.compile(r"\b(random|randomblob|current_date|current_time|current_timestamp)\b|['\"]now['\"]"
-                   r"|\b(date|time|datetime|julianday|unixepoch)\s*\(\s*\)|\bstrftime\s*\(\s*'[^']*'\s*\)", re.I)
-
-
-def words(query: str) -> list[str]:
-    """The tokens in lower case, without white space and comments."""
-    tokens = (token.lower() for token in TOKEN.findall(query))
-    return [token for token in tokens if not token.isspace() and token[:2] not in ("--", "/*")]
-
-
-def spider_query(query: str, keep_distinct: bool) -> str:
-    """The official preparation: `> =` becomes `>=`, MySQL's current year becomes 2020, DISTINCT goes."""
-    for operator in (">", "<", "!"):
-        query = query.replace(f"{operator} =", f"{operator}=")
-    query = re.sub(r"YEAR\s*\(\s*CURDATE\s*\(\s*\)\s*\)\s*", "2020", query, flags=re.IGNORECASE)
-    return query if keep_distinct else "".join(t for t in TOKEN.findall(query) if t.lower() != "distinct")
-
-
-def outermost_orders(query: str) -> bool:
-    """Whether ORDER BY stands outside all parentheses."""
-    depth, last = 0, ""
-    for word in words(query):
-        depth += (word == "(") - (word == ")")
-        if depth == 0 and (last, word) == ("order", "by"):
-            return True
-        last = word
-    return False
-
-
-# --- running one query (in the worker) --------------------------------------------------------------------------------
-
-READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
-DENIED_FUNCTIONS = {"load_extension", "fts3_tokenizer", "randomblob", "zeroblob"}
-# Extended result codes have the basic one in their low byte. IOERR_WRITE alone is the query's doing: it met the limit.
-INFRASTRUCTURE_CODES = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN,
-                        sqlite3.SQLITE_FULL, sqlite3.SQLITE_PERM, sqlite3.SQLITE_PROTOCOL}
-
-
-class Rejected(Exception):
-    """The query gave no result; carries the verdict and the message."""
-
-
-def open_database(path: str, deadline: float, denials: list[str]) -> sqlite3.Connection:
-    """A connection that can read this one file and nothing else; what it refuses to do is appended to `denials`."""
-    if not os.path.isfile(path) or os.path.getsize(path) == 0:
-        raise InfrastructureError(f"no database at {path}")
-    for suffix in ("-wal", "-journal"):  # read as immutable, the file would show old or half-written data
-        if os.path.exists(path + suffix):
-            raise InfrastructureError(f"{path}{suffix} exists: the database was not closed; open it once with sqlite3")
-    quoted = os.path.abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-    connection = sqlite3.connect(f"file:{quoted}?mode=ro&immutable=1", uri=True, isolation_level=None,
-                                 cached_statements=0)
-    connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
-    connection.execute("PRAGMA temp_store = memory")
-    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE)
-    connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, MAX_QUERY)
-    connection.setlimit(sqlite3.SQLITE_LIMIT_EXPR_DEPTH, MAX_DEPTH)
-    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-
-    def authorize(action, first, second, _database, _trigger):
-        reads = action in READING and not (action == sqlite3.SQLITE_FUNCTION and second.lower() in DENIED_FUNCTIONS)
-        # SQLite asks for this one when it declares json_each; a real UPDATE of sqlite_master is an error of its own
-        if reads or (action, first) == (sqlite3.SQLITE_UPDATE, "sqlite_master"):
-            return sqlite3.SQLITE_OK
-        denials.append(second or first or "")
-        return sqlite3.SQLITE_DENY
-
-    connection.set_authorizer(authorize)
-    connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
-    return connection
-
-
-def rows_of(database: str, query: str, timeout: float, take) -> tuple[int, object]:
-    """The number of columns and `take(cursor)`. Raises Rejected or InfrastructureError."""
-    denials = []
-    connection = open_database(database, time.monotonic() + timeout, denials)
-    try:
-        cursor = connection.execute(query)
-        if cursor.description is None:  # an empty text or a comment "succeeds"; nobody asked for nothing
-            raise Rejected("wrong", "not a query")
-        return len(cursor.description), take(cursor)
-    except MemoryError:
-        raise Rejected("error", "out of memory") from None
-    except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
-        code = getattr(error, "sqlite_errorcode", 0)
-        if denials or code & 255 in (sqlite3.SQLITE_AUTH, sqlite3.SQLITE_READONLY):
-            raise Rejected("denied", " ".join(["not allowed:", *words(query)[:1], *denials[:1]])) from None
-        if code == sqlite3.SQLITE_INTERRUPT:
-            raise Rejected("timeout", f"longer than {timeout:g} s") from None
-        if code & 255 in INFRASTRUCTURE_CODES and code != sqlite3.SQLITE_IOERR_WRITE:
-            raise InfrastructureError(f"{database}: {error}") from None
-        raise Rejected("error", str(error)) from None
-    finally:
-        connection.close()
-
-
-def run_gold(database: str, query: str, timeout: float) -> tuple[str, str, int, bytes]:
-    """The gold result, small enough to be kept and sent: (verdict, message, number of rows, marshalled result)."""
-    width, rows = rows_of(database, query, timeout, partial(take_bag, limit=MAX_ROWS))
-    if len(rows) > MAX_ROWS:
-        raise Rejected("error", f"more than {MAX_ROWS} rows")
-    return "correct", "", len(rows), marshal.dumps((width, rows))
-
-
-def run_answer(database: str, query: str, timeout: float, comparison: str, ordered: bool,
-               gold: bytes) -> tuple[str, str, int, bytes]:
-    """Run an answer until it ends or has more rows than the gold, and compare."""
-    gold_width, gold_rows = unpack(gold)
-    if words(query)[:1] == ["explain"]:  # it executes, and may give no row at all
-        raise Rejected("wrong", "EXPLAIN gives no answer")
-    if comparison == "bird":
-        gold_rows = set(gold_rows)
-    take = partial(take_set if comparison == "bird" else take_bag, limit=len(gold_rows))
-    width, rows = rows_of(database, query, timeout, take)
-    message = difference(gold_rows, rows, gold_width, width, comparison, ordered)
-    return "wrong" if message else "correct", message, len(rows), b""
-
-
-def take_bag(cursor, limit: int) -> list:
-    """The rows, and at most one more than `limit`: that many cannot be right."""
-    return list(islice(cursor, limit + 1))
-
-
-def take_set(cursor, limit: int) -> set:
-    """The same of distinct rows: repeats are free in BIRD's metric."""
-    rows = set()
-    for row in cursor:
-        rows.add(row)
-        if len(rows) > limit:
-            break
-    return rows
-
-
-unpack = lru_cache(maxsize=1)(marshal.loads)  # many answers in a row have the same gold
-
-
-# --- comparing two results --------------------------------------------------------------------------------------------
-
-
-def difference(gold, answer, gold_width: int, width: int, comparison: str, ordered: bool) -> str:
-    """What is different, in a few words; an empty text where the results are equal."""
-    if width != gold_width:
-        return f"{width} columns, not {gold_width}"
-    if len(answer) != len(gold):
-        return f"more than {len(gold)} rows" if len(answer) > len(gold) else f"{len(answer)} rows, not {len(gold)}"
-    if comparison == "bird":
-        return "" if answer == gold else "other rows"
-    if answer == gold or not ordered and Counter(answer) == Counter(gold):
-        return ""
-    if comparison == "strict":
-        return "other order" if ordered and Counter(answer) == Counter(gold) else "other rows"
-    if ordered:  # rows are in place, so each column must be found as it is, whichever place it has
-        return "" if Counter(zip(*answer)) == Counter(zip(*gold)) else "other rows or order"
-    return "" if match_columns(gold, answer) else "other rows"
-
-
-def match_columns(gold: list, answer: list) -> bool:
-    """Whether some order of the columns makes the two multisets of rows equal.
-
-    Colour refinement: columns that hold different values get different colours, rows with different values in the
-    columns of one colour get different colours, then columns again, until nothing changes. Columns that still share a
-    colour are tried in turn, and refined again; equal columns are tried once. The answer is exact. Each refinement
-    takes at most (columns) passes over the table. The number of tries is 1 in practice; no polynomial bound is known
-    for any exact method (the problem contains graph isomorphism), and the job's deadline holds for what is left.
-    """
-    number = {}  # every value as a small integer, so that 1 and 1.0 are one value and text beside numbers can be sorted
-    tables = [[[number.setdefault(value, len(number)) for value in column] for column in zip(*table)]
-              for table in (gold, answer)]
-    same = [tuple(column) for column in tables[1]]
-
-    def refine(colours):
-        """The colours of the columns of both tables, as fine as they get; None where the tables are seen to differ."""
-        while True:
-            rows = [[sum(cells) for cells in zip(*([hash((colour, value, 1)) for value in column]
-                     for colour, column in zip(of_columns, table)))] for of_columns, table in zip(colours, tables)]
-            finer = [[(colour, sum(hash((row, value, 2)) for row, value in zip(of_rows, column)))
-                      for colour, column in zip(of_columns, table)]
-                     for of_columns, of_rows, table in zip(colours, rows, tables)]
-            if Counter(finer[0]) != Counter(finer[1]):  # sums over all rows: other rows show here as well
-                return None
-            name = {colour: index for index, colour in enumerate(sorted(set(finer[0])))}
-            finer = [[name[colour] for colour in of_columns] for of_columns in finer]
-            if len(name) == len(set(colours[0])):
-                return finer
-            colours = finer
-
-    def search(colours):
-        colours = refine(colours)
-        if colours is None:
-            return False
-        shared = [colour for colour, count in Counter(colours[0]).items() if count > 1]
-        if not shared:  # one way is left: see whether it holds (colours are sums of hashes, so this is the proof)
-            order = [colours[1].index(colour) for colour in colours[0]]
-            return Counter(zip(*tables[0])) == Counter(zip(*(tables[1][column] for column in order)))
-        fresh, first, tried = len(same), colours[0].index(shared[0]), set()
-        for column, colour in enumerate(colours[1]):
-            if colour == shared[0] and same[column] not in tried:
-                tried.add(same[column])
-                if search([with_colour(colours[0], first, fresh), with_colour(colours[1], column, fresh)]):
-                    return True
-        return False
-
-    return search([[0] * len(table) for table in tables])
-
-
-def with_colour(colours: list, column: int, colour: int) -> list:
-    return colours[:column] + [colour] + colours[column + 1:]
-
-
-# --- the worker process -----------------------------------------------------------------------------------------------
-
-
-def serve_sql(parent: int) -> None:
-    """The whole life of a SQL worker."""
-    sandbox.die_with_parent(parent)
-    sandbox.limit_resources(memory=MEMORY, file_size=0)  # no query writes a file, not even a temporary one
-    sqlite3.connect(":memory:").execute(f"PRAGMA hard_heap_limit = {HEAP}")
-    sandbox.serve(handle_sql)
-
-
-def handle_sql(kind: str, *arguments) -> tuple[str, str, float, int, bytes]:
-    started = time.monotonic()
-    try:
-        verdict, message, rows, gold = (run_gold if kind == "gold" else run_answer)(*arguments)
-    except Rejected as rejected:
-        (verdict, message), rows, gold = rejected.args, 0, b""
-    except MemoryError:
-        verdict, message, rows, gold = "error", "out of memory", 0, b""
-    except InfrastructureError as error:
-        verdict, message, rows, gold = "infrastructure", str(error), 0, b""
-    message = " ".join(message.encode("utf-8", "replace").decode().split())[:200]
-    return verdict, message, time.monotonic() - started, rows, gold
 
 
 # --- the parent's side ------------------------------------------------------------------------------------------------
@@ -328,9 +87,11 @@ def handle_sql(kind: str, *arguments) -> tuple[str, str, float, int, bytes]:
 class Verifier:
     """A pool of workers with a memory: `with Verifier() as verifier: verdicts = verifier.run(jobs)`."""
 
-    def __init__(self, workers: int = 2, timeout: float | None = None):
+    def __init__(self, workers: int = 2, timeout: float | None = None, python: str | None = None,
+                 allow_unsandboxed: bool = False):
         self.timeout, self.closed = timeout, False
-        self.children = [sandbox.Child("verify", "serve_sql") for _ in range(workers)]
+        self.children = [sandbox.Child("judge_sql", "serve_sql") for _ in range(workers)]
+        self.python = sandbox.Zygote(workers, python or sys.executable, allow_unsandboxed)
         self._idle = queue.LifoQueue()
         for child in self.children:
             self._idle.put(child)
@@ -351,12 +112,17 @@ class Verifier:
         self._pool.shutdown(wait=False, cancel_futures=True)
         for child in self.children:
             child.kill()
+        self.python.stop()
         self._pool.shutdown(wait=True)
         for child in self.children:
             child.stop()
 
     def submit(self, job) -> Future:
         """A Future of the Verdict; it raises GoldError or InfrastructureError. The same job runs once."""
+        if isinstance(job, PythonJob):
+            timeout = self.timeout or job.timeout
+            key = (hashlib.sha256(job.context.encode("utf-8", "surrogatepass")).digest(), job.answer, timeout)
+            return self._once(key, self._judge_python, job, timeout)
         if job.comparison not in COMPARISONS:
             raise ValueError(f"unknown comparison {job.comparison!r}: one of {', '.join(COMPARISONS)}")
         timeout = self.timeout or job.timeout
@@ -367,11 +133,14 @@ class Verifier:
         elif job.comparison == "strict":
             ordered = outermost_orders(gold)
         key = (*identity(job.database), gold, answer, job.comparison, timeout)
+        return self._once(key, self._judge_sql, job.database, gold, answer, timeout, job.comparison, ordered)
+
+    def _once(self, key: tuple, function, *arguments) -> Future:
+        """The Future of this key: a verdict is remembered, a fault is not."""
         with self._lock:
             future = self._verdicts.get(key)
             if future is None or future.cancelled() or future.done() and future.exception():
-                future = self._pool.submit(self._judge_sql, job.database, gold, answer, timeout, job.comparison,
-                                           ordered)
+                future = self._pool.submit(function, *arguments)
             self._verdicts[key] = future
             self._verdicts.move_to_end(key)
             while len(self._verdicts) > KEPT_VERDICTS:
@@ -396,6 +165,13 @@ class Verifier:
         verdict, rows, _ = self._gold(database, gold, timeout)
         works = verdict.verdict == "correct"
         return GoldReport(verdict, rows if works else None, not CLOCK.search(gold))
+
+    def _judge_python(self, job: PythonJob, timeout: float) -> Verdict:
+        head = {"imports": imports_of(job.context), "timeout": timeout}
+        verdict, message, seconds = self.python.ask(head, [job.context, job.answer], timeout)
+        if verdict == "infrastructure":
+            raise InfrastructureError(message)
+        return Verdict(verdict, message, seconds)
 
     def _judge_sql(self, database, gold, answer, timeout, comparison, ordered):
         reference, _, data = self._gold(database, gold, max(timeout, GOLD_SECONDS))
@@ -470,3 +246,103 @@ def identity(database: str) -> tuple:
     except OSError:
         return (database, 0, 0)  # the worker will say so
     return (database, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1000)
+def imports_of(context: str) -> list[str]:
+    """The modules that a test imports anywhere: in the official program the answer runs where they are loaded."""
+    try:
+        tree = ast.parse(context)
+    except (SyntaxError, ValueError):
+        return []  # the judge will say what is wrong with it
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return list(dict.fromkeys(names))
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+class BadLine(ValueError):
+    """A line of the input is not a job."""
+
+
+def job_of(line: str, number: int) -> tuple[object, SqlJob | PythonJob]:
+    """The id and the job of one line."""
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BadLine(f"line {number} is not JSON: {error}") from None
+    if type(fields) is not dict or "id" not in fields:
+        raise BadLine(f"line {number} is not an object with an id")
+    kinds = {"sql": (SqlJob, ("database", "gold", "answer"), ("comparison", "timeout")),
+             "python": (PythonJob, ("context", "answer"), ("timeout",))}
+    kind = fields.pop("kind", None)
+    if kind not in ("sql", "python"):
+        raise BadLine(f"line {number}: kind is {kind!r}, not sql or python")
+    make, needed, optional = kinds[kind]
+    identifier = fields.pop("id")
+    for name in needed:
+        if name not in fields:
+            raise BadLine(f"line {number}: no field {name!r}")
+    for name, value in fields.items():
+        if name not in needed + optional:
+            raise BadLine(f"line {number}: unknown field {name!r}")
+        if name == "timeout":
+            if type(value) not in (int, float) or not 0 < value <= 86400:
+                raise BadLine(f"line {number}: timeout is not a number of seconds")
+        elif type(value) is not str:
+            raise BadLine(f"line {number}: {name} is not a text")
+    if fields.get("comparison", "spider") not in COMPARISONS:
+        raise BadLine(f"line {number}: comparison is not one of {', '.join(COMPARISONS)}")
+    if "database" in fields:
+        fields["database"] = os.path.abspath(fields["database"])  # the workers live in another folder
+    return identifier, make(**fields)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Jobs in (JSON lines), verdicts out (JSON lines), in the same order.")
+    parser.add_argument("--workers", type=int, default=2, help="how many programs run at a time (default 2)")
+    parser.add_argument("--python", default=sys.executable, metavar="PATH",
+                        help="the interpreter that has DS-1000's libraries (default: this one; `make ds1000` builds one)")
+    parser.add_argument("--allow-unsandboxed", action="store_true",
+                        help="run Python answers even where the walls are not complete")
+    options = parser.parse_args(arguments)
+    if options.workers < 1:
+        parser.error("--workers must be at least 1")
+    print(f"walls for Python: {sandbox.tier()}", file=sys.stderr, flush=True)
+    waiting, status = [], 0
+    with Verifier(options.workers, python=options.python, allow_unsandboxed=options.allow_unsandboxed) as verifier:
+
+        def report(keep: int) -> None:
+            nonlocal status
+            while len(waiting) > keep or waiting and waiting[0][1].done():
+                identifier, future = waiting.pop(0)
+                try:
+                    verdict = future.result()
+                    fields = {"verdict": verdict.verdict, "message": verdict.message, "seconds": verdict.seconds}
+                except (InfrastructureError, GoldError) as error:
+                    status = 1
+                    fields = {"verdict": None, "message": str(error), "seconds": 0.0}
+                print(json.dumps({"id": identifier, **fields}), flush=True)
+
+        try:
+            for number, line in enumerate(sys.stdin, 1):
+                if line.strip():
+                    identifier, job = job_of(line, number)
+                    waiting.append((identifier, verifier.submit(job)))
+                    report(keep=100 * options.workers)
+        except (BadLine, UnicodeDecodeError) as error:
+            report(keep=0)
+            print(f"verify.py: {error}", file=sys.stderr)
+            return 2
+        report(keep=0)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""SQL queries -> verdicts: run one query against a database that it cannot change, compare two results.
+
+Comparison modes (of the results; the official evaluators are reimplemented, not copied):
+  spider  Spider's test-suite evaluator (Zhong et al. 2020): a multiset of rows, in order if the gold text has ORDER BY
+          anywhere, columns in any order. DISTINCT is taken out of both queries first, as it does by default;
+          `spider_keep_distinct` is its --keep_distinct.
+  bird    BIRD's evaluation.py: set(answer) == set(gold).
+  strict  a multiset of rows, in order if the gold's outermost SELECT has ORDER BY, columns in place.
+
+Where this differs from the official code on purpose: results of no rows are equal only if they have as many columns;
+1 and 1.0 are equal beside any other column; text that is not UTF-8 is compared byte by byte; only one statement that
+reads may run; columns are matched by refinement, not by trying all permutations.
+"""
+
+import marshal
+import os
+import re
+import sqlite3
+import sys
+import time
+from collections import Counter
+from functools import lru_cache, partial
+from itertools import islice
+
+import sandbox
+from sandbox import InfrastructureError
+
+if sys.version_info < (3, 11):
+    raise ImportError("verify.py needs Python 3.11: before it, sqlite3 has neither limits nor error codes")
+
+HEAP = 256 << 20  # bytes that SQLite may hold (plans, sorts, temporary tables); the process grows to 1.4 times that
+MEMORY = 1 << 30  # bytes of address space of a worker: SQLite's heap and the two results as Python objects
+MAX_VALUE = 16 << 20  # bytes of one value; a model's answer can ask for printf('%.*c', 1e9, 'x')
+MAX_QUERY = 100_000  # bytes of one query
+MAX_DEPTH = 500  # of an expression: SQLite's own 1000 is a matter of how it was built
+MAX_ROWS = 1_000_000  # of a gold result; an answer may have one row more than its gold
+
+
+# --- the text of queries ----------------------------------------------------------------------------------------------
+
+TOKEN = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)|\s+|\w+|.""", re.S)
+CLOCK = re.compile(r"\b(random|randomblob|current_date|current_time|current_timestamp)\b|['\"]now['\"]"
+                   r"|\b(date|time|datetime|julianday|unixepoch)\s*\(\s*\)|\bstrftime\s*\(\s*'[^']*'\s*\)", re.I)
+
+
+def words(query: str) -> list[str]:
+    """The tokens in lower case, without white space and comments."""
+    tokens = (token.lower() for token in TOKEN.findall(query))
+    return [token for token in tokens if not token.isspace() and token[:2] not in ("--", "/*")]
+
+
+def spider_query(query: str, keep_distinct: bool) -> str:
+    """The official preparation: `> =` becomes `>=`, MySQL's current year becomes 2020, DISTINCT goes."""
+    for operator in (">", "<", "!"):
+        query = query.replace(f"{operator} =", f"{operator}=")
+    query = re.sub(r"YEAR\s*\(\s*CURDATE\s*\(\s*\)\s*\)\s*", "2020", query, flags=re.IGNORECASE)
+    return query if keep_distinct else "".join(t for t in TOKEN.findall(query) if t.lower() != "distinct")
+
+
+def outermost_orders(query: str) -> bool:
+    """Whether ORDER BY stands outside all parentheses."""
+    depth, last = 0, ""
+    for word in words(query):
+        depth += (word == "(") - (word == ")")
+        if depth == 0 and (last, word) == ("order", "by"):
+            return True
+        last = word
+    return False
+
+
+# --- running one query (in the worker) --------------------------------------------------------------------------------
+
+READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
+DENIED_FUNCTIONS = {"load_extension", "fts3_tokenizer", "randomblob", "zeroblob"}
+# Extended result codes have the basic one in their low byte. IOERR_WRITE alone is the query's doing: it met the limit.
+INFRASTRUCTURE_CODES = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN,
+                        sqlite3.SQLITE_FULL, sqlite3.SQLITE_PERM, sqlite3.SQLITE_PROTOCOL}
+
+
+class Rejected(Exception):
+    """The query gave no result; carries the verdict and the message."""
+
+
+def open_database(path: str, deadline: float, denials: list[str]) -> sqlite3.Connection:
+    """A connection that can read this one file and nothing else; what it refuses to do is appended to `denials`."""
+    if not os.path.isfile(path) or os.path.getsize(path) == 0:
+        raise InfrastructureError(f"no database at {path}")
+    for suffix in ("-wal", "-journal"):  # read as immutable, the file would show old or half-written data
+        if os.path.exists(path + suffix):
+            raise InfrastructureError(f"{path}{suffix} exists: the database was not closed; open it once with sqlite3")
+    quoted = os.path.abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    connection = sqlite3.connect(f"file:{quoted}?mode=ro&immutable=1", uri=True, isolation_level=None,
+                                 cached_statements=0)
+    connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
+    connection.execute("PRAGMA temp_store = memory")
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, MAX_QUERY)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_EXPR_DEPTH, MAX_DEPTH)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+
+    def authorize(action, first, second, _database, _trigger):
+        reads = action in READING and not (action == sqlite3.SQLITE_FUNCTION and second.lower() in DENIED_FUNCTIONS)
+        # SQLite asks for this one when it declares json_each; a real UPDATE of sqlite_master is an error of its own
+        if reads or (action, first) == (sqlite3.SQLITE_UPDATE, "sqlite_master"):
+            return sqlite3.SQLITE_OK
+        denials.append(second or first or "")
+        return sqlite3.SQLITE_DENY
+
+    connection.set_authorizer(authorize)
+    connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+    return connection
+
+
+def rows_of(database: str, query: str, timeout: float, take) -> tuple[int, object]:
+    """The number of columns and `take(cursor)`. Raises Rejected or InfrastructureError."""
+    denials = []
+    connection = open_database(database, time.monotonic() + timeout, denials)
+    try:
+        cursor = connection.execute(query)
+        if cursor.description is None:  # an empty text or a comment "succeeds"; nobody asked for nothing
+            raise Rejected("wrong", "not a query")
+        return len(cursor.description), take(cursor)
+    except MemoryError:
+        raise Rejected("error", "out of memory") from None
+    except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
+        code = getattr(error, "sqlite_errorcode", 0)
+        if denials or code & 255 in (sqlite3.SQLITE_AUTH, sqlite3.SQLITE_READONLY):
+            raise Rejected("denied", " ".join(["not allowed:", *words(query)[:1], *denials[:1]])) from None
+        if code == sqlite3.SQLITE_INTERRUPT:
+            raise Rejected("timeout", f"longer than {timeout:g} s") from None
+        if code & 255 in INFRASTRUCTURE_CODES and code != sqlite3.SQLITE_IOERR_WRITE:
+            raise InfrastructureError(f"{database}: {error}") from None
+        raise Rejected("error", str(error)) from None
+    finally:
+        connection.close()
+
+
+def run_gold(database: str, query: str, timeout: float) -> tuple[str, str, int, bytes]:
+    """The gold result, small enough to be kept and sent: (verdict, message, number of rows, marshalled result)."""
+    width, rows = rows_of(database, query, timeout, partial(take_bag, limit=MAX_ROWS))
+    if len(rows) > MAX_ROWS:
+        raise Rejected("error", f"more than {MAX_ROWS} rows")
+    return "correct", "", len(rows), marshal.dumps((width, rows))
+
+
+def run_answer(database: str, query: str, timeout: float, comparison: str, ordered: bool,
+               gold: bytes) -> tuple[str, str, int, bytes]:
+    """Run an answer until it ends or has more rows than the gold, and compare."""
+    gold_width, gold_rows = unpack(gold)
+    if words(query)[:1] == ["explain"]:  # it executes, and may give no row at all
+        raise Rejected("wrong", "EXPLAIN gives no answer")
+    if comparison == "bird":
+        gold_rows = set(gold_rows)
+    take = partial(take_set if comparison == "bird" else take_bag, limit=len(gold_rows))
+    width, rows = rows_of(database, query, timeout, take)
+    message = difference(gold_rows, rows, gold_width, width, comparison, ordered)
+    return "wrong" if message else "correct", message, len(rows), b""
+
+
+def take_bag(cursor, limit: int) -> list:
+    """The rows, and at most one more than `limit`: that many cannot be right."""
+    return list(islice(cursor, limit + 1))
+
+
+def take_set(cursor, limit: int) -> set:
+    """The same of distinct rows: repeats are free in BIRD's metric."""
+    rows = set()
+    for row in cursor:
+        rows.add(row)
+        if len(rows) > limit:
+            break
+    return rows
+
+
+unpack = lru_cache(maxsize=1)(marshal.loads)  # many answers in a row have the same gold
+
+
+# --- comparing two results --------------------------------------------------------------------------------------------
+
+
+def difference(gold, answer, gold_width: int, width: int, comparison: str, ordered: bool) -> str:
+    """What is different, in a few words; an empty text where the results are equal."""
+    if width != gold_width:
+        return f"{width} columns, not {gold_width}"
+    if len(answer) != len(gold):
+        return f"more than {len(gold)} rows" if len(answer) > len(gold) else f"{len(answer)} rows, not {len(gold)}"
+    if comparison == "bird":
+        return "" if answer == gold else "other rows"
+    if answer == gold or not ordered and Counter(answer) == Counter(gold):
+        return ""
+    if comparison == "strict":
+        return "other order" if ordered and Counter(answer) == Counter(gold) else "other rows"
+    if ordered:  # rows are in place, so each column must be found as it is, whichever place it has
+        return "" if Counter(zip(*answer)) == Counter(zip(*gold)) else "other rows or order"
+    return "" if match_columns(gold, answer) else "other rows"
+
+
+def match_columns(gold: list, answer: list) -> bool:
+    """Whether some order of the columns makes the two multisets of rows equal.
+
+    Colour refinement: columns that hold different values get different colours, rows with different values in the
+    columns of one colour get different colours, then columns again, until nothing changes. Columns that still share a
+    colour are tried in turn, and refined again; equal columns are tried once. The answer is exact. Each refinement
+    takes at most (columns) passes over the table. The number of tries is 1 in practice; no polynomial bound is known
+    for any exact method (the problem contains graph isomorphism), and the job's deadline holds for what is left.
+    """
+    number = {}  # every value as a small integer, so that 1 and 1.0 are one value and text beside numbers can be sorted
+    tables = [[[number.setdefault(value, len(number)) for value in column] for column in zip(*table)]
+              for table in (gold, answer)]
+    same = [tuple(column) for column in tables[1]]
+
+    def refine(colours):
+        """The colours of the columns of both tables, as fine as they get; None where the tables are seen to differ."""
+        while True:
+            rows = [[sum(cells) for cells in zip(*([hash((colour, value, 1)) for value in column]
+                     for colour, column in zip(of_columns, table)))] for of_columns, table in zip(colours, tables)]
+            finer = [[(colour, sum(hash((row, value, 2)) for row, value in zip(of_rows, column)))
+                      for colour, column in zip(of_columns, table)]
+                     for of_columns, of_rows, table in zip(colours, rows, tables)]
+            if Counter(finer[0]) != Counter(finer[1]):  # sums over all rows: other rows show here as well
+                return None
+            name = {colour: index for index, colour in enumerate(sorted(set(finer[0])))}
+            finer = [[name[colour] for colour in of_columns] for of_columns in finer]
+            if len(name) == len(set(colours[0])):
+                return finer
+            colours = finer
+
+    def search(colours):
+        colours = refine(colours)
+        if colours is None:
+            return False
+        shared = [colour for colour, count in Counter(colours[0]).items() if count > 1]
+        if not shared:  # one way is left: see whether it holds (colours are sums of hashes, so this is the proof)
+            order = [colours[1].index(colour) for colour in colours[0]]
+            return Counter(zip(*tables[0])) == Counter(zip(*(tables[1][column] for column in order)))
+        fresh, first, tried = len(same), colours[0].index(shared[0]), set()
+        for column, colour in enumerate(colours[1]):
+            if colour == shared[0] and same[column] not in tried:
+                tried.add(same[column])
+                if search([with_colour(colours[0], first, fresh), with_colour(colours[1], column, fresh)]):
+                    return True
+        return False
+
+    return search([[0] * len(table) for table in tables])
+
+
+def with_colour(colours: list, column: int, colour: int) -> list:
+    return colours[:column] + [colour] + colours[column + 1:]
+
+
+# --- the worker process -----------------------------------------------------------------------------------------------
+
+
+def serve_sql(parent: int) -> None:
+    """The whole life of a SQL worker."""
+    sandbox.die_with_parent(parent)
+    sandbox.limit_resources(memory=MEMORY, file_size=0)  # no query writes a file, not even a temporary one
+    sqlite3.connect(":memory:").execute(f"PRAGMA hard_heap_limit = {HEAP}")
+    sandbox.serve(handle_sql)
+
+
+def handle_sql(kind: str, *arguments) -> tuple[str, str, float, int, bytes]:
+    started = time.monotonic()
+    try:
+        verdict, message, rows, gold = (run_gold if kind == "gold" else run_answer)(*arguments)
+    except Rejected as rejected:
+        (verdict, message), rows, gold = rejected.args, 0, b""
+    except MemoryError:
+        verdict, message, rows, gold = "error", "out of memory", 0, b""
+    except InfrastructureError as error:
+        verdict, message, rows, gold = "infrastructure", str(error), 0, b""
+    message = " ".join(message.encode("utf-8", "replace").decode().split())[:200]
+    return verdict, message, time.monotonic() - started, rows, gold
