@@ -138,6 +138,8 @@ def draw(config, policy, questions, folder, t, verifier) -> tuple[list[Answer], 
     part, by_index = folder / "answers.part", {q.index: q for q in questions}
     if not (folder / "verdicts.jsonl").exists():
         started = time.time()
+        if (folder / "answers.jsonl").exists():  # stopped between the two files
+            os.replace(folder / "answers.jsonl", part)
         done = _complete_units(part)
         answers = _answers(part) if done else []
         futures = [execute(config, by_index[a.question], a, verifier) for a in answers]
@@ -174,10 +176,10 @@ def execute(config, question, answer, verifier):
 def outcome(config, future) -> Verdict:
     """The verdict of one answer. By the criterion `executable` an answer that runs at all is correct."""
     result = future.result()
-    verdict = result.verdict if isinstance(result, GoldReport) else result
-    if config.criterion == "executable" and verdict.verdict == "wrong":
-        verdict = dataclasses.replace(verdict, verdict="correct")
-    return verdict
+    if isinstance(result, GoldReport):  # `wrong` here: an empty text or a comment, no query at all
+        return result.verdict
+    ran = config.criterion == "executable" and result.verdict == "wrong"
+    return dataclasses.replace(result, verdict="correct") if ran else result
 
 
 def make_pairs(config, policy, questions, answers, verdicts, folder, t) -> list[QuestionPairs]:
@@ -554,13 +556,17 @@ def parse(argv=None) -> Config:
     )
     device, precision = settle_device(config.device, config.precision)
     config = dataclasses.replace(config, precision=precision)
-    above = ("iterations", "answers", "pairs", "epochs", "batch_size", "accumulation", "lora_rank", "max_new", "workers")
-    for name in (*above, "pairs_per_tree", "batch_tokens", "train_tokens", "lr", "beta", "timeout", "clip", "top_p"):
-        if getattr(config, name) <= 0:
+    above = ("iterations", "answers", "pairs", "epochs", "batch_size", "accumulation", "lora_rank", "lora_alpha", "workers")
+    above += ("max_length", "max_new", "pairs_per_tree", "batch_tokens", "train_tokens", "lr", "beta", "timeout", "clip")
+    for name in (*above, "top_p"):
+        if not 0 < getattr(config, name) < math.inf:
             parser.error(f"--{name.replace('_', '-')} must be above 0, not {getattr(config, name)}")
     for name in ("seed", "limit", "validation", "eval_limit", "temperature", "lam", "weight_decay", "warmup"):
-        if getattr(config, name) < 0:
+        if not 0 <= getattr(config, name) < math.inf:
             parser.error(f"--{name.replace('_', '-')} must not be negative")
+    for name in ("top_p", "warmup"):
+        if getattr(config, name) > 1:
+            parser.error(f"--{name.replace('_', '-')} is a share, at most 1, not {getattr(config, name)}")
     if config.criterion == "executable":
         if given.get("gold", "never") != "never":
             parser.error("--criterion executable uses no gold code: --gold must be never")
