@@ -1,0 +1,482 @@
+"""Training by hand arithmetic and invariances, and the whole loop on a tiny GPT-2: stopped anywhere, it ends the same."""
+
+import json
+import math
+import random
+import shutil
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import plain_logps
+from safetensors.torch import load_file
+
+import codelutra
+import data
+import lora
+from codelutra import Config, QuestionPairs, batches, check_first_step, learning_rate, parse, reference_logps, train
+from data import Answer, UserError
+from sample import load_policy
+from verify import Verifier
+
+LN2 = math.log(2)
+
+# ---- schedule and batches ---------------------------------------------------------------------------------------------
+
+
+def test_learning_rate_by_hand():
+    config = Config(lr=1.0, warmup=0.1)
+    # 20 steps: 2 of warm-up (½, 1), then 18 of cosine from 1 at step 2 over 0.1 + 0.45 = 0.55 half-way at step 11
+    found = [learning_rate(config, step, 20) for step in range(20)]
+    assert found[:3] == [0.5, 1.0, 1.0] and found[11] == pytest.approx(0.55)
+    assert found[19] == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * 17 / 18)))
+    assert found[2:] == sorted(found[2:], reverse=True) and min(found[2:]) > 0.1
+    assert learning_rate(config, 0, 1) == 1.0
+    assert [learning_rate(Config(lr=1.0, warmup=1.0), s, 4) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
+
+
+def some_pairs(*counts):
+    """Question i has counts[i] pairs; pair j is (2 j, 2 j + 1)."""
+    return [
+        QuestionPairs(10 + i, tuple((i, j) for j in range(2 * n)), tuple((2 * j, 2 * j + 1) for j in range(n)))
+        for i, n in enumerate(counts)
+    ]
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 10])
+def test_every_pair_is_in_one_batch_of_an_epoch(together):
+    pairs = some_pairs(4, 1, 7, 3, 10)
+    config = Config(batch_size=3, accumulation=2, pairs_per_tree=together, epochs=2)
+    steps = batches(config, pairs, 1)
+    assert [len(step) for step in steps] == [6, 6, 6, 6, 1] * 2
+    expected = Counter((i, c, r) for i, p in enumerate(pairs) for c, r in p.pairs)
+    first, second = ([triple for step in half for triple in step] for half in (steps[:5], steps[5:]))
+    assert Counter(first) == Counter(second) == expected and first != second
+    assert steps == batches(config, pairs, 1)
+    assert steps != batches(config, pairs, 2) and steps != batches(replace(config, seed=1), pairs, 1)
+    for i, p in enumerate(pairs):  # groups of a question are neighbours in the epoch
+        for start in range(0, len(p.pairs), together):
+            group = [(i, c, r) for c, r in p.pairs[start : start + together]]
+            at = first.index(group[0])
+            assert first[at : at + len(group)] == group
+
+
+def test_packs_are_consecutive_and_keep_the_limit():
+    sizes = [5, 5, 3, 9, 20, 1, 1]
+    assert list(codelutra.packs(range(7), lambda i: sizes[i], 10)) == [[0, 1], [2], [3], [4], [5, 6]]
+
+
+# ---- gradients --------------------------------------------------------------------------------------------------------
+
+RNG = random.Random(1)
+HEAD = [RNG.randrange(300) for _ in range(20)]
+PROMPTS = {10 + i: HEAD * (i % 2) + [RNG.randrange(300) for _ in range(5 + i)] for i in range(4)}
+PAIRS = [
+    QuestionPairs(
+        10 + i,
+        tuple(tuple(RNG.randrange(300) for _ in range(RNG.randrange(1, 9))) for _ in range(4)),
+        ((0, 1), (0, 2), (3, 1), (0, 1)),  # an answer in several pairs, and a pair drawn twice
+    )
+    for i in range(4)
+]
+BASE = Config(batch_size=16, warmup=0.0, lr=1e-3, pairs_per_tree=10, beta=0.3, lam=0.7, clip=1e9, weight_decay=0.0)
+
+
+def shaken(model, seed=0):
+    """LoRA with values as after training: with B = 0, A has no gradient."""
+    lora.inject(model, rank=4, alpha=8, seed=2)
+    generator = torch.Generator().manual_seed(seed)
+    for p in lora.parameters(model):
+        p.data.add_(0.05 * torch.randn(p.shape, generator=generator))
+    return model
+
+
+def gradients(folder, tmp_path, monkeypatch, config, pairs=PAIRS, reference=None):
+    """The gradients that `train` steps with, one list of tensors a step, and the log's rows."""
+    policy = load_policy(folder, device="cpu")
+    shaken(policy.model)
+    if reference is None:
+        (tmp_path / "reference").unlink(missing_ok=True)
+        reference = reference_logps(config, policy, PROMPTS, pairs, tmp_path / "reference")
+    seen, clip = [], torch.nn.utils.clip_grad_norm_
+
+    def record(parameters, limit):
+        seen.append([p.grad.clone() for p in parameters])
+        return clip(parameters, limit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", record)
+        train(config, policy, PROMPTS, pairs, reference, tmp_path, 1)
+    return seen, [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+
+
+def assert_same(one, two, tolerance=2e-5):
+    assert len(one) == len(two)
+    for a, b in zip(one, two):
+        scale = max(p.norm() for p in a)
+        assert all((p - q).norm() < tolerance * scale for p, q in zip(a, b)) and scale > 1e-3
+
+
+@pytest.mark.parametrize("objective, reduction", [("dual", "mean"), ("dual", "sum"), ("dpo", "mean"), ("sft", "mean")])
+def test_the_gradient_of_a_step_is_that_of_equation_6_on_plain_sequences(
+    folder, reference, tmp_path, monkeypatch, objective, reduction
+):
+    # margins other than 0: the reference is another policy, so the check of the first step has to stand aside
+    config = replace(BASE, objective=objective, sft_reduction=reduction)
+    before = [torch.linspace(-60, -20, 4) - i for i in range(4)]
+    monkeypatch.setattr(codelutra, "check_first_step", lambda *_: None)
+    mine, _ = gradients(folder, tmp_path, monkeypatch, config, reference=before)
+    shaken(reference)
+    total = 0.0
+    for i, p in enumerate(PAIRS):
+        logps = [plain_logps(reference, PROMPTS[p.question], list(a)).sum() for a in p.answers]
+        for c, r in p.pairs:
+            margin = (logps[c] - before[i][c]) - (logps[r] - before[i][r])
+            dpo = torch.log(1 + torch.exp(-0.3 * margin))
+            sft = -logps[c] / (len(p.answers[c]) if reduction == "mean" else 1)
+            total = total + {"dual": dpo + 0.7 * sft, "dpo": dpo, "sft": sft}[objective]
+    (total / 16).backward()
+    assert_same([[p.grad for p in lora.parameters(reference)]], mine, 1e-4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train_tokens": 1},
+        {"train_tokens": 60},
+        {"batch_size": 4, "accumulation": 4},
+        {"batch_size": 2, "accumulation": 8, "train_tokens": 1},
+        {"pairs_per_tree": 1},
+        {"pairs_per_tree": 3},
+        {"checkpointing": True},
+    ],
+    ids=str,
+)
+def test_how_a_step_is_computed_does_not_change_its_gradient(folder, tmp_path, monkeypatch, change):
+    plain, rows = gradients(folder, tmp_path, monkeypatch, BASE)
+    other, others = gradients(folder, tmp_path, monkeypatch, replace(BASE, **change))
+    assert_same(plain, other)
+    for key in ("loss", "dpo", "sft", "margin", "chosen_logp", "rejected_logp", "grad_norm"):
+        assert rows[0][key] == pytest.approx(others[0][key], rel=1e-4, abs=1e-4), key
+
+
+def test_a_short_last_step_is_a_mean_over_its_own_pairs(folder, tmp_path, monkeypatch):
+    config = replace(BASE, batch_size=12, lr=1e-12, pairs_per_tree=4)  # 12 pairs and 4; the policy does not move
+    seen, rows = gradients(folder, tmp_path, monkeypatch, config)
+    whole, _ = gradients(folder, tmp_path, monkeypatch, replace(config, batch_size=16))
+    assert len(seen) == len(rows) == 2
+    assert_same([[(12 * a + 4 * b) / 16 for a, b in zip(*seen)]], whole)
+
+
+# ---- the reference is the previous policy ------------------------------------------------------------------------------
+
+
+def test_dpo_starts_at_ln_2_in_every_iteration_and_a_wrong_reference_is_caught(folder, tmp_path):
+    policy = load_policy(folder, device="cpu")
+    lora.inject(policy.model, 4, 8, seed=2)
+    config = replace(BASE, batch_size=4, lr=0.02)
+    for t in (1, 2):
+        path = tmp_path / f"iter_{t}"
+        path.mkdir()
+        codelutra.refine(config, policy, PROMPTS, PAIRS, path, t)
+        rows = [json.loads(line) for line in (path / "train.jsonl").read_text().splitlines()]
+        assert rows[0]["dpo"] == pytest.approx(LN2, abs=1e-4) and abs(rows[0]["margin"]) < 1e-3
+        assert abs(rows[-1]["dpo"] - LN2) > 1e-2
+    first, second = (load_file(tmp_path / f"iter_{t}" / "reference.safetensors")["logps"] for t in (1, 2))
+    assert (first - second).abs().max() > 1  # π_0 and π_1 are different policies
+    sizes = [len(p.answers) for p in PAIRS]
+    with pytest.raises(AssertionError, match="ln 2"):  # π_2 trained against π_1
+        train(config, policy, PROMPTS, PAIRS, list(second.split(sizes)), tmp_path, 3)
+    lora.load(policy.model, tmp_path / "iter_1" / "adapter")
+    with pytest.raises(AssertionError, match="ln 2"):  # π_1 trained against π_0, as if the adapter were switched off
+        train(config, policy, PROMPTS, PAIRS, list(first.split(sizes)), tmp_path, 3)
+    train(config, policy, PROMPTS, PAIRS, list(second.split(sizes)), tmp_path, 3)  # against itself
+
+
+def test_the_first_step_is_checked_by_hand_numbers():
+    check_first_step(LN2 + 0.9e-4, 0.1, torch.float32)
+    check_first_step(LN2 - 0.04, 0.1, torch.bfloat16)
+    for dpo, dtype in ((LN2 + 2e-4, torch.float32), (LN2 - 2e-4, torch.float32), (LN2 + 0.06, torch.bfloat16)):
+        with pytest.raises(AssertionError):
+            check_first_step(dpo, 0.1, dtype)
+
+
+def test_reference_logps_are_those_of_plain_sequences_and_are_computed_once(folder, reference, tmp_path, monkeypatch):
+    policy = load_policy(folder, device="cpu")
+    path = tmp_path / "reference"
+    found = reference_logps(replace(BASE, train_tokens=70), policy, PROMPTS, PAIRS, path)
+    for p, values in zip(PAIRS, found):
+        with torch.no_grad():
+            plain = [plain_logps(reference, PROMPTS[p.question], list(a)).sum() for a in p.answers]
+        torch.testing.assert_close(values, torch.stack(plain), atol=2e-4, rtol=1e-5)
+    monkeypatch.setattr(codelutra, "answer_logps", None)  # a second call reads the file
+    assert all(torch.equal(a, b) for a, b in zip(found, reference_logps(BASE, policy, PROMPTS, PAIRS, path)))
+
+
+def test_a_loss_that_is_not_a_number_stops_with_one_sentence(folder, tmp_path, monkeypatch):
+    bad = [torch.full((4,), math.inf) for _ in PAIRS]
+    with pytest.raises(UserError, match="--lr"):
+        gradients(folder, tmp_path, monkeypatch, BASE, reference=bad)
+
+
+def test_no_pairs_at_all_stop_with_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="no pairs"):
+        codelutra.refine(BASE, None, PROMPTS, [], tmp_path, 1)
+
+
+# ---- the criterion without gold ----------------------------------------------------------------------------------------
+
+
+def test_by_the_criterion_executable_a_text_that_is_no_query_is_not_right(spider):
+    questions = data.load("spider", spider, "train")[0][:1]
+    config = Config(data="spider", criterion="executable", gold="never", timeout=5.0)
+    texts = {"SELECT 5": "correct", "SELECT x FROM y": "error", "": "wrong", "SELECT": "error", "-- no": "wrong"}
+    with Verifier(1, 5.0) as verifier:
+        for text, expected in texts.items():
+            answer = Answer(0, 0, (1,), text, -1.0, True)
+            verdict = codelutra.outcome(config, codelutra.execute(config, questions[0], answer, verifier))
+            assert verdict.verdict == expected, text
+
+
+# ---- the whole loop ----------------------------------------------------------------------------------------------------
+
+COMPARED = ("answers.jsonl", "reference.safetensors", "pairs.jsonl", "scores.json", "dev.jsonl", "validation.jsonl")
+
+
+def command(folders, spider, run, *extra):
+    return [
+        "--model", folders["gpt2"], "--data", "spider", "--data-dir", str(spider), "--run", str(run), "--iterations", "2",
+        "--answers", "4", "--pairs", "3", "--max-new", "12", "--batch-size", "6", "--validation", "2", "--min-gain", "-1",
+        "--lr", "0.01", "--workers", "1", "--timeout", "5", "--device", "cpu", "--batch-tokens", "500",
+        "--train-tokens", "500", "--seed", "3", *extra,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(folders, spider, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    codelutra.main(command(folders, spider, run))
+    return run
+
+
+@pytest.fixture
+def again(folders, spider, finished, tmp_path):
+    """`again(*flags)` runs the same command in `again.run`; `again.same()` compares its files with the finished run's."""
+
+    def again(*flags):
+        codelutra.main(command(folders, spider, again.run, *flags))
+
+    def same():
+        for t in (0, 1, 2):
+            for name in (*COMPARED, "adapter/adapter_model.safetensors"):
+                mine, theirs = again.run / f"iter_{t}" / name, finished / f"iter_{t}" / name
+                assert mine.exists() == theirs.exists() and (t == 0 or mine.exists()), mine
+                assert not mine.exists() or mine.read_bytes() == theirs.read_bytes(), mine
+        assert (again.run / "summary.json").read_bytes() == (finished / "summary.json").read_bytes()
+        assert not list(again.run.rglob("*.part"))
+        return True
+
+    again.run, again.same = tmp_path / "run", same
+    return again
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_loop_trains_on_gold_where_nothing_is_right(finished):
+    for t in (1, 2):
+        folder = finished / f"iter_{t}"
+        summary = json.loads((folder / "pairs_summary.json").read_text())
+        assert summary["questions"] == 10 and summary["answers"] == 40
+        assert summary["pairs"] == 3 * (10 - summary.get("questions_without_wrong", 0)) and summary["questions_given_gold"] > 5
+        rows = lines(folder / "train.jsonl")
+        assert len(rows) == math.ceil(summary["pairs"] / 6)
+        assert rows[0]["dpo"] == pytest.approx(LN2, abs=1e-4)
+    first, second = (lines(finished / f"iter_{t}" / "train.jsonl")[0]["sft"] for t in (1, 2))
+    assert second < first - 0.05
+    one, two = (load_file(finished / f"iter_{t}" / "adapter" / "adapter_model.safetensors") for t in (1, 2))
+    assert all(not torch.equal(one[k], two[k]) for k in one)
+
+
+def test_answers_of_an_iteration_are_drawn_from_the_policy_before(finished, folders, spider):
+    questions = {q.index: q for q in data.load("spider", spider, "train")[0]}
+    policy = load_policy(folders["gpt2"], device="cpu")
+    lora.inject(policy.model, 8, 16, seed=3)
+    for t, adapter in ((1, None), (2, finished / "iter_1" / "adapter")):
+        if adapter:
+            lora.load(policy.model, adapter)
+        answers = [row for row in lines(finished / f"iter_{t}" / "answers.jsonl") if "unit" not in row]
+        assert len(answers) == 40
+        trees = [(data.prompt_ids(questions[a["question"]], policy.tokenizer), a) for a in answers]
+        with torch.no_grad():
+            tree = codelutra.Tree([p for p, _ in trees], [[a["ids"]] for _, a in trees])
+            logps = codelutra.answer_logps(policy.model, tree).tolist()
+        assert logps == pytest.approx([a["logp"] for a in answers], abs=2e-3)
+
+
+def test_validation_questions_are_neither_trained_on_nor_the_dev_split(finished, spider):
+    kept = json.loads((finished / "questions.json").read_text())["kept"]
+    assert [len(k) for k in kept] == [10, 2, 6] and not set(kept[0]) & set(kept[1])
+    assert {row["index"] for row in lines(finished / "iter_1" / "validation.jsonl")} == set(kept[1])
+    assert {p["question"] for p in lines(finished / "iter_1" / "pairs.jsonl")} <= set(kept[0])
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_before(module, name, patch, when=lambda *args: True, after=False):
+    original = getattr(module, name)
+
+    def stopped(*args, **kwargs):
+        if not when(*args):
+            return original(*args, **kwargs)
+        if after:
+            original(*args, **kwargs)
+        raise Stop
+
+    patch.setattr(module, name, stopped)
+
+
+def mid_units(patch):
+    original = codelutra.sample
+
+    def two(*args, **kwargs):
+        for n, unit in enumerate(original(*args, **kwargs)):
+            if n == 2:
+                raise Stop
+            yield unit
+
+    patch.setattr(codelutra, "sample", two)
+
+
+def test_a_run_stopped_at_every_boundary_ends_with_the_same_files(again, monkeypatch):
+    at = lambda t, *names: lambda path, *_: path.parent.name == f"iter_{t}" and path.name in names  # noqa: E731
+    stops = [lambda patch: stop_before(codelutra, "write", patch, at(0, "scores.json"))]
+    for t in (1, 2):
+        stops += [
+            mid_units,
+            lambda patch, t=t: stop_before(codelutra, "write", patch, at(t, "verdicts.jsonl")),
+            lambda patch, t=t: stop_before(codelutra, "write", patch, at(t, "pairs.jsonl")),
+            lambda patch: stop_before(codelutra, "reference_logps", patch, after=True),
+            lambda patch: stop_before(codelutra, "train", patch, after=True),
+            lambda patch: stop_before(lora, "save", patch, after=True),  # written, not yet renamed
+            lambda patch, t=t: stop_before(codelutra, "score", patch, lambda *args, t=t: args[4].name == f"iter_{t}"),
+            lambda patch, t=t: stop_before(codelutra, "write", patch, at(t, "scores.json")),
+        ]
+    for stop in stops:
+        with monkeypatch.context() as patch, pytest.raises(Stop):
+            stop(patch)
+            again()
+    again()
+    assert again.same()
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3, 4, 5], ids=lambda n: f"the last {n} stages")
+def test_a_run_whose_later_files_are_gone_makes_them_again(again, finished, lost):
+    shutil.copytree(finished, again.run)
+    stages = ["answers.jsonl", "verdicts.jsonl", "pairs.jsonl", "adapter", "scores.json"]
+    for name in stages[-lost:]:
+        path = again.run / "iter_2" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    again()
+    assert again.same()
+
+
+def test_a_torn_answers_file_is_cut_back_to_whole_units(again, finished, monkeypatch):
+    raw = (finished / "iter_1" / "answers.jsonl").read_bytes()
+    units = raw.count(codelutra.UNIT_END.encode())
+    assert units > 3
+    ends = [n + len(codelutra.UNIT_END) for n in range(len(raw)) if raw.startswith(codelutra.UNIT_END.encode(), n)]
+    drawn, original = [], codelutra.sample
+
+    def counted(*args, **kwargs):
+        for unit in original(*args, **kwargs):
+            drawn.append(unit)
+            yield unit
+
+    monkeypatch.setattr(codelutra, "sample", counted)
+    for place, whole in ((ends[1] + 150, 2), (ends[1] - 3, 1), (ends[2], 3), (40, 0), (0, 0)):
+        shutil.rmtree(again.run, ignore_errors=True)
+        shutil.copytree(finished, again.run)
+        shutil.rmtree(again.run / "iter_1")
+        (again.run / "iter_1").mkdir()
+        (again.run / "iter_1" / "answers.part").write_bytes(raw[:place])
+        drawn.clear()
+        again("--iterations", "1")
+        assert (again.run / "iter_1" / "answers.jsonl").read_bytes() == raw
+        assert len(drawn) == units - whole
+
+
+def test_answers_that_are_complete_are_not_drawn_again(again, finished, monkeypatch):
+    shutil.copytree(finished, again.run)
+    (again.run / "iter_2" / "verdicts.jsonl").unlink()
+    drawn, original = [], codelutra.sample
+    monkeypatch.setattr(codelutra, "sample", lambda *a, **k: (drawn.append(u) or u for u in original(*a, **k)))
+    again()
+    assert drawn == [] and again.same()
+
+
+def test_a_finished_run_is_not_run_again(again, finished, monkeypatch):
+    shutil.copytree(finished, again.run)
+    for name in ("sample", "train", "evaluate", "reference_logps"):
+        monkeypatch.setattr(codelutra, name, None)
+    again()
+    assert again.same()
+
+
+@pytest.mark.parametrize("flag, value", [("lr", "0.02"), ("answers", "5"), ("seed", "4"), ("gold", "always"), ("limit", "5")])
+def test_a_changed_setting_is_refused_by_name(again, finished, flag, value):
+    shutil.copytree(finished, again.run)
+    with pytest.raises(UserError, match=rf"made with {flag} = .*{value}"):
+        again(f"--{flag}", value)
+
+
+def test_another_number_of_iterations_or_workers_goes_on(again):
+    again("--iterations", "1")
+    again("--workers", "2")
+    assert again.same()
+
+
+def test_a_marginal_gain_stops_the_loop_and_the_first_of_the_best_is_named(again, capsys):
+    again("--min-gain", "0.5")  # a random model stays at 0: no gain
+    assert (again.run / "iter_1").exists() and not (again.run / "iter_2").exists()
+    assert json.loads((again.run / "summary.json").read_text())["best"] == 0
+    assert "less than --min-gain" in capsys.readouterr().out
+
+
+def test_every_problem_at_the_door_is_said_before_a_model_is_loaded(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(codelutra, "load_policy", None)
+    argv = command(folders, tmp_path / "no-data", tmp_path / "run", "--model", str(tmp_path))
+    with pytest.raises(UserError) as error:
+        codelutra.main(argv)
+    assert "train_spider.json is missing" in str(error.value) and "config.json" in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+# ---- the command line --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "--unknown 1", "--answers 0", "--answers -3", "--answers two", "--pairs 0", "--lr 0", "--lr -1", "--lr nan", "--lr inf",
+        "--beta 0", "--beta nan", "--batch-size 0", "--accumulation 0", "--iterations 0", "--max-new 0", "--lora-rank 0",
+        "--temperature -0.5", "--top-p 0", "--top-p 1.5", "--limit -1", "--validation -1", "--eval-limit -1", "--lam -1",
+        "--warmup -0.1", "--warmup 1.5", "--gold sometimes", "--criterion executable --gold always", "--precision int8",
+        "--data nothing", "--objective ppo", "--sft-reduction max", "--timeout 0", "--clip 0", "--train-tokens 0",
+        "--pairs-per-tree 0", "--seed -1", "--weight-decay -1", "--lora-alpha 0", "--max-length 0",
+    ],
+)  # fmt: skip
+def test_a_bad_value_is_exit_code_2(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(argv.split())
+    assert stop.value.code == 2 and "error" in capsys.readouterr().err
+
+
+def test_presets_are_defaults_that_a_flag_overrides():
+    config = parse(["--data", "bird", "--beta", "0.5", "--device", "cpu"])
+    assert (config.answers, config.pairs, config.lr, config.beta, config.run) == (16, 10, 5e-5, 0.5, "runs/bird-smollm2-seed0")
+    assert parse(["--answers", "3", "--device", "cpu"]).answers == 3 != parse(["--device", "cpu"]).answers
