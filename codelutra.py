@@ -90,8 +90,8 @@ class Config:
 
 # Table 5; `shop` is for a 135M model on two CPU cores, found on its training questions (README, results)
 PRESETS = {
-    "spider": {},
-    "bird": {},
+    "spider": {"max_new": data.MAX_NEW["spider"]},
+    "bird": {"max_new": data.MAX_NEW["bird"]},
     "shop": {
         "limit": 128, "validation": 32, "iterations": 2, "answers": 8, "pairs": 8,
         "lr": 3e-4, "max_length": 512, "max_new": data.MAX_NEW["shop"],

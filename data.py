@@ -78,7 +78,7 @@ SOURCES = {
     "ds1000": "https://github.com/xlang-ai/DS-1000",
     "shop": "this project's own repository (data/shop)",
 }
-MAX_NEW = {"spider": 256, "bird": 256, "ds1000": 192, "shop": 64}  # longest answer, tokens
+MAX_NEW = {"spider": 128, "bird": 160, "ds1000": 192, "shop": 64}  # longest answer, tokens
 COMPARISON = {"spider": "spider", "shop": "spider", "bird": "bird", "ds1000": ""}  # each data set's official result comparison
 
 

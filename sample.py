@@ -87,7 +87,8 @@ def locate(name: str) -> tuple[str, dict]:
 def load_policy(name: str, precision: str = "auto", device: str = "auto") -> Policy:
     """Load a model for tree attention.
 
-    precision auto: bfloat16 on a GPU that has it, float16 on one that has not, float32 on a CPU.
+    precision auto: bfloat16 where the GPU has it or the CPU has matrix units for it (AMX: 3 to 4 times as fast as float32
+    there; a CPU without is many times slower in bfloat16), float16 on an older GPU, float32 on any other CPU.
     Raises UserError for a tokenizer without an end token, or a model whose attention a tree cannot serve.
     """
     source, extra = locate(name)
@@ -131,9 +132,11 @@ def settle_device(device: str, precision: str) -> tuple[torch.device, str]:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device} cannot be used: {str(error).strip().splitlines()[0]}")
-    if precision == "auto":
-        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "float32" if device.type == "cpu" else "bfloat16" if bf16 else "float16"
+    if precision == "auto" and device.type == "cuda":
+        precision = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    elif precision == "auto":
+        flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+        precision = "bfloat16" if "amx_bf16" in flags else "float32"
     return device, precision
 
 
