@@ -94,7 +94,7 @@ def shaken(model, seed=0):
 
 def gradients(folder, tmp_path, monkeypatch, config, pairs=PAIRS, reference=None):
     """The gradients that `train` steps with, one list of tensors a step, and the log's rows."""
-    policy = load_policy(folder, device="cpu")
+    policy = load_policy(folder, "float32", "cpu")
     shaken(policy.model)
     if reference is None:
         (tmp_path / "reference").unlink(missing_ok=True)
@@ -173,7 +173,7 @@ def test_a_short_last_step_is_a_mean_over_its_own_pairs(folder, tmp_path, monkey
 
 
 def test_dpo_starts_at_ln_2_in_every_iteration_and_a_wrong_reference_is_caught(folder, tmp_path):
-    policy = load_policy(folder, device="cpu")
+    policy = load_policy(folder, "float32", "cpu")
     lora.inject(policy.model, 4, 8, seed=2)
     config = replace(BASE, batch_size=4, lr=0.02)
     for t in (1, 2):
@@ -203,7 +203,7 @@ def test_the_first_step_is_checked_by_hand_numbers():
 
 
 def test_reference_logps_are_those_of_plain_sequences_and_are_computed_once(folder, reference, tmp_path, monkeypatch):
-    policy = load_policy(folder, device="cpu")
+    policy = load_policy(folder, "float32", "cpu")
     path = tmp_path / "reference"
     found = reference_logps(replace(BASE, train_tokens=70), policy, PROMPTS, PAIRS, path)
     for p, values in zip(PAIRS, found):
@@ -300,20 +300,18 @@ def test_the_loop_trains_on_gold_where_nothing_is_right(finished):
     assert all(not torch.equal(one[k], two[k]) for k in one)
 
 
-def test_answers_of_an_iteration_are_drawn_from_the_policy_before(finished, folders, spider):
-    questions = {q.index: q for q in data.load("spider", spider, "train")[0]}
-    policy = load_policy(folders["gpt2"], device="cpu")
+def test_answers_of_iteration_t_are_drawn_from_the_policy_before_by_seed_and_t(finished, folders, spider):
+    kept = json.loads((finished / "questions.json").read_text())["kept"][0]
+    questions = [q for q in data.load("spider", spider, "train")[0] if q.index in kept]
+    policy = load_policy(folders["gpt2"], "float32", "cpu")
     lora.inject(policy.model, 8, 16, seed=3)
     for t, adapter in ((1, None), (2, finished / "iter_1" / "adapter")):
         if adapter:
             lora.load(policy.model, adapter)
-        answers = [row for row in lines(finished / f"iter_{t}" / "answers.jsonl") if "unit" not in row]
-        assert len(answers) == 40
-        trees = [(data.prompt_ids(questions[a["question"]], policy.tokenizer), a) for a in answers]
-        with torch.no_grad():
-            tree = codelutra.Tree([p for p, _ in trees], [[a["ids"]] for _, a in trees])
-            logps = codelutra.answer_logps(policy.model, tree).tolist()
-        assert logps == pytest.approx([a["logp"] for a in answers], abs=2e-3)
+        units = codelutra.sample(policy, questions, 4, 12, seed=3, iteration=t, batch_tokens=500)
+        expected = {(a.question, a.sample): list(a.ids) for unit in units for a in unit}
+        rows = [row for row in lines(finished / f"iter_{t}" / "answers.jsonl") if "unit" not in row]
+        assert {(row["question"], row["sample"]): row["ids"] for row in rows} == expected and len(expected) == 40
 
 
 def test_validation_questions_are_neither_trained_on_nor_the_dev_split(finished, spider):
