@@ -81,6 +81,8 @@ class Config:
     min_gain: float = setting(0.5, "stop when validation EX rises by less than this many points; negative: never")
     timeout: float = setting(10.0, "seconds per query")
     workers: int = setting(2, "verification processes")
+    python: str = setting("", "DS-1000: the interpreter that has its libraries; default this one")
+    allow_unsandboxed: bool = setting(False, "DS-1000: run programs though this machine lacks some of the walls")
     precision: str = setting("auto", "of the frozen weights", ["auto", "float32", "bfloat16", "float16"])
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, …")
     checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, a third more time")
@@ -92,13 +94,14 @@ class Config:
 PRESETS = {
     "spider": {"max_new": data.MAX_NEW["spider"]},
     "bird": {"max_new": data.MAX_NEW["bird"]},
+    "ds1000": {"beta": 0.5, "lam": 0.5, "max_length": 512, "max_new": data.MAX_NEW["ds1000"], "timeout": 60.0},
     "shop": {
         "limit": 128, "validation": 32, "iterations": 2, "answers": 8, "pairs": 8,
         "lr": 3e-4, "max_length": 512, "max_new": data.MAX_NEW["shop"],
     },
 }
 UNIT_END = '{"unit": "complete"}\n'
-FREE = {"run", "iterations", "min_gain", "workers", "device"}  # may differ when a run goes on
+FREE = {"run", "iterations", "min_gain", "workers", "python", "device"}  # may differ when a run goes on
 
 
 @dataclass(frozen=True)
@@ -276,11 +279,13 @@ def score(config, policy, validation, held_out, folder, verifier) -> dict:
         started = time.time()
         folder.mkdir(parents=True, exist_ok=True)
         rest = data.COMPARISON[config.data], config.timeout, config.max_new, config.batch_tokens
+        tables = {s: data.tables(config.data, config.data_dir, s) for s in ("train", "dev")}
         name = f"π_{folder.name.removeprefix('iter_')}"
         result = {}
         for split, questions in (("validation", validation), ("dev", held_out)):
             if questions:
-                scores, codes, verdicts = evaluate(policy, questions, verifier, *rest, progress=f"{name} on {split}")
+                schemas = tables["dev" if split == "dev" else "train"]
+                scores, codes, verdicts = evaluate(policy, questions, verifier, *rest, f"{name} on {split}", schemas)
                 result[split] = dataclasses.asdict(scores)
                 rows = [
                     {"index": q.index, "verdict": v.verdict, "message": v.message, "answer": c}
@@ -634,7 +639,7 @@ def main(argv=None):
     lora.inject(policy.model, config.lora_rank, config.lora_alpha, config.seed)
     run.mkdir(parents=True, exist_ok=True)
     write(run / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    with Verifier(config.workers, config.timeout) as verifier:
+    with Verifier(config.workers, config.timeout, config.python or None, config.allow_unsandboxed) as verifier:
         train_questions, validation, held_out = choose_questions(config, policy, splits, notes, run, verifier)
         if not train_questions:
             raise UserError("no training question is left.")

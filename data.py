@@ -143,6 +143,13 @@ def ds1000_half(libraries: list[str], split: str) -> list[int]:
     return sorted(train) if split == "train" else sorted(set(range(len(libraries))) - set(train))
 
 
+def tables(name: str, folder: str | Path, split: str) -> dict[str, dict]:
+    """db_id → its entry in the release's tables.json (for EM's foreign keys); empty where there is no such file."""
+    file = {"bird": f"{split}/{split}_tables.json", "ds1000": ""}.get(name, "tables.json")
+    path = Path(folder) / file
+    return {row["db_id"]: row for row in _rows(name, path)} if file and path.is_file() else {}
+
+
 def subset(questions: list[Question], limit: int, seed: int) -> list[Question]:
     """`limit` questions drawn by `seed`, in file order (0: all). A larger limit contains the smaller one's questions."""
     if not limit or limit >= len(questions):

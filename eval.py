@@ -4,23 +4,26 @@
     python eval.py --data spider --data-dir PATH --split dev --predictions FILE
 
 EX (execution accuracy): the share of questions whose query returns the gold query's result, by the data set's official
-comparison. Executable: the share that runs at all. The error analysis of Fig. 4a is the count of each verdict.
+comparison; for DS-1000 it is pass@1. EM (exact set match): the query agrees with the gold query clause by clause.
+Executable: the share that runs at all. The error analysis of Fig. 4a is the count of each verdict.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
 import data
 from data import Question, UserError
-from verify import VERDICTS, SqlJob, Verdict, Verifier
+from exact_match import exact_match, hardness
+from verify import VERDICTS, GoldReport, PythonJob, SqlJob, Verdict, Verifier
 
 
 @dataclass(frozen=True)
@@ -28,36 +31,59 @@ class Scores:
     """Shares are of `n`, the questions scored; `classes` counts each verdict (Fig. 4a)."""
 
     n: int
-    ex: float
+    ex: float  # DS-1000: pass@1
     executable: float
     classes: dict[str, int]
+    em: float | None = None  # SQL alone
+    groups: dict[str, dict] = field(default_factory=dict)  # the same for each hardness, difficulty or library
 
 
-def job(question: Question, code: str, comparison: str, timeout: float) -> SqlJob:
+def job(question: Question, code: str, comparison: str, timeout: float) -> SqlJob | PythonJob:
+    if question.language == "python":
+        return PythonJob(question.context, code, timeout)
     return SqlJob(question.database, question.gold, code, comparison, timeout)
 
 
 def usable(questions: list[Question], verifier: Verifier, timeout: float, progress: str | None = None):
     """Questions whose gold query executes, and a note for each that does not (it is never a question answered wrongly)."""
-    reports = [verifier.check_gold(q.database, q.gold, timeout) for q in questions]
+    reports = [
+        verifier.check_gold(q.database, q.gold, timeout)
+        if q.language == "sql"
+        else verifier.submit(PythonJob(q.context, q.gold, max(timeout, 120)))
+        for q in questions
+    ]
     kept, notes = [], []
     for q, future in tqdm(list(zip(questions, reports)), desc=progress, disable=progress is None, unit="query", leave=False):
         report = future.result()
-        if report.verdict.verdict == "correct":
+        verdict = report.verdict if isinstance(report, GoldReport) else report
+        if verdict.verdict == "correct":
             kept.append(q)
         else:
-            notes.append(f"question {q.index} ({q.db_id}): its gold query fails: {report.verdict.message}")
+            notes.append(f"question {q.index} ({q.db_id}): its gold code fails: {verdict.message}")
     return kept, notes
 
 
-def scores(verdicts: list[Verdict]) -> Scores:
-    count = Counter(v.verdict for v in verdicts)
-    n = len(verdicts)
+def scores(questions: list[Question], codes: list[str], verdicts: list[Verdict], tables: dict | None = None) -> Scores:
+    """tables: db_id → its entry in tables.json, for EM (`data.tables`)."""
+    rows = []
+    for q, code, v in zip(questions, codes, verdicts, strict=True):
+        em = None
+        if q.language == "sql":
+            em = exact_match(q.gold, code, (tables or {}).get(q.db_id))
+        rows.append((q.difficulty or hardness(q.gold), v.verdict, em))
+    groups = {name: [r for r in rows if r[0] == name] for name in dict.fromkeys(r[0] for r in rows)}
+    count = Counter(verdict for _, verdict, _ in rows)
+    parts = {name: dataclasses.asdict(_shares(of)) for name, of in sorted(groups.items())}
+    for part in parts.values():
+        del part["groups"], part["classes"]
+    return dataclasses.replace(_shares(rows), classes={v: count[v] for v in VERDICTS}, groups=parts)
+
+
+def _shares(rows) -> Scores:
+    n = max(len(rows), 1)
+    verdicts, ems = Counter(verdict for _, verdict, _ in rows), [em for *_, em in rows if em is not None]
     return Scores(
-        n=n,
-        ex=count["correct"] / n if n else 0.0,
-        executable=(count["correct"] + count["wrong"]) / n if n else 0.0,
-        classes={v: count[v] for v in VERDICTS},
+        len(rows), verdicts["correct"] / n, (verdicts["correct"] + verdicts["wrong"]) / n, {}, sum(ems) / n if ems else None
     )
 
 
@@ -68,15 +94,17 @@ def greedy(policy, questions, max_new: int, batch_tokens: int, progress: str | N
     room = policy.max_positions - max_new
     fitting = [q for q in questions if len(data.prompt_ids(q, policy.tokenizer)) <= room]
     units = sample(policy, fitting, 1, max_new, temperature=0, batch_tokens=batch_tokens, progress=progress)
-    code = {a.question: data.extract_code(a.text) for unit in units for a in unit}
-    return [code.get(q.index, "") for q in questions]
+    text = {a.question: a.text for unit in units for a in unit}
+    return [data.extract_code(text.get(q.index, ""), q.language) for q in questions]
 
 
-def evaluate(policy, questions, verifier, comparison, timeout=10.0, max_new=128, batch_tokens=32768, progress=None):
+def evaluate(
+    policy, questions, verifier, comparison, timeout=10.0, max_new=128, batch_tokens=32768, progress=None, tables=None
+):
     """Greedy answers, verified: (Scores, codes, verdicts)."""
     codes = greedy(policy, questions, max_new, batch_tokens, progress)
     verdicts = verifier.run(job(q, code, comparison, timeout) for q, code in zip(questions, codes))
-    return scores(verdicts), codes, verdicts
+    return scores(questions, codes, verdicts, tables), codes, verdicts
 
 
 def read_predictions(path: Path, questions: list[Question], total: int) -> dict[int, str]:
@@ -133,6 +161,8 @@ def main(argv=None):
     parser.add_argument("--comparison", choices=("spider", "bird", "strict"), help="default: the data set's official one")
     parser.add_argument("--timeout", type=float, default=10.0, help="seconds per query")
     parser.add_argument("--workers", type=int, default=2, help="verification processes")
+    parser.add_argument("--python", help="DS-1000: the interpreter that has its libraries (default: this one)")
+    parser.add_argument("--allow-unsandboxed", action="store_true", help="DS-1000: run programs without all the walls")
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     parser.add_argument("--out", type=Path, help="write one JSON line per question here")
@@ -148,7 +178,8 @@ def main(argv=None):
         if missing:
             print(f"{missing} questions have no prediction and count as not answered", file=sys.stderr)
     questions = data.subset(questions, args.limit, args.seed)
-    with Verifier(args.workers, args.timeout) as verifier:
+    tables = data.tables(args.data, folder, args.split)
+    with Verifier(args.workers, args.timeout, args.python, args.allow_unsandboxed) as verifier:
         kept, failing = usable(questions, verifier, args.timeout, "gold queries")
         for note in notes + failing:
             print(f"left out: {note}", file=sys.stderr)
@@ -159,7 +190,7 @@ def main(argv=None):
                 [job(q, c, comparison, args.timeout) for q, c in zip(kept, codes)], progress=bar.update
             )
             bar.close()
-            result = scores(verdicts)
+            result = scores(kept, codes, verdicts, tables)
         else:
             import lora
             from sample import load_policy
@@ -169,8 +200,8 @@ def main(argv=None):
                 lora.load(policy.model, args.adapter)
             result, codes, verdicts = evaluate(
                 policy, kept, verifier, comparison, args.timeout, args.max_new or data.MAX_NEW[args.data], args.batch_tokens,
-                "answering",  # fmt: skip
-            )
+                "answering", tables,
+            )  # fmt: skip
     if args.out:
         with open(args.out, "w", encoding="utf-8") as file:
             for q, code, v in zip(kept, codes, verdicts):
@@ -179,7 +210,10 @@ def main(argv=None):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
     for verdict, count in result.classes.items():
         print(f"{verdict:>8}  {count:5d}  {count / max(result.n, 1):6.1%}")
-    print(json.dumps({"n": result.n, "ex": result.ex, "executable": result.executable}))
+    for name, part in result.groups.items():
+        em = "" if part["em"] is None else f"  EM {part['em']:6.1%}"
+        print(f"{name:>12}  n {part['n']:5d}  {'EX' if em else 'pass@1'} {part['ex']:6.1%}{em}")
+    print(json.dumps({k: v for k, v in dataclasses.asdict(result).items() if v is not None}))
 
 
 if __name__ == "__main__":

@@ -107,9 +107,10 @@ def main():
             if (number + 1) % max(1, args.count // 20) == 0:
                 facts = process_facts(children())
                 first = first or facts
+                rate = (number + 1) / (time.time() - started)
                 print(
-                    f"{number + 1:>9,} verdicts  {(number + 1) / (time.time() - started):6.0f}/s  this process {facts[0]:.0f} MiB"
-                    f"  workers {facts[1]:.0f} MiB  descriptors {facts[2]}  children {len(children())}", flush=True
+                    f"{number + 1:>9,} verdicts  {rate:6.0f}/s  this process {facts[0]:.0f} MiB  workers {facts[1]:.0f} MiB"
+                    f"  descriptors {facts[2]}  children {len(children())}", flush=True
                 )  # fmt: skip
     left = children()
     result = {

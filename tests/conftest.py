@@ -121,7 +121,7 @@ def folder(request, folders):
 def policy(folder):
     from sample import load_policy
 
-    return load_policy(folder, device="cpu")
+    return load_policy(folder, "float32", "cpu")
 
 
 @pytest.fixture

@@ -248,8 +248,8 @@ def command(folders, spider, run, *extra):
     return [
         "--model", folders["gpt2"], "--data", "spider", "--data-dir", str(spider), "--run", str(run), "--iterations", "2",
         "--answers", "4", "--pairs", "3", "--max-new", "12", "--batch-size", "6", "--validation", "2", "--min-gain", "-1",
-        "--lr", "0.01", "--workers", "1", "--timeout", "5", "--device", "cpu", "--batch-tokens", "500",
-        "--train-tokens", "500", "--seed", "3", *extra,
+        "--lr", "0.01", "--workers", "1", "--precision", "float32", "--timeout", "5", "--device", "cpu",
+        "--batch-tokens", "500", "--train-tokens", "500", "--seed", "3", *extra,
     ]  # fmt: skip
 
 

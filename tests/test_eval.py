@@ -1,5 +1,6 @@
 """Scores by hand, every form of a predictions file, and the command on the bundled set."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -31,11 +32,24 @@ def write(tmp_path):
 
 
 def test_scores_by_hand():
-    found = scores([Verdict(v) for v in ("correct", "correct", "wrong", "error", "timeout", "error", "correct", "wrong")])
-    assert (found.n, found.ex, found.executable) == (8, 3 / 8, 5 / 8)
+    outcomes = ("correct", "correct", "wrong", "error", "timeout", "error", "correct", "wrong")
+    asked = [dataclasses.replace(q, difficulty="hard" if q.index > 3 else "") for q in questions(*range(8))]
+    codes = ["SELECT 2", "SELECT x", "", "(", "SELECT 1", "SELECT 1", "SELECT 1 LIMIT 1", "SELECT 1"]  # EM: values do not count
+    found = scores(asked, codes, [Verdict(v) for v in outcomes])
+    assert (found.n, found.ex, found.executable, found.em) == (8, 3 / 8, 5 / 8, 4 / 8)
     assert {v: n for v, n in found.classes.items() if n} == {"correct": 3, "wrong": 2, "error": 2, "timeout": 1}
-    empty = scores([])
-    assert (empty.n, empty.ex, empty.executable) == (0, 0, 0)
+    assert found.groups == {
+        "easy": {"n": 4, "ex": 2 / 4, "executable": 3 / 4, "em": 1 / 4},
+        "hard": {"n": 4, "ex": 1 / 4, "executable": 2 / 4, "em": 3 / 4},
+    }
+    empty = scores([], [], [])
+    assert (empty.n, empty.ex, empty.executable, empty.em) == (0, 0, 0, None)
+
+
+def test_a_python_question_has_no_em():
+    asked = [dataclasses.replace(questions(0)[0], context="test", difficulty="Numpy")]
+    found = scores(asked, ["result = 1"], [Verdict("correct")])
+    assert found.em is None and found.groups == {"Numpy": {"n": 1, "ex": 1.0, "executable": 1.0, "em": None}}
 
 
 # ---- predictions ----------------------------------------------------------------------------------------------------
@@ -130,7 +144,7 @@ def test_greedy_answers_are_verified_in_the_order_of_the_questions(spider, verif
     assert [v.verdict for v in verdicts] == ["correct", "wrong", "correct", "correct", "error", "correct"]
     assert (found.ex, found.executable, given) == (4 / 6, 5 / 6, codes)
     monkeypatch.undo()
-    policy = load_policy(folders["gpt2"], device="cpu")
+    policy = load_policy(folders["gpt2"], "float32", "cpu")
     forward, backward = (evaluation.greedy(policy, q, 10, 5000) for q in (held_out, held_out[::-1]))
     assert forward == backward[::-1] and len(set(forward)) > 1
 
@@ -139,7 +153,7 @@ def test_a_prompt_too_long_for_the_model_is_a_question_without_an_answer(spider,
     from sample import load_policy
 
     held_out = data.load("spider", spider, "dev")[0]
-    policy = load_policy(folders["gpt2"], device="cpu")
+    policy = load_policy(folders["gpt2"], "float32", "cpu")
     lengths = sorted(len(data.prompt_ids(q, policy.tokenizer)) for q in held_out)
     policy.max_positions = lengths[3] + 10
     codes = evaluation.greedy(policy, held_out, 10, 5000)
