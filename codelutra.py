@@ -354,7 +354,7 @@ def train(config, policy, prompts, pairs, reference, folder, t):
     optimizer = torch.optim.AdamW(parameters, config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay)
     scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.dtype == torch.float16)
     if config.checkpointing:
-        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+        policy.model.activation_checkpointing_enable({"use_reentrant": False})
         policy.model.train()  # transformers checkpoints in training mode alone; load_policy has switched dropout off
     steps = batches(config, pairs, t)
     started = time.time()
