@@ -179,6 +179,7 @@ def test_the_merge_command_writes_a_plain_model(folder, saved, tmp_path, monkeyp
     model, path = saved
     out = tmp_path / "merged"
     argv = ["lora.py", "merge", "--model", folder, "--adapter", str(path), "--out", str(out)]
+    argv += ["--precision", "float32"]
     monkeypatch.setattr("sys.argv", argv)
     lora.main()
     torch.testing.assert_close(logits(fresh(str(out))), logits(model), atol=1e-5, rtol=1e-5)
