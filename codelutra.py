@@ -36,7 +36,7 @@ from eval import evaluate, job, usable
 from loss import dpo_loss, dpo_margin, dual_loss, sft_loss
 from sample import Policy, load_policy, locate, sample, settle_device
 from tree import Tree, answer_logps
-from verify import GoldReport, Verdict, Verifier
+from verify import GoldError, GoldReport, InfrastructureError, Verdict, Verifier
 
 
 def setting(default, help, choices=None):
@@ -656,4 +656,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    data.run(main)
+    data.run(main, InfrastructureError, GoldError)

@@ -21,11 +21,11 @@ class UserError(Exception):
     """Something the user can mend: shown as one sentence, exit code 2."""
 
 
-def run(main):
-    """Call `main`; a UserError or Ctrl-C becomes one line on stderr and exit code 2 or 130, not a traceback."""
+def run(main, *errors):
+    """Call `main`; a UserError, one of `errors` or Ctrl-C becomes a line on stderr and exit code 2 or 130, no traceback."""
     try:
         main()
-    except UserError as error:
+    except (UserError, *errors) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

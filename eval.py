@@ -23,7 +23,7 @@ from tqdm import tqdm
 import data
 from data import Question, UserError
 from exact_match import exact_match, hardness
-from verify import VERDICTS, GoldReport, PythonJob, SqlJob, Verdict, Verifier
+from verify import VERDICTS, GoldError, GoldReport, InfrastructureError, PythonJob, SqlJob, Verdict, Verifier
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,8 @@ def read_predictions(path: Path, questions: list[Question], total: int) -> dict[
         try:
             row = json.loads(line)
             code = row["answer"]
-            index = row["index"] if "index" in row else by_id.get(row["question_id"])
+            own = row["question_id"] if "question_id" in row else row.get("problem_id")  # DS-1000's name for it
+            index = row["index"] if "index" in row else by_id.get(own) if own is not None else row["question_id"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path}, line {number}: expected a JSON object with answer and index or question_id ({error!r})."
@@ -217,4 +218,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    data.run(main)
+    data.run(main, InfrastructureError, GoldError)
