@@ -70,9 +70,10 @@ def scores(questions: list[Question], codes: list[str], verdicts: list[Verdict],
         em = None
         if q.language == "sql":
             em = exact_match(q.gold, code, (tables or {}).get(q.db_id))
-        rows.append((q.difficulty or hardness(q.gold), v.verdict, em))
+        ran = v.verdict in ("correct", "wrong") and v.message != "not a query"  # an empty answer is wrong but runs nothing
+        rows.append((q.difficulty or hardness(q.gold), v.verdict, ran, em))
     groups = {name: [r for r in rows if r[0] == name] for name in dict.fromkeys(r[0] for r in rows)}
-    count = Counter(verdict for _, verdict, _ in rows)
+    count = Counter(v.verdict for v in verdicts)
     parts = {name: dataclasses.asdict(_shares(of)) for name, of in sorted(groups.items())}
     for part in parts.values():
         del part["groups"], part["classes"]
@@ -80,11 +81,9 @@ def scores(questions: list[Question], codes: list[str], verdicts: list[Verdict],
 
 
 def _shares(rows) -> Scores:
-    n = max(len(rows), 1)
-    verdicts, ems = Counter(verdict for _, verdict, _ in rows), [em for *_, em in rows if em is not None]
-    return Scores(
-        len(rows), verdicts["correct"] / n, (verdicts["correct"] + verdicts["wrong"]) / n, {}, sum(ems) / n if ems else None
-    )
+    n, ems = max(len(rows), 1), [em for *_, em in rows if em is not None]
+    right, ran = sum(verdict == "correct" for _, verdict, *_ in rows), sum(ran for _, _, ran, _ in rows)
+    return Scores(len(rows), right / n, ran / n, {}, sum(ems) / n if ems else None)
 
 
 def greedy(policy, questions, max_new: int, batch_tokens: int, progress: str | None = None) -> list[str]:

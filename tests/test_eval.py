@@ -42,6 +42,8 @@ def test_scores_by_hand():
         "easy": {"n": 4, "ex": 2 / 4, "executable": 3 / 4, "em": 1 / 4},
         "hard": {"n": 4, "ex": 1 / 4, "executable": 2 / 4, "em": 3 / 4},
     }
+    silent = scores(questions(0, 1), ["", "SELECT 2"], [Verdict("wrong", "not a query"), Verdict("wrong", "1 row, not 2")])
+    assert (silent.executable, silent.classes["wrong"]) == (1 / 2, 2)  # an empty answer runs nothing
     empty = scores([], [], [])
     assert (empty.n, empty.ex, empty.executable, empty.em) == (0, 0, 0, None)
 

@@ -1,0 +1,115 @@
+"""Verdicts per second: one pool of workers behind all walls, against the official evaluators' way of working.
+
+    python bench/verification.py --official FOLDER --spider FOLDER [--ds1000 FOLDER --python PATH] [--quick]
+
+SQL: theirs is a new process per query, which opens the database and runs answer and gold. Python: theirs is a fresh interpreter
+in an empty folder per DS-1000 program. Both sides run as many at once as there are workers; cache hits are avoided on ours by
+a comment with a running number. The last line is JSON.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import data
+from verify import PythonJob, SqlJob, Verifier
+
+ONE_QUERY = """
+import sqlite3, sys
+database, answer, gold = sys.argv[1:]
+def run(query):
+    return sqlite3.connect(database).execute(query).fetchall()
+try:
+    print(sorted(map(repr, run(answer))) == sorted(map(repr, run(gold))))
+except sqlite3.Error:
+    print(False)
+"""
+
+
+def predictions(folder):
+    return [json.loads(line) for file in sorted(folder.glob("*.jsonl")) for line in open(file, encoding="utf-8")]
+
+
+def per_second(run, jobs):
+    started = time.time()
+    results = run(jobs)
+    return len(jobs) / (time.time() - started), results
+
+
+def new_process(arguments, folder=None, environment=None):
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=folder, timeout=150, env=environment)
+    return done.returncode == 0 and done.stdout.strip() != "False"
+
+
+def sql(args, count):
+    questions = {q.index: q for q in data.load("spider", args.spider, "dev")[0]}
+    rows = [r for r in predictions(args.official / "spider_dev") if r["index"] in questions]
+    random.Random(0).shuffle(rows)
+    rows = [(questions[r["index"]], r["answer"]) for r in rows[:count]]
+    with ThreadPoolExecutor(args.workers) as pool:
+        few = rows[: count // 20]
+        commands = [[sys.executable, "-I", "-c", ONE_QUERY, q.database, answer, q.gold] for q, answer in few]
+        theirs, _ = per_second(lambda jobs: list(pool.map(new_process, jobs)), commands)
+    with Verifier(args.workers) as verifier:
+        verifier.run([SqlJob(q.database, q.gold, q.gold) for q, _ in rows[:50]])  # the pool is up
+        jobs = [SqlJob(q.database, q.gold, f"{answer} -- {i}") for i, (q, answer) in enumerate(rows)]
+        ours, _ = per_second(verifier.run, jobs)
+    return ours, theirs
+
+
+def python(args, count):
+    contexts = {q.index: q for split in ("train", "dev") for q in data.load("ds1000", args.ds1000, split)[0]}
+    rows = predictions(args.official / "ds1000")
+    random.Random(0).shuffle(rows)
+    rows = [(contexts[r["problem_id"]], r["answer"]) for r in rows[:count]]
+
+    def official(job):
+        question, answer = job
+        with tempfile.TemporaryDirectory() as folder:
+            program = f"{question.context}\ncode = {answer!r}\ntest_execution(code)\n"
+            program += "test_string(code)\n" if "def test_string" in question.context else ""
+            Path(folder, "program.py").write_text(program, encoding="utf-8")
+            return new_process([args.python, "program.py"], folder, {**os.environ, "OMP_NUM_THREADS": "1"})
+
+    with ThreadPoolExecutor(args.workers) as pool:
+        theirs, passed = per_second(lambda jobs: list(pool.map(official, jobs)), rows[: count // 4])
+    with Verifier(args.workers, python=args.python) as verifier:
+        verifier.run([PythonJob(q.context, q.gold) for q, _ in rows[:4]])
+        jobs = [PythonJob(q.context, f"{answer}\n# {i}") for i, (q, answer) in enumerate(rows)]
+        ours, verdicts = per_second(verifier.run, jobs)
+    same = sum((v.verdict == "correct") == p for v, p in zip(verdicts, passed))
+    print(f"Python: {same} of {len(passed)} verdicts as those of the fresh interpreters")
+    return ours, theirs
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--official", type=Path, required=True, help="folder with spider_dev/ and ds1000/ predictions")
+    parser.add_argument("--spider", type=Path, required=True, help="Spider's folder")
+    parser.add_argument("--ds1000", type=Path, help="DS-1000's folder")
+    parser.add_argument("--python", default=sys.executable, help="interpreter with DS-1000's libraries")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work")
+    args = parser.parse_args()
+    args.python = str(Path(args.python).absolute())
+    results = {"SQL queries": sql(args, 1000 if args.quick else 10_000)}
+    if args.ds1000:
+        results["DS-1000 programs"] = python(args, 80 if args.quick else 400)
+    print(f"{'':18}{'ours /s':>10}{'theirs /s':>11}{'ratio':>8}")
+    for what, (ours, theirs) in results.items():
+        print(f"{what:18}{ours:10.1f}{theirs:11.1f}{ours / theirs:8.1f}")
+    figures = {w: {"ours": o, "theirs": t, "ratio": o / t} for w, (o, t) in results.items()}
+    first = next(iter(figures.values()))
+    print(json.dumps({"what": "verdicts per second", **first, "all": figures, "settings": {"workers": args.workers}}))
+
+
+if __name__ == "__main__":
+    main()
