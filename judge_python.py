@@ -22,6 +22,7 @@ This file runs under the interpreter given by --python and needs nothing but the
 import contextlib
 import gc
 import importlib
+import io
 import json
 import os
 import pickle
@@ -30,6 +31,7 @@ import resource
 import select
 import signal
 import sys
+import tempfile
 import time
 
 import sandbox
@@ -45,7 +47,7 @@ LARGE = ("tensorflow",)  # imported by a supervisor when the first program asks 
 VERDICTS = ("correct", "wrong", "error", "denied", "timeout", "crash", "killed", "infrastructure")
 MAX_RESULT = 64 << 20  # bytes of a packed result
 MAX_FOLDER = 256 << 20  # bytes in a program's folder, counted from outside
-MAX_FILES, MAX_THREADS = 2000, 128
+MAX_FILES, MAX_PATH, MAX_THREADS = 2000, 2000, 128
 READY = b"ready"
 TICK = 0.05  # seconds between looks at a program's folder and threads
 
@@ -81,7 +83,12 @@ def zygote(sockets: list[int], temporary: str, strict: bool) -> None:
     """The whole life of the zygote: import, fork a supervisor per socket, and clean up when the first one ends."""
     sys.path[:] = [path for path in sys.path if path and path != sandbox.HERE]
     os.environ["MPLCONFIGDIR"] = os.environ["HOME"] = temporary
+    share = os.path.join(sys.prefix, "share")  # some tests load a data set by name: `make ds1000` puts them here
+    os.environ["SEABORN_DATA"] = os.path.join(share, "seaborn-data")
+    os.environ["SCIKIT_LEARN_DATA"] = os.path.join(share, "scikit-learn-data")
     missing = [name for name in LIBRARIES if not load(name)]
+    warm_up()
+    walls.readable_paths()
     hello = {"missing": missing, "tier": walls.tier(), "threads": threads(os.getpid())}
     gc.collect()
     gc.freeze()  # the children would otherwise copy every page that the collector touches
@@ -131,11 +138,22 @@ def load(name: str) -> bool:
         importlib.import_module(name)
         if name == "torch":
             sys.modules["torch"].set_num_threads(1)
-        elif name == "matplotlib.pyplot":
-            sys.modules["matplotlib"].use("Agg")
         return True
     except Exception:
         return False
+
+
+def warm_up() -> None:
+    """What libraries do once per process, done once for all: the first picture searches the fonts."""
+    with contextlib.suppress(Exception):
+        plt = sys.modules["matplotlib.pyplot"]
+        plt.figure().gca().set_title("$x$")
+        plt.savefig(io.BytesIO(), format="png", bbox_inches="tight")
+        plt.close("all")
+    with contextlib.suppress(Exception):
+        torch = sys.modules["torch"]
+        torch.testing.assert_close(torch.ones(1), torch.ones(1))
+        torch.optim.SGD([torch.ones(1)], lr=0.1)
 
 
 def threads(pid: int) -> int:
@@ -247,6 +265,8 @@ def excess(pids: list[int], folder: str) -> str:
                 count += 1
                 with contextlib.suppress(OSError):
                     size += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if len(entry.path) > MAX_PATH:  # past the kernel's 4096 nothing could be counted
+                        return "folders too deep"
                     if entry.is_dir(follow_symlinks=False):
                         stack.append(entry.path)
     for pid in pids:
@@ -268,7 +288,7 @@ def excess(pids: list[int], folder: str) -> str:
 def run_judge(verifier: int, report: int, nonce: str, head: dict, folder: str, strict: bool) -> None:
     """Fork the candidate, read the test, run it, report. Ends by `os._exit`, in `dying`."""
     os.chdir(folder)
-    os.environ["HOME"] = os.environ["TMPDIR"] = folder
+    os.environ["HOME"] = os.environ["TMPDIR"] = tempfile.tempdir = folder
     for name in head["imports"]:  # what the context will have imported when the official program runs the answer
         if name.split(".")[0] in sys.modules or name.split(".")[0] not in LARGE:
             load(name)
@@ -385,7 +405,7 @@ class Remote:
     def execute(self, code: str, names: dict) -> bool:
         """Run the code there and fetch its `result`; False where the test input cannot be sent."""
         try:
-            request = pickle.dumps((code, names["test_input"], random_states()))
+            request = transport.pack_input((code, names["test_input"], random_states()))
         except Exception:
             return False
         try:

@@ -11,14 +11,12 @@ Python run behind the walls of walls.py, in processes that a second interpreter 
 
 import contextlib
 import ctypes
-import itertools
 import json
 import marshal
 import os
 import queue
 import resource
 import select
-import shutil
 import signal
 import socket
 import struct
@@ -171,24 +169,34 @@ class Zygote:
         if not self.allow_unsandboxed and not walls.is_strict():
             raise InfrastructureError(f"this machine has not all the walls that a hostile program needs ({tier()}); "
                                       "--allow-unsandboxed runs Python answers without them")
-        for _ in range(2):
-            process, idle = self._started()
+        for last in (False, True):
+            try:
+                process, idle = self._started()
+            except InfrastructureError:
+                if last or self.closed:
+                    raise
+                continue
             if process is None:
                 break
             line = idle.get()
-            try:
-                line.settimeout(timeout + START_SECONDS)
-                for part in (head, body):
-                    data = json.dumps(part).encode()
-                    line.sendall(struct.pack("<Q", len(data)) + data)
-                if reply := self._reply(line, timeout + START_SECONDS):
-                    return reply
-            except OSError:
-                pass
-            finally:
+            reply = self._exchange(line, head, body, timeout + START_SECONDS)
+            if reply is not None:
                 idle.put(line)
+                return reply
+            line.close()
             self.stop(process)
         raise InfrastructureError("the verifier is closed" if self.closed else "the Python worker died twice")
+
+    def _exchange(self, line, head: dict, body: list[str], timeout: float) -> list | None:
+        """Two messages out, one back; None where the other end is gone."""
+        line.settimeout(timeout)
+        try:
+            for part in (head, body):
+                data = json.dumps(part).encode()
+                line.sendall(struct.pack("<Q", len(data)) + data)
+        except OSError:
+            return None
+        return self._reply(line, timeout)
 
     def _started(self):
         with self.lock:
@@ -247,8 +255,9 @@ class Zygote:
         for line in self.sockets:  # the supervisors end what they run, clean up and leave
             with contextlib.suppress(OSError):
                 line.shutdown(socket.SHUT_RDWR)
-            if self.idle is None or line.fileno() >= 0:
-                line.close()
+        with contextlib.suppress(queue.Empty):
+            while True:  # a line that a thread is using is closed by that thread
+                self.idle.get_nowait().close()
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:
@@ -260,26 +269,35 @@ class Zygote:
 
 
 def remove(folder: str) -> None:
-    """Delete a folder of any depth and with any rights."""
-    shutil.rmtree(folder, ignore_errors=True)
-    for number in itertools.count():  # what is left is too deep for recursion, or has no rights: bring it to the top
-        if not os.path.isdir(folder) or number > 10_000:
-            return
-        with contextlib.suppress(OSError):
-            os.chmod(folder, 0o700)
-            for name in os.listdir(folder):
-                path = os.path.join(folder, name)
-                if os.path.islink(path) or not os.path.isdir(path):
+    """Delete a folder of any depth and with any rights: what lies two levels down is moved up, so nothing recurses."""
+    prefix, number, busy = os.urandom(8).hex(), 0, True
+    while busy:  # until a round gets nothing done
+        busy = False
+        for name in _names(folder):
+            path = os.path.join(folder, name)
+            with contextlib.suppress(OSError):
+                if not os.path.isdir(path) or os.path.islink(path):
                     os.unlink(path)
+                    busy = True
                     continue
                 os.chmod(path, 0o700)
-                for place, inner in enumerate(os.listdir(path)):
-                    inner = os.path.join(path, inner)
+                for inner in _names(path):
+                    inner, number = os.path.join(path, inner), number + 1
                     if not os.path.islink(inner):
-                        os.chmod(inner, 0o700)
-                    os.rename(inner, os.path.join(folder, f"{number}-{place}-{name[-20:]}"))
+                        os.chmod(inner, 0o700)  # a folder is moved only by who may write to it
+                    os.rename(inner, os.path.join(folder, f"{prefix}-{number}"))
+                    busy = True
                 os.rmdir(path)
-            os.rmdir(folder)
+                busy = True
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _write(fd: int, message) -> None:

@@ -21,6 +21,7 @@ import site
 import struct
 import sys
 import sysconfig
+from functools import lru_cache
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 EPERM, ENOSYS = 1, 38
@@ -123,10 +124,13 @@ def restrict_files(folder: str) -> None:
         rule = struct.pack("<Qi", wanted & handled, fd)
         if LIBC.syscall(LANDLOCK_ADD, ruleset, 1, rule, 0):
             raise OSError(ctypes.get_errno(), "landlock_add_rule")
-        os.close(fd)
+        if not path.startswith("/proc/self"):  # these stay open: the kernel forgets files of /proc that nobody holds
+            os.close(fd)
 
     for path in readable_paths():
         allow(path, rights(READ_FILE, READ_DIR))
+    for name in ("cmdline", "maps", "stat", "statm", "status"):  # TensorFlow aborts without the first
+        allow(f"/proc/self/{name}", rights(READ_FILE))
     for path in ("/dev/null", "/dev/zero", "/dev/full"):
         allow(path, rights(READ_FILE, WRITE_FILE))
     allow(folder, rights(READ_FILE, READ_DIR, WRITE_FILE, TRUNCATE, REMOVE_DIR, REMOVE_FILE, MAKE_DIR, MAKE_REG, REFER))
@@ -140,6 +144,7 @@ SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/sh
           "/dev/urandom", "/dev/random", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/sys/devices/system/cpu")
 
 
+@lru_cache  # the same for every program
 def readable_paths() -> list[str]:
     """The standard library, installed packages, shared libraries; nothing of the home, the project or the data."""
     paths = {*SYSTEM, *site.getsitepackages(), *sysconfig.get_paths().values()}
