@@ -111,6 +111,9 @@ def load_policy(name: str, precision: str = "auto", device: str = "auto") -> Pol
     except Exception as error:
         raise UserError(f"model {name} cannot be loaded: {str(error).strip().splitlines()[0]}")
     config = model.config
+    if getattr(model, "hf_quantizer", None) is not None and "gguf_file" in extra:
+        model.hf_quantizer = None  # a GGUF file's weights are plain now: nothing is quantized that saving must mind
+        del config.quantization_config
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # the policy that starts an iteration must be its reference, in training mode too
@@ -142,13 +145,20 @@ def settle_device(device: str, precision: str) -> tuple[torch.device, str]:
 
 @torch.no_grad()
 def check_tree(policy: Policy):
-    """Two answers under one prompt must score as they do alone: a model with ALiBi or convolutions would not."""
-    answers = [[3, 4, 5], [6, 7]]
+    """Two answers under one prompt must score as each does alone by the model's own logits.
+
+    A model with ALiBi, convolutions, or logits that are scaled after the output projection would not.
+    """
+    prompt, answers, alone = [1, 2, 3], [[3, 4, 5], [6, 7]], []
     try:
         with policy.autocast():
-            both = answer_logps(policy.model, Tree([[1, 2, 3]], [answers], policy.device))
-            alone = [answer_logps(policy.model, Tree([[1, 2, 3]], [[a]], policy.device)) for a in answers]
-        fits = torch.allclose(both, torch.cat(alone), rtol=1e-4 if policy.dtype == torch.float32 else 0.02)
+            both = answer_logps(policy.model, Tree([prompt], [answers], policy.device))
+            for answer in answers:
+                tree = Tree([prompt + answer], device=policy.device)
+                logits = policy.model(input_ids=tree.ids, position_ids=tree.positions, layout=tree, use_cache=False).logits[0]
+                logps = logits[len(prompt) - 1 : -1].float().log_softmax(-1)
+                alone.append(logps.gather(1, torch.tensor(answer, device=policy.device)[:, None]).sum())
+        fits = torch.allclose(both, torch.stack(alone), rtol=1e-4 if policy.dtype == torch.float32 else 0.02)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"model {policy.name} cannot be served by a tree: {str(error).strip().splitlines()[0]}")
     if not fits:

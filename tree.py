@@ -61,8 +61,8 @@ class Tree:
     keep            (R,)  the row positions whose logits are needed: each prompt's last token (one projection predicts
                     the first token of all its answers) and every answer token but the last; without answers, each
                     prompt's last token in the order of `prompts`
-    source, target, owner  (n,)  for every answer token: its predictor as an index into `keep`, its id, its answer
-                    (numbered in the order given)
+    source, target, owner  (n,)  for every answer token, sorted by source: its predictor as an index into `keep`, its id,
+                    its answer (numbered in the order given)
     cache           with `keep_cache`, {layer: (key, value)}, each (Hkv, N, D)
     """
 
@@ -89,6 +89,8 @@ class Tree:
                 owner += [self.answers] * len(answer)
                 self.answers += 1
         self.ids, self.positions = self._tensor(self._ids)[None], self._tensor(self._positions)[None]
+        order = sorted(range(len(source)), key=source.__getitem__)
+        source, target, owner = ([values[i] for i in order] for values in (source, target, owner))
         self.keep, self.source, self.target, self.owner = map(self._tensor, (keep, source, target, owner))
         self.inverse = torch.cat([s.own[s.real] for s in self.siblings]).argsort()  # undoes the order of `siblings`
 
@@ -157,13 +159,49 @@ def share_prefixes(prompts):
     return groups
 
 
-def answer_logps(model, tree):
+class TokenLogps(torch.autograd.Function):
+    """log softmax(hidden Wᵀ)[token], without ever holding the logits of more than `chunk` positions.
+
+    The gradient with respect to a position's hidden state is Σ g_i (W[token_i] − Σ_v p_v W_v) over the tokens it predicts,
+    so the forward pass keeps the expectation Σ_v p_v W_v, (R, d), in place of the logits, (R, V). W is frozen.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, source, target, chunk):
+        """hidden (R, d), weight (V, d), source (n,) sorted, target (n,) → (n,) float32."""
+        logps = torch.empty(len(target), device=hidden.device)
+        expectation = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        starts = list(range(0, len(hidden), chunk))
+        bounds = torch.searchsorted(source, torch.tensor([*starts, len(hidden)], device=source.device)).tolist()
+        for start, first, last in zip(starts, bounds, bounds[1:]):
+            rows = slice(start, start + chunk)
+            logits = F.linear(hidden[rows], weight, bias).float()  # (chunk, V): float32 before the softmax
+            norm = logits.logsumexp(-1)
+            tokens = slice(first, last)
+            logps[tokens] = logits[source[tokens] - start, target[tokens]] - norm[source[tokens] - start]
+            if expectation is not None:
+                expectation[rows] = logits.sub_(norm[:, None]).exp_().to(weight.dtype) @ weight
+        ctx.save_for_backward(expectation, weight, source, target)
+        return logps
+
+    @staticmethod
+    def backward(ctx, grad):  # (n,)
+        expectation, weight, source, target = ctx.saved_tensors
+        out = torch.zeros(expectation.shape, device=grad.device)
+        out.index_add_(0, source, grad[:, None] * weight[target])
+        out -= torch.zeros(len(out), device=grad.device).index_add_(0, source, grad)[:, None] * expectation
+        return out.to(expectation.dtype), None, None, None, None, None
+
+
+def answer_logps(model, tree, chunk=1024):
     """Log-probability of every answer of the tree: (answers,), a float32 sum over its own tokens.
 
-    The logits are float32 before the softmax: a bfloat16 sum above 128 would be spaced by 1.0.
+    A bfloat16 sum above 128 would be spaced by 1.0.
     """
-    logits = model(
-        input_ids=tree.ids, position_ids=tree.positions, layout=tree, logits_to_keep=tree.keep, use_cache=False
-    ).logits[0].float()  # (R, V)
-    token_logps = logits[tree.source, tree.target] - logits.logsumexp(-1)[tree.source]  # (n,)
-    return torch.zeros(tree.answers, device=logits.device).index_add(0, tree.owner, token_logps)
+    states = model.base_model(
+        input_ids=tree.ids, position_ids=tree.positions, layout=tree, use_cache=False
+    ).last_hidden_state[0]  # (N, d)
+    head = model.get_output_embeddings()
+    bias = getattr(head, "bias", None)
+    token_logps = TokenLogps.apply(states[tree.keep], head.weight, bias, tree.source, tree.target, chunk)  # (n,)
+    return torch.zeros(tree.answers, device=token_logps.device).index_add(0, tree.owner, token_logps)

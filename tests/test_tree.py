@@ -7,7 +7,7 @@ import torch
 from conftest import plain_logps
 
 import lora
-from tree import MIN_SHARED, Tree, answer_logps, share_prefixes
+from tree import MIN_SHARED, TokenLogps, Tree, answer_logps, share_prefixes
 
 RNG = random.Random(0)
 
@@ -90,8 +90,25 @@ def test_answers_begin_where_their_prompt_ends():
     assert tree.ids.tolist() == [[1, 2, 3, 4, 5, 6]]
     assert tree.positions.tolist() == [[0, 1, 2, 3, 4, 3]]
     # token 4 and token 6 are predicted by the prompt's last token, token 5 by token 4
-    assert tree.keep[tree.source].tolist() == [2, 3, 2]
-    assert tree.target.tolist() == [4, 5, 6] and tree.owner.tolist() == [0, 0, 1]
+    assert tree.keep[tree.source].tolist() == [2, 2, 3]
+    assert tree.target.tolist() == [4, 6, 5] and tree.owner.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+@pytest.mark.parametrize("biased", [False, True])
+def test_chunked_projection_is_log_softmax_with_its_gradient(chunk, biased):
+    generator = torch.Generator().manual_seed(chunk)
+    hidden = torch.randn(7, 5, generator=generator, requires_grad=True)
+    weight, bias = torch.randn(11, 5, generator=generator), torch.randn(11)
+    bias = bias if biased else None
+    source, target = torch.tensor([0, 0, 0, 2, 3, 6, 6]), torch.tensor([1, 4, 4, 10, 0, 3, 2])  # 1, 4 and 5 predict nothing
+    scale = torch.randn(7, generator=generator)
+    logps = TokenLogps.apply(hidden, weight, bias, source, target, chunk)
+    expected = torch.nn.functional.linear(hidden, weight, bias).log_softmax(-1)[source, target]
+    torch.testing.assert_close(logps, expected, atol=1e-5, rtol=0)
+    (mine,) = torch.autograd.grad((logps * scale).sum(), hidden)
+    (theirs,) = torch.autograd.grad((expected * scale).sum(), hidden)
+    torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
 
 
 def test_share_prefixes_of_no_prompt_and_of_one():

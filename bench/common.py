@@ -1,0 +1,89 @@
+"""What the benches share: peak memory, the machine's matmul peak, real prompts cut to a length, and the report."""
+
+import json
+import platform
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import data
+
+
+class PeakMemory:
+    """Peak resident MiB over what was resident at the start, sampled every 20 ms; on a GPU the allocator's own peak."""
+
+    def __enter__(self):
+        self.gpu = torch.cuda.is_available()
+        if self.gpu:
+            torch.cuda.reset_peak_memory_stats()
+        self.start = self.peak = resident()
+        self.running = True
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def _watch(self):
+        while self.running:
+            self.peak = max(self.peak, resident())
+            time.sleep(0.02)
+
+    def __exit__(self, *_):
+        self.running = False
+        self.thread.join()
+        self.mib = torch.cuda.max_memory_allocated() / 2**20 if self.gpu else self.peak - self.start
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+
+def matmul_peak(dtype=torch.float32, device="cpu", size=2048, seconds=1.0):
+    """Measured FLOP/s of a square matrix product."""
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    wait = torch.cuda.synchronize if device != "cpu" else lambda: None
+    for _ in range(3):
+        a @ b
+    wait()
+    started, count = time.time(), 0
+    while time.time() - started < seconds:
+        a @ b
+        count += 1
+    wait()
+    return 2 * size**3 * count / (time.time() - started)
+
+
+def forward_flops(model, tokens, projected):
+    """Of the linear layers: 2 · weights · tokens, and the output projection where it runs. Attention is left out."""
+    head = model.get_output_embeddings().weight.numel()
+    names = ("embed_tokens", "wte", "wpe", "lm_head", "embed_in", "embed_out", "lora_")
+    body = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and not any(x in n for x in names))
+    return 2 * (body * tokens + head * projected)
+
+
+def prompts(tokenizer, length, count, folder=None):
+    """`count` prompts of exactly `length` tokens: different questions, the schema text repeated or cut to fit."""
+    questions, _ = data.load("shop", folder or Path(__file__).resolve().parent.parent / "data/shop", "train")
+    result = []
+    for q in questions[:: max(1, len(questions) // count)][:count]:
+        ids = data.prompt_ids(q, tokenizer)
+        while len(ids) < length:  # a longer schema of the same kind, differing between questions as real ones do
+            ids = ids[:20] + data.prompt_ids(questions[(q.index * 7 + len(ids)) % len(questions)], tokenizer)[20:] + ids[20:]
+        result.append(ids[:20] + ids[len(ids) - length + 20 :])
+    return result
+
+
+def report(what, rows, settings):
+    """rows: (name, ours, theirs, unit), higher is better but for MiB. Prints a table and, last, JSON of the first row."""
+    print(f"\n{what}\n{'':34}{'ours':>12}{'theirs':>12}{'ratio':>8}")
+    rows = [(name, a, b, b / a if unit == "MiB" else a / b, unit) for name, a, b, unit in rows]
+    for name, ours, theirs, ratio, unit in rows:
+        print(f"{name:34}{ours:12.2f}{theirs:12.2f}{ratio:8.2f}  {unit}")
+    name, ours, theirs, _, _ = rows[0]
+    settings |= {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+    figures = {n: {"ours": o, "theirs": t, "ratio": r} for n, o, t, r, _ in rows}
+    print(json.dumps({"what": f"{what}: {name}", "ours": ours, "theirs": theirs, "ratio": ours / theirs, "all": figures,
+                      "settings": settings}))  # fmt: skip
