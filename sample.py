@@ -282,11 +282,11 @@ class Decoding:
             return x.unflatten(2, (self.width, group)).transpose(1, 2).flatten(0, 1)[self.slot]
 
         above = to_questions(query) @ prompt_keys.transpose(2, 3)  # (Q, Hkv, W·G, P)
-        above = above.masked_fill(self.hidden[:, None, None], float("-inf"))
-        scores = torch.cat([to_rows(above), query @ own_keys.transpose(2, 3)], -1)  # (R, Hkv, G, P + t)
-        weights = torch.softmax(scores.float(), -1).to(value.dtype)
+        above.masked_fill_(self.hidden[:, None, None], float("-inf"))
+        own = to_questions(query @ own_keys.transpose(2, 3))  # (Q, Hkv, W·G, t)
+        weights = torch.softmax(torch.cat([above, own], -1).float(), -1).to(value.dtype)
         width = prompt_keys.shape[2]
-        out = to_rows(to_questions(weights[..., :width]) @ prompt_values) + weights[..., width:] @ own_values
+        out = to_rows(weights[..., :width] @ prompt_values) + to_rows(weights[..., width:]) @ own_values
         return out.reshape(rows, heads, size).transpose(0, 1)
 
 
