@@ -5,7 +5,7 @@ exception means a pass. That is what runs here, unchanged, in the judge. Only th
 another one: it sends the code and the test input to the candidate and brings back `result`. So the reference answer,
 which `generate_test_case` computes, is never in the candidate's memory.
 
-    verify.py --socket--> zygote: imports the libraries once, then forks one supervisor per worker
+    verify.py --socket--> zygote (zygote.py): imports the libraries once, then forks one supervisor per worker
                           supervisor: per program an empty folder, the deadline, the kill; it never reads the test
                           judge: forked per program; forks the candidate, and only then reads the test
                           candidate: forked before the test was read, behind the walls (walls.py)
@@ -20,99 +20,27 @@ This file runs under the interpreter given by --python and needs nothing but the
 """
 
 import contextlib
-import gc
 import importlib
-import io
 import json
 import os
 import pickle
 import random
-import resource
-import select
 import signal
 import sys
 import tempfile
-import time
 
+import packing
 import sandbox
 import transport
 import walls
 
-# Imported once, by the zygote. What is missing is missed by the programs that need it. scikit-learn's parts are not
-# here: `import sklearn` alone must not make `sklearn.cluster` appear, as it does not in a fresh interpreter.
-LIBRARIES = ("numpy", "pandas", "scipy.sparse", "scipy.stats", "scipy.optimize", "scipy.spatial", "scipy.interpolate",
-             "scipy.integrate", "scipy.signal", "scipy.ndimage", "matplotlib.pyplot", "seaborn", "PIL.Image", "sklearn",
-             "torch")  # fmt: skip
 LARGE = ("tensorflow",)  # imported by a supervisor when the first program asks for it
-VERDICTS = ("correct", "wrong", "error", "denied", "timeout", "crash", "killed", "infrastructure")
 MAX_RESULT = 64 << 20  # bytes of a packed result
-MAX_FOLDER = 256 << 20  # bytes in a program's folder, counted from outside
-MAX_FILES, MAX_PATH, MAX_THREADS = 2000, 2000, 128
-READY = b"ready"
-TICK = 0.05  # seconds between looks at a program's folder and threads
+READY = b"ready"  # the first message of a candidate: its walls stand
 
 
 class Rejected(BaseException):
     """A verdict other than correct; no `except Exception` and no bare return of the test's own may catch it twice."""
-
-
-# --- messages: 8 bytes of length, then the bytes ----------------------------------------------------------------------
-
-
-def send(fd: int, data: bytes) -> None:
-    view = memoryview(len(data).to_bytes(8, "little") + data)
-    while view:
-        view = view[os.write(fd, view):]
-
-
-def receive(fd: int, limit: int | None = None, deadline: float | None = None) -> bytes | None:
-    """None at the end of the pipe; ValueError where more than `limit` bytes are announced."""
-    head = sandbox._read_exactly(fd, 8, deadline)
-    if head is None:
-        return None
-    size = int.from_bytes(head, "little")
-    if limit is not None and size > limit:
-        raise ValueError(f"a message of {size} bytes")
-    return sandbox._read_exactly(fd, size, deadline) if size else b""
-
-
-# --- the zygote and its supervisors -----------------------------------------------------------------------------------
-
-
-def zygote(sockets: list[int], temporary: str, strict: bool) -> None:
-    """The whole life of the zygote: import, fork a supervisor per socket, and clean up when the first one ends."""
-    sys.path[:] = [path for path in sys.path if path and path != sandbox.HERE]
-    os.environ["MPLCONFIGDIR"] = os.environ["HOME"] = temporary
-    share = os.path.join(sys.prefix, "share")  # some tests load a data set by name: `make ds1000` puts them here
-    os.environ["SEABORN_DATA"] = os.path.join(share, "seaborn-data")
-    os.environ["SCIKIT_LEARN_DATA"] = os.path.join(share, "scikit-learn-data")
-    missing = [name for name in LIBRARIES if not load(name)]
-    warm_up()
-    walls.readable_paths()
-    hello = {"missing": missing, "tier": walls.tier(), "threads": threads(os.getpid())}
-    gc.collect()
-    gc.freeze()  # the children would otherwise copy every page that the collector touches
-    parent, children = os.getpid(), []
-    for own in sockets:
-        child = os.fork()
-        if child == 0:
-            for other in sockets:
-                if other != own:
-                    os.close(other)
-            with dying():
-                sandbox.die_with_parent(parent)
-                supervise(own, hello, temporary, strict)
-        children.append(child)
-    for fd in sockets:
-        os.close(fd)
-    os.wait()  # they end together, when the verifier closes or dies
-    for child in children:
-        end = time.monotonic() + 3
-        while time.monotonic() < end and not finished(child):
-            time.sleep(0.005)
-        with contextlib.suppress(OSError):
-            os.kill(child, signal.SIGKILL)
-    sandbox.remove(temporary)
 
 
 @contextlib.contextmanager
@@ -126,13 +54,6 @@ def dying():
         os._exit(status)
 
 
-def finished(pid: int) -> bool:
-    try:
-        return os.waitpid(pid, os.WNOHANG)[0] == pid
-    except ChildProcessError:
-        return True
-
-
 def load(name: str) -> bool:
     try:
         importlib.import_module(name)
@@ -141,145 +62,6 @@ def load(name: str) -> bool:
         return True
     except Exception:
         return False
-
-
-def warm_up() -> None:
-    """What libraries do once per process, done once for all: the first picture searches the fonts."""
-    with contextlib.suppress(Exception):
-        plt = sys.modules["matplotlib.pyplot"]
-        plt.figure().gca().set_title("$x$")
-        plt.savefig(io.BytesIO(), format="png", bbox_inches="tight")
-        plt.close("all")
-    with contextlib.suppress(Exception):
-        torch = sys.modules["torch"]
-        torch.testing.assert_close(torch.ones(1), torch.ones(1))
-        torch.optim.SGD([torch.ones(1)], lr=0.1)
-
-
-def threads(pid: int) -> int:
-    try:
-        return len(os.listdir(f"/proc/{pid}/task"))
-    except OSError:
-        return 0
-
-
-def supervise(fd: int, hello: dict, temporary: str, strict: bool) -> None:
-    """One program after another, until the verifier closes its end."""
-    walls.LIBC.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: a candidate whose judge has died becomes its child
-    send(fd, json.dumps(hello).encode())
-    while (head := receive(fd)) is not None:
-        head = json.loads(head)
-        for name in LARGE:
-            if any(module.split(".")[0] == name for module in head["imports"]) and name not in sys.modules:
-                load(name)
-        folder = os.path.join(temporary, f"{os.getpid()}-{time.monotonic_ns()}")
-        os.mkdir(folder, 0o700)
-        try:
-            verdict = run_one(fd, head, folder, strict)
-        finally:
-            sandbox.remove(folder)
-        send(fd, json.dumps(verdict).encode())
-
-
-def run_one(fd: int, head: dict, folder: str, strict: bool) -> tuple[str, str, float]:
-    """Fork the judge, wait for its report until the deadline, and leave nothing behind."""
-    started = time.monotonic()
-    nonce = os.urandom(16).hex()
-    reader, writer = os.pipe()
-    parent, judge = os.getpid(), os.fork()
-    if judge == 0:
-        with dying():
-            sandbox.die_with_parent(parent)
-            os.close(reader)
-            run_judge(fd, writer, nonce, head, folder, strict)
-    os.close(writer)
-    pids = [judge]
-    try:
-        verdict, message = watch(reader, fd, nonce, pids, started + head["timeout"], folder)
-    finally:
-        os.close(reader)
-        for pid in pids:  # the judge first: nobody else collects the candidate before this process can
-            os.kill(pid, signal.SIGKILL)
-        used = max(memory_of(pid) for pid in pids)
-    if verdict == "killed":  # not by this process: by the machine, for lack of memory
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        verdict, message = "infrastructure", "killed from outside (is the machine out of memory?)"
-        if used - own > walls.MEMORY >> 13:  # and rightly so: more than an eighth of what a program may have
-            verdict, message = "error", "out of memory"
-    if verdict == "timeout":
-        message = message or f"longer than {head['timeout']:g} s"
-    return verdict, message, time.monotonic() - started
-
-
-def memory_of(pid: int) -> int:
-    """Wait for the end of a child: the most memory that it had, in kilobytes."""
-    with contextlib.suppress(ChildProcessError):
-        return os.wait4(pid, 0)[2].ru_maxrss
-    return 0
-
-
-def watch(reader: int, verifier: int, nonce: str, pids: list[int], deadline: float, folder: str) -> tuple[str, str]:
-    poll = select.poll()
-    poll.register(reader, select.POLLIN)
-    poll.register(verifier, select.POLLRDHUP)
-    while True:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return "timeout", ""
-        events = dict(poll.poll(min(left, TICK) * 1000))
-        if verifier in events:
-            os.kill(pids[0], signal.SIGKILL)
-            raise SystemExit  # the verifier is gone, and so is this supervisor after cleaning up
-        if reader in events:
-            try:
-                report = receive(reader, 10_000, deadline)
-                who, what, *message = json.loads(report or b"[0, 0, 0]")
-            except (TimeoutError, ValueError):
-                return "error", "the program disturbed its judge"  # only where both are one process
-            if report is None:
-                return judge_died(pids[0])
-            if len(pids) == 1:  # the first report comes before the judge has read the test
-                pids.append(what)
-            elif who == nonce and what in VERDICTS:
-                return what, message[0]
-        elif complaint := excess(pids, folder):
-            return "error", complaint
-
-
-def judge_died(pid: int) -> tuple[str, str]:
-    status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    if status.si_code == os.CLD_EXITED:
-        return "error", "the program ended the process before it was judged"
-    if status.si_status == signal.SIGKILL:
-        return "killed", ""
-    return "crash", f"signal {status.si_status}"
-
-
-def excess(pids: list[int], folder: str) -> str:
-    """What a program has too much of; files that it has deleted and still holds open count too."""
-    size = count = 0
-    stack = [folder]
-    while stack and count < MAX_FILES:
-        with contextlib.suppress(OSError), os.scandir(stack.pop()) as entries:
-            for entry in entries:
-                count += 1
-                with contextlib.suppress(OSError):
-                    size += entry.stat(follow_symlinks=False).st_blocks * 512
-                    if len(entry.path) > MAX_PATH:  # past the kernel's 4096 nothing could be counted
-                        return "folders too deep"
-                    if entry.is_dir(follow_symlinks=False):
-                        stack.append(entry.path)
-    for pid in pids:
-        if threads(pid) > MAX_THREADS:
-            return f"more than {MAX_THREADS} threads"
-        with contextlib.suppress(OSError):
-            for name in os.listdir(f"/proc/{pid}/fd"):
-                with contextlib.suppress(OSError):
-                    status = os.stat(f"/proc/{pid}/fd/{name}")
-                    size += status.st_blocks * 512 if status.st_nlink == 0 else 0
-    if count >= MAX_FILES:
-        return f"more than {MAX_FILES} files"
-    return "" if size <= MAX_FOLDER else f"more than {MAX_FOLDER >> 20} MB of files"
 
 
 # --- the judge --------------------------------------------------------------------------------------------------------
@@ -300,12 +82,12 @@ def run_judge(verifier: int, report: int, nonce: str, head: dict, folder: str, s
             run_candidate(down[0], up[1], head, folder, strict)
     os.close(down[0])
     os.close(up[1])
-    send(report, json.dumps(["candidate", candidate]).encode())
-    context, answer = json.loads(receive(verifier))
+    sandbox.send(report, json.dumps(["candidate", candidate]).encode())
+    context, answer = json.loads(sandbox.receive(verifier))
     keep_only(report, down[1], up[0])
     try:
         enclose(folder, head["timeout"], strict)
-        if (hello := receive(up[0])) != READY:  # sent before the candidate has read a line of the program
+        if (hello := sandbox.receive(up[0])) != READY:  # sent before the candidate has read a line of the program
             raise Rejected("infrastructure", (hello or b"the candidate did not start").decode())
         remote = Remote(down[1], up[0], candidate)
         verdict, message = official(context, answer, remote.execute)
@@ -316,7 +98,7 @@ def run_judge(verifier: int, report: int, nonce: str, head: dict, folder: str, s
     except BaseException as error:
         verdict, message = "infrastructure", f"the judge failed: {type(error).__name__}: {error}"
     message = " ".join(str(message).encode("utf-8", "replace").decode().split())[:300]
-    send(report, json.dumps([nonce, verdict, message]).encode())
+    sandbox.send(report, json.dumps([nonce, verdict, message]).encode())
 
 
 def enclose(folder: str, seconds: float, strict: bool) -> None:
@@ -405,12 +187,12 @@ class Remote:
     def execute(self, code: str, names: dict) -> bool:
         """Run the code there and fetch its `result`; False where the test input cannot be sent."""
         try:
-            request = transport.pack_input((code, names["test_input"], random_states()))
+            request = packing.pack_input((code, names["test_input"], random_states()))
         except Exception:
             return False
         try:
-            send(self.down, request)
-            reply = receive(self.up, MAX_RESULT + 1)
+            sandbox.send(self.down, request)
+            reply = sandbox.receive(self.up, MAX_RESULT + 1)
         except ValueError as error:
             raise Rejected("error", f"the result is too large: {error}") from None
         except OSError:
@@ -467,16 +249,16 @@ def run_candidate(down: int, up: int, head: dict, folder: str, strict: bool) -> 
     try:
         enclose(folder, head["timeout"], strict)
     except Rejected as rejected:
-        return send(up, rejected.args[1].encode())
-    send(up, READY)
-    while (request := receive(down)) is not None:
+        return sandbox.send(up, rejected.args[1].encode())
+    sandbox.send(up, READY)
+    while (request := sandbox.receive(down)) is not None:
         code, test_input, states = pickle.loads(request)
         random.setstate(states["random"])
         if "numpy" in states:
             sys.modules["numpy"].random.set_state(states["numpy"])
         if "torch" in states:
             sys.modules["torch"].set_rng_state(states["torch"])
-        send(up, reply_to(code, test_input))
+        sandbox.send(up, reply_to(code, test_input))
 
 
 def reply_to(code: str, test_input) -> bytes:
@@ -485,7 +267,7 @@ def reply_to(code: str, test_input) -> bytes:
         exec(code, names)
         if "result" not in names:
             return b"E" + json.dumps(["error", "no result"]).encode()
-        data = transport.pack(names["result"])
+        data = packing.pack(names["result"])
         if len(data) > MAX_RESULT:
             return b"E" + json.dumps(["error", f"a result of {len(data)} bytes"]).encode()
         return b"R" + data

@@ -6,24 +6,19 @@ a kill when an answer is late. The parent may hold a GPU and many threads, so a 
 new interpreter (`fork` in a process with threads copies locks that nobody will release).
 
 A SQL child (Child) runs trusted Python and its queries are held by SQLite's own authorizer (judge_sql.py). Programs in
-Python run behind the walls of walls.py, in processes that a second interpreter forks (Zygote, judge_python.py).
+Python run behind the walls of walls.py, in processes that a second interpreter forks (zygote.py).
 """
 
 import contextlib
 import ctypes
-import json
 import marshal
 import os
-import queue
 import resource
 import select
 import signal
-import socket
 import struct
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 
 import walls
@@ -145,129 +140,6 @@ class Child:
         return status
 
 
-# One thread each, also in libraries that ask the machine: a process with threads cannot be forked.
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
-                            "LOKY_MAX_CPU_COUNT", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1")
-QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "CUDA_VISIBLE_DEVICES": "",
-         "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "Agg"}
-
-
-class Zygote:
-    """An interpreter with the libraries loaded, which forks one supervisor per worker; started by the first request.
-
-    If any part of it dies, all of it ends, and the next request starts it anew.
-    """
-
-    def __init__(self, workers: int, python: str, allow_unsandboxed: bool = False):
-        self.workers, self.python, self.allow_unsandboxed = workers, python, allow_unsandboxed
-        self.process, self.sockets, self.idle, self.folder, self.closed = None, [], None, None, False
-        self.lock = threading.Lock()
-        self.missing = []  # libraries that the interpreter does not have
-
-    def ask(self, head: dict, body: list[str], timeout: float) -> list:
-        """[verdict, message, seconds] of one program. A supervisor that dies is no verdict: it is asked once more."""
-        if not self.allow_unsandboxed and not walls.is_strict():
-            raise InfrastructureError(f"this machine has not all the walls that a hostile program needs ({tier()}); "
-                                      "--allow-unsandboxed runs Python answers without them")
-        for last in (False, True):
-            try:
-                process, idle = self._started()
-            except InfrastructureError:
-                if last or self.closed:
-                    raise
-                continue
-            if process is None:
-                break
-            line = idle.get()
-            reply = self._exchange(line, head, body, timeout + START_SECONDS)
-            if reply is not None:
-                idle.put(line)
-                return reply
-            line.close()
-            self.stop(process)
-        raise InfrastructureError("the verifier is closed" if self.closed else "the Python worker died twice")
-
-    def _exchange(self, line, head: dict, body: list[str], timeout: float) -> list | None:
-        """Two messages out, one back; None where the other end is gone."""
-        line.settimeout(timeout)
-        try:
-            for part in (head, body):
-                data = json.dumps(part).encode()
-                line.sendall(struct.pack("<Q", len(data)) + data)
-        except OSError:
-            return None
-        return self._reply(line, timeout)
-
-    def _started(self):
-        with self.lock:
-            if self.process is None and not self.closed:
-                self._start()
-            return self.process, self.idle
-
-    def _start(self) -> None:
-        pairs = [socket.socketpair() for _ in range(self.workers)]
-        ends = [theirs.fileno() for _, theirs in pairs]
-        self.folder = tempfile.mkdtemp(prefix="codelutra-")
-        code = (f"import sys; sys.path[:] = [p for p in sys.path if p] + [{HERE!r}]; import judge_python as j; "
-                f"j.zygote({ends}, {self.folder!r}, {not self.allow_unsandboxed})")
-        with tempfile.TemporaryFile() as errors:
-            try:
-                self.process = subprocess.Popen([self.python, "-s", "-c", code], stdin=subprocess.DEVNULL, cwd="/",
-                                                stdout=subprocess.DEVNULL, stderr=errors, pass_fds=ends,
-                                                env=clean_environment() | ONE_THREAD | QUIET, start_new_session=True)
-            except OSError as error:
-                os.rmdir(self.folder)
-                raise InfrastructureError(f"{self.python} cannot be started: {error}") from None
-            finally:
-                for _, theirs in pairs:
-                    theirs.close()
-            self.sockets, self.idle = [ours for ours, _ in pairs], queue.LifoQueue()
-            for line in self.sockets:
-                hello = self._reply(line, START_SECONDS)
-                if hello is None:
-                    errors.seek(0)
-                    last = errors.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
-                    self._end()
-                    raise InfrastructureError(f"{self.python} did not start the Python judge: {last or 'no reply'}")
-                self.idle.put(line)
-            self.missing = hello["missing"]
-        if hello["threads"] > 1:
-            self._end()
-            raise InfrastructureError(f"{self.python}: a library starts threads when it is imported")
-
-    @staticmethod
-    def _reply(line, timeout: float):
-        try:
-            head = _read_exactly(line.fileno(), 8, time.monotonic() + timeout)
-            body = head and _read_exactly(line.fileno(), struct.unpack("<Q", head)[0], time.monotonic() + timeout)
-        except (OSError, TimeoutError):
-            return None
-        return json.loads(body) if body else None
-
-    def stop(self, process=None) -> None:
-        """End it: for good, or only if it is still this one."""
-        with self.lock:
-            self.closed = self.closed or process is None
-            if self.process is not None and process in (None, self.process):
-                self._end()
-
-    def _end(self) -> None:
-        for line in self.sockets:  # the supervisors end what they run, clean up and leave
-            with contextlib.suppress(OSError):
-                line.shutdown(socket.SHUT_RDWR)
-        with contextlib.suppress(queue.Empty):
-            while True:  # a line that a thread is using is closed by that thread
-                self.idle.get_nowait().close()
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(OSError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-        remove(self.folder)
-        self.process, self.sockets = None, []
-
-
 def remove(folder: str) -> None:
     """Delete a folder of any depth and with any rights: what lies two levels down is moved up, so nothing recurses."""
     prefix, number, busy = os.urandom(8).hex(), 0, True
@@ -327,3 +199,20 @@ def _read_exactly(fd: int, size: int, deadline: float | None) -> bytes | None:
         parts.append(part)
         size -= len(part)
     return b"".join(parts)
+
+
+def send(fd: int, data: bytes) -> None:
+    view = memoryview(len(data).to_bytes(8, "little") + data)
+    while view:
+        view = view[os.write(fd, view):]
+
+
+def receive(fd: int, limit: int | None = None, deadline: float | None = None) -> bytes | None:
+    """None at the end of the pipe; ValueError where more than `limit` bytes are announced."""
+    head = _read_exactly(fd, 8, deadline)
+    if head is None:
+        return None
+    size = int.from_bytes(head, "little")
+    if limit is not None and size > limit:
+        raise ValueError(f"a message of {size} bytes")
+    return _read_exactly(fd, size, deadline) if size else b""

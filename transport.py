@@ -8,7 +8,7 @@ as the plain type it derives from, with its real contents, or not at all.
 
 What cannot be built arrives as an Opaque: a test that never looks at the result still passes, and one that does fails.
 
-`pack` runs in the process of the candidate. Whatever it sends, it can only send data.
+The other end is packing.py. It runs in the candidate's process: whatever it sends, it can only send data.
 """
 
 import collections
@@ -17,7 +17,6 @@ import decimal
 import fractions
 import io
 import pickle
-import sys
 import types
 
 BUILDERS = {}
@@ -41,37 +40,8 @@ def builder(function):
     return function
 
 
-def pack(result) -> bytes:
-    stream = io.BytesIO()
-    Packer(stream, protocol=5).dump(result)
-    return stream.getvalue()
-
-
-class InputPacker(pickle.Pickler):
-    """For the way to the candidate, which may trust the judge: any pickle, but numpy's own types stay one object each.
-
-    An unpickled array has a dtype that is equal to numpy's `object` but is another object, and then pandas 1.5's
-    `astype(str)` writes into the original: a program would behave differently than in the official process.
-    """
-
-    def reducer_override(self, value):
-        numpy = loaded("numpy")
-        if numpy and isinstance(value, numpy.dtype) and numpy.dtype(value.str) is value:
-            return numpy.dtype, (value.str,)
-        return NotImplemented
-
-
-def pack_input(value) -> bytes:
-    stream = io.BytesIO()
-    InputPacker(stream, protocol=5).dump(value)
-    return stream.getvalue()
-
-
 def unpack(data: bytes):
     return Unpacker(io.BytesIO(data)).load()
-
-
-# --- the judge's side: plain data -> objects --------------------------------------------------------------------------
 
 
 class Unpacker(pickle._Unpickler):
@@ -380,225 +350,6 @@ def _itself(value):
     return value
 
 
-# --- the candidate's side: objects -> plain data ----------------------------------------------------------------------
-
-
-class Packer(pickle.Pickler):
-    """Every object that is not plain data is described by one builder and plain data."""
-
-    def reducer_override(self, value):
-        if BUILDERS.get(getattr(value, "__name__", None)) is value:
-            return NotImplemented  # the builders themselves go by name
-        for describe in (describe_standard, describe_numpy, describe_pandas, describe_sparse, describe_torch,
-                         describe_tensorflow, describe_subclass):  # fmt: skip
-            if (description := describe(value, type(value))) is not None:
-                return description
-        return opaque, (f"{type(value).__module__}.{type(value).__qualname__}",)
-
-
-def loaded(name):
-    """A module, if the program has imported it."""
-    return sys.modules.get(name)
-
-
-def zone_name(tz):
-    if tz is None:
-        return None
-    name = getattr(tz, "zone", None) or getattr(tz, "key", None)
-    return name if isinstance(name, str) else int(tz.utcoffset(None).total_seconds())
-
-
-def describe_standard(value, kind):
-    if kind is datetime.datetime:
-        tz = None if value.tzinfo is None else zone_name(value.tzinfo)
-        if isinstance(tz, str):
-            return None
-        tail = () if tz is None else (datetime.timezone(datetime.timedelta(seconds=tz)),)
-        return standard, ("datetime", *value.timetuple()[:6], value.microsecond, *tail)
-    if kind is datetime.timezone:
-        return standard, ("zone", int(value.utcoffset(None).total_seconds()))
-    if kind is datetime.date:
-        return standard, ("date", value.year, value.month, value.day)
-    if kind is datetime.time and value.tzinfo is None:
-        return standard, ("time", value.hour, value.minute, value.second, value.microsecond)
-    if kind is datetime.timedelta:
-        return standard, ("timedelta", value.days, value.seconds, value.microseconds)
-    if kind is decimal.Decimal:
-        return standard, ("Decimal", str(value))
-    if kind is fractions.Fraction:
-        return standard, ("Fraction", value.numerator, value.denominator)
-    if kind is range or kind is slice:
-        return standard, (kind.__name__, value.start, value.stop, value.step)
-    if kind is complex:
-        return standard, ("complex", value.real, value.imag)
-    if kind is collections.OrderedDict or kind is collections.Counter:
-        return standard, (kind.__name__, dict(value))
-    if kind is collections.deque:
-        return standard, ("deque", list(value), value.maxlen)
-    if kind is type({}.keys()) or kind is type({}.values()) or kind is type({}.items()):
-        if kind is type({}.keys()):
-            return standard, ("dict_keys", dict.fromkeys(value))
-        return standard, (kind.__name__, dict(value) if kind is type({}.items()) else dict(enumerate(value)))
-    if isinstance(value, types.GeneratorType) or kind in (map, zip, filter, enumerate, reversed, type(iter([]))):
-        return standard, ("iterator", list(value))
-    if value is ...:
-        return standard, ("ellipsis",)
-    if kind is type:
-        return type_named, (value.__module__, value.__qualname__)
-    return None
-
-
-def describe_numpy(value, kind):
-    if (np := loaded("numpy")) is None:
-        return None
-    if kind is np.ndarray or isinstance(value, np.generic):
-        if value.dtype.hasobject:
-            return (array, ("|O", value.shape, value.reshape(-1).tolist())) if value.dtype.kind == "O" else None
-        fortran = value.flags.f_contiguous and not value.flags.c_contiguous
-        whole = array, (np.lib.format.dtype_to_descr(value.dtype), value.shape, value.tobytes(), fortran)
-        return whole if kind is np.ndarray else (scalar, (np.asarray(value),))
-    if isinstance(value, np.dtype):
-        return None if value.hasobject and value.kind != "O" else (dtype, (np.lib.format.dtype_to_descr(value),))
-    if isinstance(value, np.ma.MaskedArray):
-        return masked, (np.asarray(value.data), np.ma.getmaskarray(value), value.fill_value)
-    if isinstance(value, np.matrix):
-        return matrix, (np.asarray(value),)
-    if isinstance(value, np.recarray):
-        return records, (value.view(np.ndarray).astype(np.dtype(value.dtype.descr)),)
-    if isinstance(value, np.ndarray):  # another subclass: its contents
-        return describe_numpy(np.array(value, subok=False), np.ndarray)
-    return None
-
-
-def describe_pandas(value, kind):
-    if (pd := loaded("pandas")) is None:
-        return None
-    if isinstance(value, pd.DataFrame):
-        columns = [value.iloc[:, place] for place in range(value.shape[1])]
-        return frame, (value.columns, value.index, [plain(column.array) for column in columns])
-    if isinstance(value, pd.Series):
-        return series, (plain(value.array), value.index, value.name)
-    if isinstance(value, pd.RangeIndex):
-        return index, ((value.start, value.stop, value.step), value.name, "RangeIndex", None)
-    if isinstance(value, pd.MultiIndex):
-        parts = list(value.levels), [codes.copy() for codes in map(plain, value.codes)]
-        return index, (parts, list(value.names), "MultiIndex", None)
-    if isinstance(value, pd.Index):
-        freq = getattr(value, "freqstr", None) if isinstance(value, (pd.DatetimeIndex, pd.TimedeltaIndex)) else None
-        return index, (plain(value.array), value.name, "Index", freq)
-    if isinstance(value, pd.api.extensions.ExtensionArray):
-        return describe_extension(pd, value, kind.__name__)
-    if value is pd.NaT or value is pd.NA:
-        return pandas_scalar, ("NaT" if value is pd.NaT else "NA",)
-    if isinstance(value, pd.Timestamp):
-        return pandas_scalar, ("Timestamp", value.to_datetime64(), zone_name(value.tz))
-    if isinstance(value, pd.Timedelta):
-        return pandas_scalar, ("Timedelta", value.to_timedelta64())
-    if isinstance(value, pd.Period):
-        return pandas_scalar, ("Period", value.ordinal, value.freqstr)
-    if isinstance(value, pd.Interval):
-        return pandas_scalar, ("Interval", value.left, value.right, value.closed)
-    if kind is pd.CategoricalDtype and value.categories is not None:
-        return category_dtype, (value.categories, bool(value.ordered))
-    if isinstance(value, pd.api.extensions.ExtensionDtype):
-        return pandas_dtype, ("str" if isinstance(getattr(value, "na_value", None), float) else str(value),)
-    return None
-
-
-def plain(values):
-    """A numpy array where pandas only wraps one."""
-    wrapper = type(values).__name__ in ("PandasArray", "NumpyExtensionArray")
-    return values.to_numpy() if wrapper else values
-
-
-def describe_extension(pd, value, name):
-    if name == "Categorical":
-        return categories, (value.codes.copy(), value.categories, bool(value.ordered))
-    if name == "DatetimeArray" and value.tz is not None:
-        return zoned, (value.tz_convert("UTC").tz_localize(None).to_numpy(), zone_name(value.tz))
-    if name in ("DatetimeArray", "TimedeltaArray"):
-        return extension, (name, value.to_numpy(), None)
-    if name == "PeriodArray":
-        return period, (value.asi8, value.freqstr)
-    if name == "IntervalArray":
-        return intervals, (value.left, value.right, value.closed)
-    if name in ("IntegerArray", "BooleanArray", "FloatingArray"):
-        return extension, (name, value._data, value._mask)
-    if name == "SparseArray":
-        return extension, (name, value.to_dense(), value.fill_value)
-    if isinstance(value.dtype, pd.StringDtype):
-        missing = getattr(value.dtype, "na_value", pd.NA)
-        return extension, (value.dtype.storage, value.to_numpy(object), isinstance(missing, float))
-    return None
-
-
-def describe_sparse(value, kind):
-    if (module := loaded("scipy.sparse")) is None or not module.issparse(value):
-        return None
-    layout, name = value.format, kind.__name__
-    if layout in ("csr", "csc", "bsr"):
-        parts = (value.data, value.indices, value.indptr)
-    elif layout == "coo":
-        parts = (value.data, (value.row, value.col))
-    elif layout == "dia":
-        parts = (value.data, value.offsets)
-    else:
-        parts = value.tocoo()
-    return sparse, (name, parts, tuple(map(int, value.shape)))
-
-
-def describe_torch(value, kind):
-    if (torch := loaded("torch")) is None:
-        return None
-    if isinstance(value, torch.Tensor):
-        name, dense = str(value.dtype).removeprefix("torch."), value.detach()
-        if value.layout == torch.sparse_coo:
-            dense = dense.coalesce()
-            return torch_tensor, (dense.values(), name, False, False, dense.indices(), tuple(value.shape))
-        if value.layout != torch.strided:
-            return None
-        dense = dense.resolve_conj().resolve_neg()
-        dense = dense.float() if value.dtype == torch.bfloat16 else dense
-        return torch_tensor, (dense.numpy(), name, value.requires_grad, isinstance(value, torch.nn.Parameter))
-    if isinstance(value, torch.Size):
-        return torch_other, ("Size", list(value))
-    if isinstance(value, torch.dtype):
-        return torch_other, ("dtype", str(value).removeprefix("torch."))
-    if isinstance(value, torch.optim.Optimizer):
-        return optimizer, (dict(value.defaults), [dict(group) for group in value.param_groups])
-    return None
-
-
-def describe_tensorflow(value, kind):
-    if (tf := loaded("tensorflow")) is None or not kind.__module__.startswith("tensorflow"):
-        return None
-    if isinstance(value, tf.Variable):
-        return tensorflow, ("Variable", value.numpy(), value.dtype.name)
-    if isinstance(value, tf.Tensor) and hasattr(value, "numpy"):
-        return tensorflow, ("Tensor", value.numpy(), value.dtype.name)
-    if isinstance(value, tf.DType):
-        return tensorflow, ("DType", None, value.name)
-    return None
-
-
-def describe_subclass(value, kind):
-    """A named tuple, a Bunch, a defaultdict…: its contents as the plain type."""
-    if issubclass(kind, tuple):
-        return _copy(tuple(value))
-    if issubclass(kind, list):
-        return _copy(list(value))
-    if issubclass(kind, dict):
-        return _copy(dict(value))
-    for base in (str, int, float, bytes):
-        if issubclass(kind, base):
-            return _copy(base(value))
-    return None
-
-
 @builder
 def copied(value):
     return value
-
-
-def _copy(value):
-    return copied, (value,)

@@ -8,7 +8,8 @@ every one is treated as hostile, and the comparison is made by this code, never 
           heap limit, a deadline inside SQLite, and a kill behind that: `instr`, `trim` and the query planner cannot be
           interrupted.
   Python  (judge_python.py) DS-1000's official test in a judge process, the program in another one that cannot see the
-          test, behind Landlock, seccomp and limits (walls.py); only data comes back (transport.py).
+          test, behind Landlock, seccomp and limits (walls.py); only data comes back (transport.py). Both are forked
+          from an interpreter that has the libraries loaded (zygote.py).
 
 As a command it reads one job per line (JSON) and writes one verdict per line, in the same order:
 
@@ -36,6 +37,7 @@ from functools import lru_cache
 import sandbox
 from judge_sql import CLOCK, outermost_orders, spider_query
 from sandbox import InfrastructureError
+from zygote import Zygote
 
 VERDICTS = ("correct", "wrong", "error", "denied", "timeout", "crash")
 COMPARISONS = ("spider", "spider_keep_distinct", "bird", "strict")
@@ -91,7 +93,7 @@ class Verifier:
                  allow_unsandboxed: bool = False):
         self.timeout, self.closed = timeout, False
         self.children = [sandbox.Child("judge_sql", "serve_sql") for _ in range(workers)]
-        self.python = sandbox.Zygote(workers, python or sys.executable, allow_unsandboxed)
+        self.python = Zygote(workers, python or sys.executable, allow_unsandboxed)
         self._idle = queue.LifoQueue()
         for child in self.children:
             self._idle.put(child)

@@ -5,7 +5,7 @@ calls work for root, for a normal user and inside ordinary containers, on x86-64
 
   Landlock   reads only the interpreter, its libraries and a few harmless files; writes only its own folder
   seccomp    a list of allowed system calls; all others fail with EPERM: no new process, no exec, no socket, no ptrace,
-             no signal to another process, no chmod, utime or extended attribute, no mount, no clock, no host name
+             no signal to another process, no mount, no clock, no host name; chmod and utime do nothing
   limits     address space, size of one file, open files, processor time, no core file; no capability is kept
 
 What they do not do: hide that a path exists (stat works everywhere), hide the machine's name and processor, or stop
@@ -24,7 +24,7 @@ import sysconfig
 from functools import lru_cache
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-EPERM, ENOSYS = 1, 38
+EPERM, ENOSYS, ENOTSUP = 1, 38, 95
 MEMORY = 3 << 30  # bytes of address space above what the process has when it is enclosed
 FILE_SIZE = 64 << 20  # bytes of one file
 OPEN_FILES = 256
@@ -141,7 +141,8 @@ def restrict_files(folder: str) -> None:
 
 SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo", "/usr/share/fonts",
           "/usr/local/share/fonts", "/usr/share/locale", "/etc/fonts", "/etc/localtime", "/etc/ld.so.cache",
-          "/dev/urandom", "/dev/random", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/sys/devices/system/cpu")
+          "/dev/urandom", "/dev/random", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/sys/devices/system/cpu",
+          "/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us")
 
 
 @lru_cache  # the same for every program
@@ -207,6 +208,13 @@ ALLOWED = {
 }  # fmt: skip
 # These "do not exist", so that the C library falls back to a call whose arguments the filter can read.
 ABSENT = {"clone3": (435, 435), "openat2": (437, 437), "epoll_pwait2": (441, 441)}
+# These seem to succeed and do nothing (Landlock does not cover them): `shutil.copy` sets the mode of its copy.
+PRETENDED = {"chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "utime": (132, None),
+             "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88)}  # fmt: skip
+# Extended attributes: "this file system has none".
+UNSUPPORTED = {"setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "getxattr": (191, 8),
+               "lgetxattr": (192, 9), "fgetxattr": (193, 10), "listxattr": (194, 11), "llistxattr": (195, 12),
+               "flistxattr": (196, 13)}  # fmt: skip
 CHECKED = {"clone": (56, 220), "kill": (62, 129), "tgkill": (234, 131), "fcntl": (72, 25), "ioctl": (16, 29),
            "prctl": (157, 167), "prlimit64": (302, 261), "sched_setaffinity": (203, 122), "open": (2, None),
            "openat": (257, 56)}  # fmt: skip
@@ -258,8 +266,10 @@ def call_filter(pid: int) -> list[tuple[int, int, int, int]]:
     for numbers in ALLOWED.values():
         if numbers[column] is not None:
             program += [(EQUAL, 0, 1, numbers[column]), allow]
-    for numbers in ABSENT.values():
-        program += [(EQUAL, 0, 1, numbers[column]), (RETURN, 0, 0, ERRNO | ENOSYS)]
+    for table, code in ((ABSENT, ENOSYS), (PRETENDED, 0), (UNSUPPORTED, ENOTSUP)):
+        for numbers in table.values():
+            if numbers[column] is not None:
+                program += [(EQUAL, 0, 1, numbers[column]), (RETURN, 0, 0, ERRNO | code)]
     for name, numbers in CHECKED.items():
         if numbers[column] is not None:
             program += [(EQUAL, 0, len(rules[name]), numbers[column]), *rules[name]]
