@@ -14,7 +14,7 @@ test: .venv/test .venv/demo
 	.venv/bin/python -m pytest -q tests
 
 # DS-1000's libraries in a venv of their own (1.4 GB; Python 3.11), then its 1000 reference answers through the judge.
-ds1000: .venv/demo .venv-ds1000/done
+ds1000: .venv/bin/python .venv-ds1000/done
 	.venv/bin/python bench/ds1000_references.py --data-dir $(DATA_DIR) --python .venv-ds1000/bin/python
 
 .venv-ds1000/done: requirements-ds1000.txt

@@ -139,7 +139,8 @@ def official(context: str, answer: str, execute) -> tuple[str, str]:
     except BaseException as error:
         where = {"context": "the test itself fails", "generate": "the test itself fails"}.get(stage.name)
         if where:
-            raise Rejected("infrastructure", f"{where}: {type(error).__name__}: {error}") from None
+            hint = " (a data set that it fetches by name? `make ds1000`)" if isinstance(error, OSError) else ""
+            raise Rejected("infrastructure", f"{where}: {type(error).__name__}: {error}{hint}") from None
         what = "the text of the answer" if stage.name == "string" else "the result"
         return stage.here(("wrong", f"{what}: {type(error).__name__}: {describe(error)}"))
     return stage.here(("correct", ""))

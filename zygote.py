@@ -17,6 +17,7 @@ import os
 import queue
 import resource
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -54,7 +55,9 @@ class Zygote:
     """
 
     def __init__(self, workers: int, python: str, allow_unsandboxed: bool = False):
-        self.workers, self.python, self.allow_unsandboxed = workers, python, allow_unsandboxed
+        self.workers, self.allow_unsandboxed = workers, allow_unsandboxed
+        # it starts in another folder; a link is not followed, since that is how a venv's interpreter knows its libraries
+        self.python = os.path.abspath(python) if os.path.dirname(python) else shutil.which(python) or python
         self.process, self.sockets, self.idle, self.folder, self.closed = None, [], None, None, False
         self.lock = threading.Lock()
         self.missing = []  # libraries that the interpreter does not have

@@ -79,6 +79,16 @@ def test_both_kinds_and_the_tier(run):
     assert "strict: landlock" in errors
 
 
+@strict
+def test_the_interpreter_may_be_a_relative_path_or_a_name(run, tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    code, verdicts, _ = run(python(1, "result = x * 2"), arguments=("--python", "bin/python"))
+    assert code == 0 and verdicts[0]["verdict"] == "correct"
+    code, verdicts, _ = run(python(1, "result = x * 2"), arguments=("--python", "python3"))
+    assert code == 0 and verdicts[0]["verdict"] == "correct"
+
+
 def test_a_fault_is_no_verdict(run):
     code, verdicts, _ = run(sql(1, "SELECT a FROM t", database="none.sqlite"), sql(2, "SELECT a FROM t"),
                             sql(3, "SELECT 1", gold="SELEKT"))
