@@ -13,7 +13,7 @@ test: .venv/test .venv/demo
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest -q tests
 
-# DS-1000's libraries in a venv of their own (1.4 GB; Python 3.11), then its 1000 reference answers through the judge.
+# DS-1000's libraries in a venv of their own (3 GB; Python 3.11), then its 1000 reference answers through the judge.
 ds1000: .venv/bin/python .venv-ds1000/done
 	.venv/bin/python bench/ds1000_references.py --data-dir $(DATA_DIR) --python .venv-ds1000/bin/python
 
@@ -37,4 +37,4 @@ ds1000: .venv/bin/python .venv-ds1000/done
 	$(PYTHON) -m venv .venv
 
 clean:
-	rm -rf .venv .venv-ds1000 runs .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* runs .pytest_cache .ruff_cache

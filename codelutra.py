@@ -35,6 +35,7 @@ from data import Answer, Question, UserError
 from eval import evaluate, job, usable
 from loss import dpo_loss, dpo_margin, dual_loss, sft_loss
 from sample import Policy, load_policy, locate, sample, settle_device
+from sandbox import tier
 from tree import Tree, answer_logps
 from verify import GoldError, GoldReport, InfrastructureError, Verdict, Verifier
 
@@ -639,6 +640,8 @@ def main(argv=None):
     lora.inject(policy.model, config.lora_rank, config.lora_alpha, config.seed)
     run.mkdir(parents=True, exist_ok=True)
     write(run / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    isolation = tier()
+    write(run / "isolation.json", json.dumps({"tier": isolation}) + "\n")
     with Verifier(config.workers, config.timeout, config.python or None, config.allow_unsandboxed) as verifier:
         train_questions, validation, held_out = choose_questions(config, policy, splits, notes, run, verifier)
         if not train_questions:
@@ -646,7 +649,8 @@ def main(argv=None):
         trained = sum(p.numel() for p in lora.parameters(policy.model))
         print(
             f"{config.model} on {policy.device} in {config.precision}, {trained:,} trained weights;"
-            f" {len(train_questions)} training, {len(validation)} validation, {len(held_out)} held-out questions; {run}"
+            f" {len(train_questions)} training, {len(validation)} validation, {len(held_out)} held-out questions; {run};"
+            f" isolation {isolation}"
         )
         history = codelutra(config, policy, train_questions, validation, held_out, run, verifier)
     best = max(range(len(history)), key=lambda t: deciding(config, history[t])) if validation else len(history) - 1

@@ -54,7 +54,13 @@ def usable(questions: list[Question], verifier: Verifier, timeout: float, progre
     ]
     kept, notes = [], []
     for q, future in tqdm(list(zip(questions, reports)), desc=progress, disable=progress is None, unit="query", leave=False):
-        report = future.result()
+        try:
+            report = future.result()
+        except InfrastructureError as fault:
+            if q.language == "sql":
+                raise
+            notes.append(f"problem {q.question_id} ({q.db_id}): {fault}")  # say, a test that loads data from the network
+            continue
         verdict = report.verdict if isinstance(report, GoldReport) else report
         if verdict.verdict == "correct":
             kept.append(q)

@@ -3,7 +3,8 @@
     python bench/agreement.py --official FOLDER --data-dir-spider PATH --data-dir-bird PATH
 
 FOLDER holds spider_dev/SYSTEM.jsonl (fields index, answer, ex, ex_keep_distinct, em, em_parsed, hardness) and
-bird_dev/SYSTEM.jsonl (question_id, answer, ex); a folder that is not there is skipped. For each file: how many rows, how
+bird_dev/SYSTEM.jsonl (question_id, answer, ex); ds1000/MODEL.jsonl (problem_id, answer, pass).
+A folder that is not there is skipped. For each file: how many rows, how
 many are right officially and by us, how many verdicts agree; then every row that does not. Where `em_parsed` is false the
 official parser could not read the answer and EM is false whatever it says: such rows are counted apart. The last line is
 JSON.
@@ -16,6 +17,8 @@ import json
 import sys
 from pathlib import Path
 
+from tqdm import tqdm
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -23,7 +26,7 @@ import data  # noqa: E402
 import eval as score  # noqa: E402
 from data import UserError  # noqa: E402
 from exact_match import exact_match, hardness  # noqa: E402
-from verify import Verifier  # noqa: E402
+from verify import InfrastructureError, PythonJob, Verifier  # noqa: E402
 
 
 def compare(metric: str, keys: list, ours: list, official: list, detail) -> dict:
@@ -99,11 +102,37 @@ def sql(name: str, folder: str, file: Path, verifier: Verifier, timeout: float) 
     return result
 
 
+def ds1000(folder: str, file: Path, verifier: Verifier) -> dict:
+    """One file of answers to DS-1000's problems. A test that misses a data set from the network gives no verdict."""
+    questions = {q.question_id: q for split in ("train", "dev") for q in data.load("ds1000", folder, split)[0]}
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+    futures = [verifier.submit(PythonJob(questions[row["problem_id"]].context, row["answer"])) for row in rows]
+    verdicts = []
+    for future in tqdm(futures, desc=file.stem, unit="program", leave=False):
+        fault = future.exception()
+        if fault and not isinstance(fault, InfrastructureError):
+            raise fault
+        verdicts.append(None if fault else future.result())
+    judged = [i for i, v in enumerate(verdicts) if v]
+    print(f"{file.parent.name}/{file.name}")
+    faults = [rows[i]["problem_id"] for i, v in enumerate(verdicts) if not v]
+    print(f"    {len(faults)} without a verdict, their test needs a download: {faults}")
+
+    def detail(i):
+        row, v = rows[judged[i]], verdicts[judged[i]]
+        return f"      {row['library']}: {v.verdict}: {v.message}; official error {row['error']}"
+
+    keys, ours = [rows[i]["problem_id"] for i in judged], [verdicts[i].verdict == "correct" for i in judged]
+    return {"pass": compare("pass", keys, ours, [rows[i]["pass"] for i in judged], detail), "no_verdict": faults}
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--official", type=Path, required=True, help="folder of the recorded verdicts")
     parser.add_argument("--data-dir-spider", default="data/spider", help="Spider's release (default data/spider)")
     parser.add_argument("--data-dir-bird", default="data/bird", help="BIRD's release (default data/bird)")
+    parser.add_argument("--data-dir-ds1000", help="DS-1000's release (default: leave it out)")
+    parser.add_argument("--python", help="the interpreter that has DS-1000's libraries")
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds per query")
     parser.add_argument("--workers", type=int, default=2, help="verification processes")
     args = parser.parse_args(argv)
@@ -111,12 +140,13 @@ def main(argv=None):
     kinds = {
         "spider_dev": lambda file, verifier: sql("spider", args.data_dir_spider, file, verifier, args.timeout),
         "bird_dev": lambda file, verifier: sql("bird", args.data_dir_bird, file, verifier, args.timeout),
-        # DS-1000 (ds1000/MODEL.jsonl: problem_id, answer, pass) takes its place here
     }
+    if args.data_dir_ds1000:
+        kinds["ds1000"] = lambda file, verifier: ds1000(args.data_dir_ds1000, file, verifier)
     files = [(kind, file) for kind in kinds for file in sorted((args.official / kind).glob("*.jsonl"))]
     if not files:
         raise UserError(f"{args.official} has no {' or '.join(f'{kind}/*.jsonl' for kind in kinds)}.")
-    with Verifier(args.workers, args.timeout) as verifier:
+    with Verifier(args.workers, python=args.python) as verifier:
         results = {f"{kind}/{file.name}": kinds[kind](file, verifier) for kind, file in files}
     print(json.dumps(results))
 
