@@ -1,5 +1,6 @@
 """What the benches share: peak memory, the machine's matmul peak, real prompts cut to a length, and the report."""
 
+import ctypes
 import json
 import platform
 import sys
@@ -20,6 +21,7 @@ class PeakMemory:
         self.gpu = torch.cuda.is_available()
         if self.gpu:
             torch.cuda.reset_peak_memory_stats()
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier steps freed goes back first, or growth would not show
         self.start = self.peak = resident()
         self.running = True
         self.thread = threading.Thread(target=self._watch, daemon=True)

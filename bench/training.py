@@ -24,6 +24,13 @@ from codelutra import Config, QuestionPairs, pack_loss, reference_logps
 from sample import load_policy, locate
 
 
+class PreTokenized(DPOTrainer):
+    """TRL's trainer on token ids as they are: ours were sampled, and must not be tokenised again."""
+
+    def _prepare_dataset(self, dataset, *_, **__):
+        return dataset
+
+
 def best(run, repeats):
     """(result, seconds of the fastest run, peak MiB)"""
     seconds = []
@@ -70,6 +77,7 @@ def case(args, policy, prompt_length, answer_length):
 
     source, extra = locate(args.model)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=policy.dtype, attn_implementation="sdpa", **extra)
+    model.is_quantized, model.hf_quantizer = False, None  # the Trainer refuses GGUF, though its weights are plain now
     trl = DPOConfig(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=len(pairs), loss_type=["sigmoid", "sft"],
         loss_weights=[1.0, 1.0], beta=config.beta, max_length=None, precompute_ref_log_probs=True, report_to=[],
@@ -77,8 +85,6 @@ def case(args, policy, prompt_length, answer_length):
         disable_dropout=True,
     )  # fmt: skip
     peft = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-    toy = Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " c"}] * 2)  # the real batch is put in below
-    trainer = DPOTrainer(model, args=trl, train_dataset=toy, processing_class=policy.tokenizer, peft_config=peft)
     rows = [
         {
             "prompt_ids": prompt, "chosen_ids": answers[c], "rejected_ids": answers[r],
@@ -86,6 +92,11 @@ def case(args, policy, prompt_length, answer_length):
         }
         for c, r in pairs
     ]  # fmt: skip
+    trl.precompute_ref_log_probs = False  # they are in the rows
+    trainer = PreTokenized(
+        model, args=trl, train_dataset=Dataset.from_list(rows), processing_class=policy.tokenizer, peft_config=peft
+    )
+    trainer.precompute_ref_logps = True
     batch = {k: v.to(policy.device) for k, v in trainer.data_collator(rows).items()}
     mine = lora.layers(policy.model)
     named = dict(trainer.model.named_parameters())

@@ -44,8 +44,8 @@ def per_second(run, jobs):
     return len(jobs) / (time.time() - started), results
 
 
-def new_process(arguments, folder=None, environment=None):
-    done = subprocess.run(arguments, capture_output=True, text=True, cwd=folder, timeout=150, env=environment)
+def new_process(arguments, folder=None, environment=None, timeout=150):
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=folder, timeout=timeout, env=environment)
     return done.returncode == 0 and done.stdout.strip() != "False"
 
 

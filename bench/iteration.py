@@ -1,0 +1,138 @@
+"""One whole iteration, ours against the stack: sample, execute, pair, reference, train.
+
+    python bench/iteration.py --spider FOLDER --bird FOLDER [--questions 16] [--quick]
+
+The stack: transformers' generate (16 sequences a question), a new process per query, TRL's DPOTrainer with PEFT (reference
+log-probabilities precomputed, sigmoid + SFT). Both sides train on the same pairs, ours, so that only the time differs.
+Questions per second of the whole, and of each stage.
+"""
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from common import report
+from datasets import Dataset
+from peft import LoraConfig
+from sampling import generate, theirs_model
+from training import PreTokenized
+from transformers import AutoModelForCausalLM
+from trl import DPOConfig
+from verification import ONE_QUERY, new_process
+
+import codelutra
+import data
+import lora
+from eval import usable
+from sample import load_policy, locate
+from verify import Verifier
+
+
+def ours(args, config, questions, folder):
+    seconds = {}
+
+    def timed(name, run):
+        started = time.time()
+        result = run()
+        seconds[name] = time.time() - started
+        return result
+
+    policy = load_policy(args.model, args.precision)
+    lora.inject(policy.model)
+    prompts = {q.index: data.prompt_ids(q, policy.tokenizer) for q in questions}
+    folder.mkdir(parents=True)
+    with Verifier(2) as verifier:
+        drawn = timed("sample and execute", lambda: codelutra.draw(config, policy, questions, folder, 1, verifier))
+    pairs = timed("pairs", lambda: codelutra.make_pairs(config, policy, questions, *drawn, folder, 1))
+    reference = timed(
+        "reference", lambda: codelutra.reference_logps(config, policy, prompts, pairs, folder / "reference.safetensors")
+    )
+    timed("train", lambda: codelutra.train(config, policy, prompts, pairs, reference, folder, 1))
+    return seconds, policy, prompts, drawn[0], pairs
+
+
+def theirs(args, config, questions, policy, prompts, answers, pairs):
+    seconds = {}
+    model = theirs_model(args.model, policy.dtype, policy.device)
+    started = time.time()
+    order = sorted(questions, key=lambda q: len(prompts[q.index]))
+    for first in range(0, len(order), args.their_batch):
+        batch = [prompts[q.index] for q in order[first : first + args.their_batch]]
+        generate(model, policy, batch, config.answers, config.max_new, False)
+    seconds["sample"] = time.time() - started
+    started = time.time()
+    by_index = {q.index: q for q in questions}
+    asked = [(by_index[a.question], data.extract_code(a.text)) for a in answers]
+    commands = [[sys.executable, "-I", "-c", ONE_QUERY, q.database, code, q.gold] for q, code in asked]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda c: _bounded(c, config.timeout), commands))
+    seconds["execute"] = time.time() - started
+
+    rows = [
+        {"prompt_ids": prompts[p.question], "chosen_ids": list(p.answers[c]), "rejected_ids": list(p.answers[r])}
+        for p in pairs
+        for c, r in p.pairs
+    ]
+    source, extra = locate(args.model)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=policy.dtype, attn_implementation="sdpa", **extra)
+    model.is_quantized, model.hf_quantizer = False, None
+    trl = DPOConfig(
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=config.batch_size, loss_type=["sigmoid", "sft"],
+        loss_weights=[1.0, config.lam], beta=config.beta, max_length=None, report_to=[], learning_rate=config.lr,
+        use_cpu=policy.device.type == "cpu", bf16=policy.dtype == torch.bfloat16, gradient_checkpointing=False,
+        precompute_ref_log_probs=True, num_train_epochs=1, disable_tqdm=True, save_strategy="no", logging_steps=1000,
+    )  # fmt: skip
+    peft = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    started = time.time()
+    PreTokenized(
+        model, args=trl, train_dataset=Dataset.from_list(rows), processing_class=policy.tokenizer, peft_config=peft
+    ).train()
+    seconds["reference and train"] = time.time() - started
+    return seconds
+
+
+def _bounded(command, timeout):
+    try:
+        return new_process(command, timeout=timeout)
+    except Exception:  # a query that never ends: its process was killed at the timeout
+        return False
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--spider", help="Spider's folder")
+    parser.add_argument("--bird", help="BIRD's folder")
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--questions", type=int, default=16)
+    parser.add_argument("--their-batch", type=int, default=4, help="questions that generate gets at once")
+    parser.add_argument("--quick", action="store_true", help="2 questions of the first data set, 4 answers of 32 tokens")
+    args = parser.parse_args()
+    sets = [(name, folder) for name, folder in (("spider", args.spider), ("bird", args.bird)) if folder]
+    if not sets:
+        parser.error("--spider or --bird is needed")
+    rows, stages = [], {}
+    for name, folder in sets[:1] if args.quick else sets:
+        config = codelutra.Config(data=name, data_dir=folder, **codelutra.PRESETS[name])
+        count = args.questions
+        if args.quick:
+            config, count = dataclasses.replace(config, answers=4, pairs=4, max_new=32), 2
+        questions = data.subset(data.load(name, folder, "train")[0], 4 * count, 0)
+        with Verifier(2) as verifier:
+            questions = usable(questions, verifier, 10)[0][:count]
+        with tempfile.TemporaryDirectory() as run:
+            mine, policy, prompts, answers, pairs = ours(args, config, questions, Path(run) / "iter_1")
+        stack = theirs(args, config, questions, policy, prompts, answers, pairs)
+        rows.append((f"{name}: {count} questions", count / sum(mine.values()), count / sum(stack.values()), "questions/s"))
+        stages[name] = {"ours": {k: round(v, 1) for k, v in mine.items()}, "theirs": {k: round(v, 1) for k, v in stack.items()}}
+        print(name, stages[name])
+    report("one iteration", rows, {"model": args.model, "precision": args.precision, "stages": stages})
+
+
+if __name__ == "__main__":
+    main()
