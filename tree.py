@@ -117,7 +117,9 @@ class Tree:
         """query (H, N, D), key and value (Hkv, N, D) → (H, N, D)."""
         if self.cache is not None:
             self.cache[layer] = (key, value)
-        outputs = []
+        dtype, outputs = query.dtype, []
+        if not query.is_cuda:  # a CPU's fused attention is slow in bfloat16, four times in the backward pass
+            query, key, value = query.float(), key.float(), value.float()
         for s in self.siblings:
             queries = query.index_select(1, s.own).unflatten(1, (s.count, -1)).transpose(0, 1)  # (U, H, L, D)
             keys, values = (self._seen(x, s) for x in (key, value))  # (U, Hkv, A + L, D)
@@ -125,11 +127,12 @@ class Tree:
             if grouped and key.is_cuda:  # with a mask, CUDA's fused kernels take no grouped heads
                 keys, values = (x.repeat_interleave(queries.shape[1] // x.shape[1], 1) for x in (keys, values))
                 grouped = False
-            out = F.scaled_dot_product_attention(
-                queries, keys, values, attn_mask=s.mask, scale=scaling, enable_gqa=grouped
-            )
+            with torch.autocast(query.device.type, enabled=False):  # the types are right as they are
+                out = F.scaled_dot_product_attention(
+                    queries, keys, values, attn_mask=s.mask, scale=scaling, enable_gqa=grouped
+                )
             outputs.append(out.transpose(0, 1).flatten(1, 2).index_select(1, s.real))  # (H, n, D)
-        return torch.cat(outputs, dim=1).index_select(1, self.inverse)
+        return torch.cat(outputs, dim=1).index_select(1, self.inverse).to(dtype)
 
     @staticmethod
     def _seen(x, s):
@@ -176,11 +179,13 @@ class TokenLogps(torch.autograd.Function):
         for start, first, last in zip(starts, bounds, bounds[1:]):
             rows = slice(start, start + chunk)
             logits = F.linear(hidden[rows], weight, bias).float()  # (chunk, V): float32 before the softmax
-            norm = logits.logsumexp(-1)
+            logits -= logits.amax(-1, keepdim=True)  # in place from here on: a copy of the logits is what costs time
             tokens = slice(first, last)
-            logps[tokens] = logits[source[tokens] - start, target[tokens]] - norm[source[tokens] - start]
+            picked = logits[source[tokens] - start, target[tokens]]
+            total = logits.exp_().sum(-1)
+            logps[tokens] = picked - total.log()[source[tokens] - start]
             if expectation is not None:
-                expectation[rows] = logits.sub_(norm[:, None]).exp_().to(weight.dtype) @ weight
+                expectation[rows] = (logits.to(weight.dtype) @ weight).div_(total[:, None])
         ctx.save_for_backward(expectation, weight, source, target)
         return logps
 
@@ -193,7 +198,7 @@ class TokenLogps(torch.autograd.Function):
         return out.to(expectation.dtype), None, None, None, None, None
 
 
-def answer_logps(model, tree, chunk=1024):
+def answer_logps(model, tree, chunk=512):
     """Log-probability of every answer of the tree: (answers,), a float32 sum over its own tokens.
 
     A bfloat16 sum above 128 would be spaced by 1.0.
