@@ -38,7 +38,7 @@ MAX_ROWS = 1_000_000  # of a gold result; an answer may have one row more than i
 
 # --- the text of queries ----------------------------------------------------------------------------------------------
 
-TOKEN = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)|\s+|\w+|.""", re.S)
+TOKEN = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*(?:\]|\Z)|--[^\n]*|/\*.*?(?:\*/|\Z)|\s+|\w+|.""", re.S)
 CLOCK = re.compile(r"\b(random|randomblob|current_date|current_time|current_timestamp)\b|['\"]now['\"]"
                    r"|\b(date|time|datetime|julianday|unixepoch)\s*\(\s*\)|\bstrftime\s*\(\s*'[^']*'\s*\)", re.I)
 
