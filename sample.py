@@ -1,9 +1,9 @@
 """Draw answers from the policy: the prompt is prefilled once, and its cache is shared by all of its answers.
 
 A unit of questions is prefilled as one tree (a schema shared by several questions is computed once); then every step
-feeds one token for each unfinished answer of the whole unit, packed in one row. The attention of a step has two parts:
-all answers of a question against the one copy of its prompt's keys, and each answer against its own past. Finished
-answers leave the batch.
+feeds one token for each unfinished answer of the whole unit, packed in one row. The attention of a step has three parts:
+all answers on a schema against the one copy of its keys, all answers to a question against that of the question's, and each
+answer against its own past. Finished answers leave the batch.
 
 Randomness comes from position: the uniform number that picks token j of answer m to question i in iteration t is a
 function of (seed, t, i, m, j) alone. Rounding depends on what is computed together, so the unit is fixed by the settings.
@@ -219,46 +219,83 @@ def invert(weights: torch.Tensor, u: torch.Tensor, block: int = 256) -> torch.Te
     return which * block + torch.minimum((inside <= rest[:, None]).sum(-1), last)
 
 
+class Level:
+    """Keys and values that several unfinished answers share: of a schema (all its questions' answers) or a question.
+
+    They are held once per node, (B, Hkv, P, D), and never copied per answer: an attention step lays the queries out as
+    (node, rank of the answer within its node), a rectangle of B · W places, some of them empty.
+    """
+
+    def __init__(self, cache, paths: list[list[int]], node: torch.Tensor):
+        """paths: each node's row positions in the prefilled tree; node (R,): the node of every answer."""
+        width, device = max(map(len, paths)), node.device
+        lengths = torch.tensor([len(path) for path in paths], device=device)
+        gather = torch.tensor([path + [0] * (width - len(path)) for path in paths], device=device)
+        self.hidden = torch.arange(width, device=device) >= lengths[:, None]  # (B, P) padding
+        self.cache = {i: tuple(x[:, gather].transpose(0, 1).contiguous() for x in pair) for i, pair in cache.items()}
+        self._arrange(node)
+
+    def _arrange(self, node):
+        self.node = node
+        same = torch.nn.functional.one_hot(node, len(self.hidden))
+        rank = (same.cumsum(0) - 1).gather(1, node[:, None])[:, 0]
+        self.width = int(rank.max()) + 1
+        self.slot = node * self.width + rank  # (R,) place in the rectangle
+
+    def keep(self, rows):
+        """Only these answers go on; a node without any is dropped."""
+        alive, node = self.node[rows].unique(return_inverse=True)
+        if len(alive) < len(self.hidden):
+            self.cache = {i: (k[alive], v[alive]) for i, (k, v) in self.cache.items()}
+            self.hidden = self.hidden[alive]
+        self._arrange(node)
+
+    def _to_nodes(self, x):  # (R, Hkv, G, ·) → (B, Hkv, W·G, ·)
+        places = x.new_zeros(len(self.hidden) * self.width, *x.shape[1:])
+        places[self.slot] = x
+        return places.unflatten(0, (-1, self.width)).transpose(1, 2).flatten(2, 3)
+
+    def _to_rows(self, x):  # (B, Hkv, W·G, ·) → (R, Hkv, G, ·)
+        return x.unflatten(2, (self.width, -1)).transpose(1, 2).flatten(0, 1)[self.slot]
+
+    def scores(self, layer, query):  # (R, Hkv, G, D) → (R, Hkv, G, P)
+        scores = self._to_nodes(query) @ self.cache[layer][0].transpose(2, 3)
+        return self._to_rows(scores.masked_fill_(self.hidden[:, None, None], float("-inf")))
+
+    def mix(self, layer, weights):  # (R, Hkv, G, P) → (R, Hkv, G, D)
+        return self._to_rows(self._to_nodes(weights) @ self.cache[layer][1])
+
+
 class Decoding:
     """The layout of one decoding step (see tree.attention): R unfinished answers, one new token each.
 
-    The prompts' keys are held once per question, (Q, Hkv, P, D); an answer's own keys are in (R, Hkv, T, D).
+    An answer attends to its schema (where questions share one), its question, and its own past, (R, Hkv, T, D).
     """
 
     def __init__(self, tree: Tree, answers: int, steps: int):
-        lengths = torch.tensor([len(path) for path in tree.paths], device=tree.device)
-        width = int(lengths.max())
-        gather = torch.stack([torch.tensor(p + p[-1:] * (width - len(p)), device=tree.device) for p in tree.paths])
-        self.hidden = torch.arange(width, device=tree.device) >= lengths[:, None]  # (Q, P) padding
-        self.prompts = {
-            layer: tuple(x[:, gather].transpose(0, 1).contiguous() for x in pair) for layer, pair in tree.cache.items()
-        }
-        self.question = torch.arange(len(lengths), device=tree.device).repeat_interleave(answers)  # (R,)
-        self.lengths, self.steps, self.step = lengths, steps, 0
+        question = torch.arange(len(tree.paths), device=tree.device).repeat_interleave(answers)  # (R,)
+        group = torch.tensor(tree.group, device=tree.device)[question]
+        self.levels = [Level(tree.cache, tree.tails, question)]
+        if any(tree.roots):
+            self.levels.insert(0, Level(tree.cache, tree.roots, group))
+        self.first = torch.tensor([len(path) for path in tree.paths], device=tree.device)[question]
+        self.steps, self.step = steps, 0
         self.own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._arrange()
 
-    def _arrange(self):
-        """Where each answer stands in the rectangle (question, rank among the question's unfinished answers)."""
-        same = torch.nn.functional.one_hot(self.question, len(self.lengths))
-        rank = (same.cumsum(0) - 1).gather(1, self.question[:, None])[:, 0]
-        self.width = int(rank.max()) + 1
-        self.slot = self.question * self.width + rank  # (R,)
-        self.positions = self.lengths[self.question]  # (R,) of the first own token
+    @property
+    def positions(self):  # (R,) of the token that is fed in this step
+        return self.first + self.step
 
     def keep(self, rows: torch.Tensor):
-        """Only these answers go on; questions without any are dropped from the prompts' cache."""
-        alive, question = self.question[rows].unique(return_inverse=True)
-        if len(alive) < len(self.lengths):
-            self.prompts = {layer: (k[alive], v[alive]) for layer, (k, v) in self.prompts.items()}
-            self.lengths, self.hidden = self.lengths[alive], self.hidden[alive]
+        """Only these answers go on."""
+        for level in self.levels:
+            level.keep(rows)
         for layer, pair in self.own.items():
             fresh = tuple(x.new_empty(len(rows), *x.shape[1:]) for x in pair)
             for new, old in zip(fresh, pair):
                 new[:, :, : self.step] = old[rows, :, : self.step]
             self.own[layer] = fresh
-        self.question = question
-        self._arrange()
+        self.first = self.first[rows]
 
     def attend(self, layer, query, key, value, scaling):
         """query (H, R, D), key and value (Hkv, R, D) → (H, R, D)."""
@@ -266,33 +303,22 @@ class Decoding:
         kv_heads = key.shape[0]
         if layer not in self.own:
             self.own[layer] = tuple(x.new_empty(rows, kv_heads, self.steps, size) for x in (key, value))
-        own_keys, own_values = self.own[layer]
-        own_keys[:, :, self.step], own_values[:, :, self.step] = key.transpose(0, 1), value.transpose(0, 1)
-        own_keys, own_values = own_keys[:, :, : self.step + 1], own_values[:, :, : self.step + 1]
-        prompt_keys, prompt_values = self.prompts[layer]  # (Q, Hkv, P, D)
-        questions, group = len(prompt_keys), heads // kv_heads
-        query = query.transpose(0, 1).reshape(rows, kv_heads, group, size) * (scaling or size**-0.5)
-
-        def to_questions(x):  # (R, Hkv, G, ·) → (Q, Hkv, W·G, ·)
-            padded = x.new_zeros(questions * self.width, *x.shape[1:])
-            padded[self.slot] = x
-            return padded.unflatten(0, (questions, self.width)).transpose(1, 2).flatten(2, 3)
-
-        def to_rows(x):  # (Q, Hkv, W·G, ·) → (R, Hkv, G, ·)
-            return x.unflatten(2, (self.width, group)).transpose(1, 2).flatten(0, 1)[self.slot]
-
-        above = to_questions(query) @ prompt_keys.transpose(2, 3)  # (Q, Hkv, W·G, P)
-        above.masked_fill_(self.hidden[:, None, None], float("-inf"))
-        own = to_questions(query @ own_keys.transpose(2, 3))  # (Q, Hkv, W·G, t)
-        weights = torch.softmax(torch.cat([above, own], -1).float(), -1).to(value.dtype)
-        width = prompt_keys.shape[2]
-        out = to_rows(weights[..., :width] @ prompt_values) + to_rows(weights[..., width:]) @ own_values
+        for stored, new in zip(self.own[layer], (key, value)):
+            stored[:, :, self.step] = new.transpose(0, 1)
+        own_keys, own_values = (stored[:, :, : self.step + 1] for stored in self.own[layer])
+        query = query.transpose(0, 1).reshape(rows, kv_heads, -1, size) * (scaling or size**-0.5)  # (R, Hkv, G, D)
+        scores = [level.scores(layer, query) for level in self.levels] + [query @ own_keys.transpose(2, 3)]
+        weights = torch.softmax(torch.cat(scores, -1).float(), -1).to(value.dtype)
+        *above, own = weights.split([part.shape[-1] for part in scores], -1)
+        out = own @ own_values
+        for level, part in zip(self.levels, above):
+            out += level.mix(layer, part)
         return out.reshape(rows, heads, size).transpose(0, 1)
 
 
 def units(prompts: list[list[int]], answers: int, max_new: int, batch_tokens: int) -> list[list[int]]:
-    """Split questions into units of at most `batch_tokens` cached tokens, similar prompts together."""
-    order = sorted(range(len(prompts)), key=lambda i: prompts[i])
+    """Split questions into units of at most `batch_tokens` cached tokens: prompts of like length and one schema together."""
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]) // 128, prompts[i]))
     result, size = [], 0
     for i in order:
         need = len(prompts[i]) + answers * max_new
@@ -342,9 +368,8 @@ def draw_unit(policy, questions, prompts, answers, max_new, temperature, top_p, 
                 state.keep(torch.tensor(alive, device=policy.device))
                 picked = picked[alive]
                 rows, running = [rows[r] for r in alive], [True] * len(alive)
-            positions = (state.positions + state.step)[None]  # (1, R)
             logits = policy.model(
-                input_ids=picked[None], position_ids=positions, layout=state, use_cache=False
+                input_ids=picked[None], position_ids=state.positions[None], layout=state, use_cache=False
             ).logits[0]  # (R, V)
             state.step += 1
     decode = policy.tokenizer.decode

@@ -57,7 +57,8 @@ class Tree:
     """The packed layout of `prompts` (token id lists) and of `answers[i]`, the token id lists that answer prompt i.
 
     ids, positions  (1, N)
-    paths           for every prompt the row positions of its tokens, a shared schema's included
+    roots, group    the row positions of every shared prefix (none where a prompt stands alone); each prompt's prefix
+    tails, paths    for every prompt the row positions of its own tokens; the same with the shared prefix's before them
     keep            (R,)  the row positions whose logits are needed: each prompt's last token (one projection predicts
                     the first token of all its answers) and every answer token but the last; without answers, each
                     prompt's last token in the order of `prompts`
@@ -70,11 +71,15 @@ class Tree:
         self.device, self.cache = device, {} if keep_cache else None
         self._ids, self._positions = [], []
         self.siblings: list[Siblings] = []
-        self.paths: list[list[int]] = [[] for _ in prompts]
+        self.roots: list[list[int]] = []
+        self.tails: list[list[int]] = [[] for _ in prompts]
+        self.group = [0] * len(prompts)
         for prefix, members in share_prefixes(prompts):
             root = self._add([], [prompts[members[0]][:prefix]])[0] if prefix else []
             for i, tail in zip(members, self._add(root, [prompts[i][prefix:] for i in members])):
-                self.paths[i] = root + tail
+                self.tails[i], self.group[i] = tail, len(self.roots)
+            self.roots.append(root)
+        self.paths = [self.roots[g] + tail for g, tail in zip(self.group, self.tails)]
         keep, source, target, owner = [], [], [], []
         self.answers = 0
         for i, path in enumerate(self.paths):

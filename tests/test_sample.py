@@ -283,7 +283,9 @@ def test_units_hold_every_question_once_within_the_limit():
     found = units(prompts, answers=4, max_new=5, batch_tokens=100)
     assert sorted(i for unit in found for i in unit) == list(range(20))
     assert all(sum(len(prompts[i]) + 20 for i in unit) <= 100 for unit in found)
-    assert units([[1] * 500, [2]], answers=1, max_new=1, batch_tokens=50) == [[0], [1]]  # too large: alone
+    assert units([[1] * 500, [2]], answers=1, max_new=1, batch_tokens=50) == [[1], [0]]  # too large: alone
+    # like lengths meet, so that little is padded; within them, one schema's questions
+    assert units([[5] * 300, [7] * 20, [6] * 300, [5] * 299 + [9]], 1, 1, 1000) == [[1, 0, 3, 2]]
 
 
 def test_every_token_that_can_end_code_is_a_stop_token(policy):
