@@ -245,7 +245,7 @@ def identity(database: str) -> tuple:
     """A path and what tells one version of the file from another."""
     try:
         status = os.stat(database)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a path with a zero byte or a lone surrogate
         return (database, 0, 0)  # the worker will say so
     return (database, status.st_size, status.st_mtime_ns)
 
