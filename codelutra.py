@@ -262,7 +262,9 @@ def refine(config, policy, prompts, pairs, folder, t):
         started = time.time()
         if not pairs:
             raise UserError(f"iteration {t} has no pairs: no question had both a right and a wrong answer.")
-        reference = reference_logps(config, policy, prompts, pairs, folder / "reference.safetensors")
+        reference = []
+        if config.objective != "sft":
+            reference = reference_logps(config, policy, prompts, pairs, folder / "reference.safetensors")
         _note_time(folder, "reference", started)
         started = time.time()
         train(config, policy, prompts, pairs, reference, folder, t)
@@ -289,7 +291,8 @@ def score(config, policy, validation, held_out, folder, verifier) -> dict:
                 scores, codes, verdicts = evaluate(policy, questions, verifier, *rest, f"{name} on {split}", schemas)
                 result[split] = dataclasses.asdict(scores)
                 rows = [
-                    {"index": q.index, "verdict": v.verdict, "message": v.message, "answer": c}
+                    {"index": q.index, "db_id": q.db_id, "question": q.text, "gold": q.gold}
+                    | {"answer": c, "verdict": v.verdict, "message": v.message}
                     for q, c, v in zip(questions, codes, verdicts)
                 ]
                 write(folder / f"{split}.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))

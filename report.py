@@ -1,0 +1,244 @@
+"""Figures and one page from run folders.
+
+    python report.py runs/shop-smollm2-seed0 [more runs]     writes report.html and PNG figures into the first run's folder
+
+The page is one file that works offline: accuracy by iteration with intervals, error classes (Fig. 4a), log-probabilities
+through training (Fig. 2), pair yield and time by stage, a table beside the paper's Table 1, and every held-out question with
+its gold code and the answers of all iterations, to filter and sort.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import json
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+import data
+from data import UserError
+
+VERDICTS = ("correct", "wrong", "error", "denied", "timeout", "crash")
+COLOURS = dict(zip(VERDICTS, ("#2a9d8f", "#e9c46a", "#e76f51", "#6d597a", "#457b9d", "#333333")))
+# Table 1 and 2 of the paper: Llama-3-8B, EX on Spider and BIRD, pass@1 on DS-1000
+PAPER = {
+    "spider": {0: 59.3, 1: 67.8, 2: 72.4, 3: 76.6, 4: 76.3},
+    "bird": {0: 22.3, 1: 37.8, 2: 40.8, 3: 43.1, 4: 42.6},
+    "ds1000": {0: 28.2, 1: 43.2, 2: 46.8, 3: 48.6, 4: 48.2},
+}
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def load_run(folder: Path) -> dict:
+    """Everything the figures need; raises UserError where the folder is not a run with at least π_0's scores."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        iterations = sorted(folder.glob("iter_*"), key=lambda p: int(p.name.removeprefix("iter_")))
+        iterations = [p for p in iterations if (p / "scores.json").exists()]
+        if not iterations:
+            raise UserError(f"{folder} has no scores yet.")
+        return {
+            "name": folder.name,
+            "config": config,
+            "scores": [json.loads((p / "scores.json").read_text()) for p in iterations],
+            "dev": [lines(p / "dev.jsonl") for p in iterations],
+            "train": [lines(p / "train.jsonl") for p in iterations],
+            "pairs": [json.loads(q.read_text()) if (q := p / "pairs_summary.json").exists() else {} for p in iterations],
+            "seconds": [json.loads(q.read_text()) if (q := p / "seconds.json").exists() else {} for p in iterations],
+        }
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is not the folder of a run: {error}")
+
+
+def interval(rows: list[dict], repeats: int = 2000) -> tuple[float, float]:
+    """95 % bootstrap interval of EX over questions, in points."""
+    right = np.array([row["verdict"] == "correct" for row in rows], dtype=float)
+    if not len(right):
+        return 0.0, 0.0
+    draws = np.random.default_rng(0).integers(0, len(right), (repeats, len(right)))
+    low, high = np.percentile(right[draws].mean(1), [2.5, 97.5])
+    return 100 * float(low), 100 * float(high)
+
+
+def accuracy(runs, ax):
+    for run in runs:
+        ex = [100 * s["dev"]["ex"] for s in run["scores"] if "dev" in s]
+        spread = [interval(rows) for rows in run["dev"]][: len(ex)]
+        errors = np.array([[max(0, e - low), max(0, high - e)] for e, (low, high) in zip(ex, spread)]).T
+        ax.errorbar(range(len(ex)), ex, yerr=errors, marker="o", capsize=4, label=run["name"])
+    ax.set(xlabel="iteration", ylabel="held-out EX, %", title="Accuracy by iteration (95 % bootstrap intervals)")
+    ax.set_ylim(bottom=0)
+    ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    ax.legend(fontsize=8)
+
+
+def classes(runs, ax):
+    scores = [s["dev"] for s in runs[0]["scores"] if "dev" in s]
+    bottom = np.zeros(len(scores))
+    for verdict in VERDICTS:
+        share = np.array([100 * s["classes"][verdict] / max(s["n"], 1) for s in scores])
+        ax.bar(range(len(scores)), share, bottom=bottom, color=COLOURS[verdict], label=verdict)
+        bottom += share
+    ax.set(xlabel="iteration", ylabel="share of held-out questions, %", title="Error classes (Fig. 4a)")
+    ax.set_xticks(range(len(scores)))
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def log_probabilities(runs, axes):
+    for ax, suffix, title in zip(axes, ("", "_per_token"), ("summed", "per token")):
+        start = 0
+        for t, rows in enumerate(runs[0]["train"]):
+            for kind, colour in (("chosen", COLOURS["correct"]), ("rejected", COLOURS["error"])):
+                values = [row[f"{kind}_logp{suffix}"] for row in rows if f"{kind}_logp{suffix}" in row]
+                ax.plot(range(start, start + len(values)), values, color=colour, label=kind if t == 1 else None)
+            start += len(rows)
+            if rows:
+                ax.axvline(start, color="#bbbbbb", linewidth=0.8)
+        ax.set(xlabel="optimizer step", ylabel=f"log π(y|x), {title}", title=f"Log-probabilities, {title} (Fig. 2)")
+        ax.legend(fontsize=8)
+
+
+def yields(runs, ax):
+    pairs = runs[0]["pairs"][1:]
+    x = np.arange(len(pairs)) + 1
+    parts = {
+        "answers right": [100 * p.get("answers_right", 0) / max(p.get("answers", 1), 1) for p in pairs],
+        "questions given the gold code": [
+            100 * p.get("questions_given_gold", 0) / max(p.get("questions", 1), 1) for p in pairs
+        ],
+        "answers repeating themselves": [100 * p.get("answers_degenerate", 0) / max(p.get("answers", 1), 1) for p in pairs],
+    }
+    for i, (name, share) in enumerate(parts.items()):
+        ax.bar(x + (i - 1) * 0.25, share, 0.25, label=name)
+    ax.set(xlabel="iteration", ylabel="%", title="Where the pairs come from")
+    ax.set_xticks(x)
+    ax.legend(fontsize=8)
+
+
+def time_by_stage(runs, ax):
+    seconds = runs[0]["seconds"]
+    bottom = np.zeros(len(seconds))
+    for stage in ("sample", "verify", "reference", "train", "score"):
+        values = np.array([s.get(stage, 0) / 60 for s in seconds])
+        ax.bar(range(len(seconds)), values, bottom=bottom, label=stage)
+        bottom += values
+    ax.set(xlabel="iteration", ylabel="minutes", title="Time by stage")
+    ax.set_xticks(range(len(seconds)))
+    ax.legend(fontsize=8)
+
+
+FIGURES = {"accuracy": (accuracy, 1), "classes": (classes, 1), "logps": (log_probabilities, 2), "yield": (yields, 1),
+           "time": (time_by_stage, 1)}  # fmt: skip
+
+
+def draw(runs, folder: Path) -> dict[str, Path]:
+    paths = {}
+    for name, (function, columns) in FIGURES.items():
+        figure, axes = plt.subplots(1, columns, figsize=(6 * columns, 3.8), layout="constrained")
+        function(runs, axes)
+        for ax in np.atleast_1d(axes):
+            ax.spines[["top", "right"]].set_visible(False)
+        paths[name] = folder / f"{name}.png"
+        figure.savefig(paths[name], dpi=110)
+        plt.close(figure)
+    return paths
+
+
+def table(runs) -> str:
+    rows = []
+    for run in runs:
+        paper = PAPER.get(run["config"]["data"], {})
+        for t, scores in enumerate(run["scores"]):
+            dev = scores.get("dev")
+            if dev:
+                low, high = interval(run["dev"][t])
+                em = "" if dev.get("em") is None else f"{100 * dev['em']:.1f}"
+                cells = [run["name"], f"π<sub>{t}</sub>", dev["n"], f"{100 * dev['ex']:.1f} ({low:.1f} to {high:.1f})", em,
+                         f"{100 * dev['executable']:.1f}", paper.get(t, "")]  # fmt: skip
+                rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    head = ("run", "policy", "questions", "EX or pass@1 (95 % interval)", "EM", "executable", "the paper's Llama-3-8B")
+    return "<table><tr>" + "".join(f"<th>{h}</th>" for h in head) + "</tr>" + "".join(rows) + "</table>"
+
+
+def samples(run) -> list[dict]:
+    """One row per held-out question: its text, its gold code, and each policy's answer, verdict and message."""
+    by_index: dict[int, dict] = {}
+    for t, rows in enumerate(run["dev"]):
+        for row in rows:
+            entry = by_index.setdefault(row["index"], {k: row.get(k, "") for k in ("index", "db_id", "question", "gold")})
+            entry.setdefault("answers", {})[t] = [row["answer"], row["verdict"], row["message"]]
+    return [by_index[i] for i in sorted(by_index)]
+
+
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>codelutra: {name}</title><style>
+body{{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:1200px;padding:0 1em;color:#222}}
+img{{max-width:100%;margin:.5em 0}} table{{border-collapse:collapse;width:100%}} td,th{{border-bottom:1px solid #ddd;
+padding:.35em .5em;text-align:left;vertical-align:top}} th{{cursor:pointer;background:#f6f6f6}}
+code{{font:13px ui-monospace,monospace;white-space:pre-wrap;word-break:break-word}}
+.v{{border-radius:3px;color:#fff;padding:0 .4em;font-size:12px}} {colours} .controls{{margin:1em 0}} small{{color:#777}}
+</style><h1>{name}</h1><p>{summary}</p>{table}<h2>Figures</h2>{figures}
+<h2>Held-out questions</h2><div class="controls">policy <select id="t"></select> verdict <select id="v"><option value="">any
+</option></select> contains <input id="q" placeholder="text of question, gold or answer"> <span id="n"></span></div>
+<table><thead><tr><th data-k="index">#</th><th data-k="db_id">database</th><th data-k="question">question</th>
+<th data-k="verdict">answer</th></tr></thead><tbody id="rows"></tbody></table><script>
+const DATA={rows}, T={count}, VERDICTS={verdicts};
+const $=id=>document.getElementById(id); let key="index", up=1;
+for(let t=0;t<T;t++)$("t").add(new Option("all, by π_"+t,t)); $("t").value=T-1;
+VERDICTS.forEach(v=>$("v").add(new Option(v,v)));
+const esc=s=>String(s).replace(/[&<>"]/g,c=>({{"&":"&amp;","<":"&lt;",">":"&gt;",'"':"&quot;"}}[c]));
+function draw(){{const t=+$("t").value,v=$("v").value,q=$("q").value.toLowerCase();
+let rows=DATA.filter(r=>r.answers[t]&&(!v||r.answers[t][1]===v)&&(!q||JSON.stringify(r).toLowerCase().includes(q)));
+const val=r=>key==="verdict"?r.answers[t][1]:r[key];
+rows.sort((a,b)=>(val(a)>val(b)?1:val(a)<val(b)?-1:a.index-b.index)*up);
+$("n").textContent=rows.length+" of "+DATA.length;
+$("rows").innerHTML=rows.map(r=>`<tr><td>${{r.index}}</td><td>${{esc(r.db_id)}}</td><td>${{esc(r.question)}}<br>
+<small>gold</small> <code>${{esc(r.gold)}}</code></td><td>`+Object.entries(r.answers).map(([i,[a,w,m]])=>
+`<div><small>π_${{i}}</small> <span class="v ${{w}}">${{w}}</span> <code>${{esc(a)}}</code> <small>${{esc(m)}}</small></div>`
+).join("")+"</td></tr>").join("")}}
+["t","v","q"].forEach(id=>$(id).addEventListener("input",draw));
+document.querySelectorAll("th[data-k]").forEach(h=>h.onclick=()=>{{up=key===h.dataset.k?-up:1;key=h.dataset.k;draw()}});draw();
+</script></html>
+"""
+
+
+def page(runs, figures: dict[str, Path]) -> str:
+    run = runs[0]
+    images = "".join(
+        f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+        for name, path in figures.items()
+    )
+    c = run["config"]
+    summary = (
+        f"{c['model']} on {c['data']}: M = {c['answers']}, K = {c['pairs']}, objective {c['objective']}, β {c['beta']},"
+        f" λ {c['lam']}, learning rate {c['lr']}, seed {c['seed']}, {c['precision']}."
+    )
+    rows = json.dumps(samples(run), ensure_ascii=False).replace("</", "<\\/")  # no answer may close the script
+    return PAGE.format(
+        name=html.escape(run["name"]), summary=html.escape(summary), table=table(runs), figures=images, rows=rows,
+        count=len(run["dev"]), verdicts=json.dumps(VERDICTS),
+        colours=" ".join(f".{v}{{background:{colour}}}" for v, colour in COLOURS.items()),
+    )  # fmt: skip
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders; details are of the first")
+    args = parser.parse_args(argv)
+    runs = [load_run(folder) for folder in args.runs]
+    figures = draw(runs, args.runs[0])
+    path = args.runs[0] / "report.html"
+    path.write_text(page(runs, figures), encoding="utf-8")
+    print(f"{path} and {', '.join(p.name for p in figures.values())}")
+
+
+if __name__ == "__main__":
+    data.run(main)
