@@ -232,7 +232,7 @@ class Level:
         lengths = torch.tensor([len(path) for path in paths], device=device)
         gather = torch.tensor([path + [0] * (width - len(path)) for path in paths], device=device)
         self.hidden = torch.arange(width, device=device) >= lengths[:, None]  # (B, P) padding
-        self.cache = {i: tuple(x[:, gather].transpose(0, 1).contiguous() for x in pair) for i, pair in cache.items()}
+        self.cache = {i: tuple(x[gather].transpose(1, 2).contiguous() for x in pair) for i, pair in cache.items()}
         self._arrange(node)
 
     def _arrange(self, node):
@@ -298,22 +298,22 @@ class Decoding:
         self.first = self.first[rows]
 
     def attend(self, layer, query, key, value, scaling):
-        """query (H, R, D), key and value (Hkv, R, D) → (H, R, D)."""
-        heads, rows, size = query.shape
-        kv_heads = key.shape[0]
+        """query (R, H, D), key and value (R, Hkv, D) → (R, H, D)."""
+        rows, heads, size = query.shape
+        kv_heads = key.shape[1]
         if layer not in self.own:
             self.own[layer] = tuple(x.new_empty(rows, kv_heads, self.steps, size) for x in (key, value))
         for stored, new in zip(self.own[layer], (key, value)):
-            stored[:, :, self.step] = new.transpose(0, 1)
+            stored[:, :, self.step] = new
         own_keys, own_values = (stored[:, :, : self.step + 1] for stored in self.own[layer])
-        query = query.transpose(0, 1).reshape(rows, kv_heads, -1, size) * (scaling or size**-0.5)  # (R, Hkv, G, D)
+        query = query.reshape(rows, kv_heads, -1, size) * (scaling or size**-0.5)  # (R, Hkv, G, D)
         scores = [level.scores(layer, query) for level in self.levels] + [query @ own_keys.transpose(2, 3)]
         weights = torch.softmax(torch.cat(scores, -1).float(), -1).to(value.dtype)
         *above, own = weights.split([part.shape[-1] for part in scores], -1)
         out = own @ own_values
         for level, part in zip(self.levels, above):
             out += level.mix(layer, part)
-        return out.reshape(rows, heads, size).transpose(0, 1)
+        return out.reshape(rows, heads, size)
 
 
 def units(prompts: list[list[int]], answers: int, max_new: int, batch_tokens: int) -> list[list[int]]:

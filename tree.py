@@ -35,8 +35,9 @@ def attention(module, query, key, value, attention_mask=None, scaling=None, layo
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
             raise ValueError(f"this model's attention uses {name}, which tree attention does not compute")
-    out = layout.attend(module.layer_idx, query[0], key[0], value[0], scaling)  # (H, N, D)
-    return out.transpose(0, 1)[None], None
+    # token by token is how the projections leave them in memory: the layouts pick tokens without copying the rest
+    query, key, value = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+    return layout.attend(module.layer_idx, query, key, value, scaling)[None], None
 
 
 AttentionInterface.register("tree", attention)
@@ -64,7 +65,7 @@ class Tree:
                     prompt's last token in the order of `prompts`
     source, target, owner  (n,)  for every answer token, sorted by source: its predictor as an index into `keep`, its id,
                     its answer (numbered in the order given)
-    cache           with `keep_cache`, {layer: (key, value)}, each (Hkv, N, D)
+    cache           with `keep_cache`, {layer: (key, value)}, each (N, Hkv, D)
     """
 
     def __init__(self, prompts, answers=None, device="cpu", keep_cache=False):
@@ -119,14 +120,14 @@ class Tree:
         return rows
 
     def attend(self, layer, query, key, value, scaling):
-        """query (H, N, D), key and value (Hkv, N, D) → (H, N, D)."""
+        """query (N, H, D), key and value (N, Hkv, D) → (N, H, D)."""
         if self.cache is not None:
             self.cache[layer] = (key, value)
         dtype, outputs = query.dtype, []
         if not query.is_cuda:  # a CPU's fused attention is slow in bfloat16, four times in the backward pass
             query, key, value = query.float(), key.float(), value.float()
         for s in self.siblings:
-            queries = query.index_select(1, s.own).unflatten(1, (s.count, -1)).transpose(0, 1)  # (U, H, L, D)
+            queries = query.index_select(0, s.own).unflatten(0, (s.count, -1)).transpose(1, 2)  # (U, H, L, D)
             keys, values = (self._seen(x, s) for x in (key, value))  # (U, Hkv, A + L, D)
             grouped = keys.shape[1] != queries.shape[1]
             if grouped and key.is_cuda:  # with a mask, CUDA's fused kernels take no grouped heads
@@ -136,14 +137,14 @@ class Tree:
                 out = F.scaled_dot_product_attention(
                     queries, keys, values, attn_mask=s.mask, scale=scaling, enable_gqa=grouped
                 )
-            outputs.append(out.transpose(0, 1).flatten(1, 2).index_select(1, s.real))  # (H, n, D)
-        return torch.cat(outputs, dim=1).index_select(1, self.inverse).to(dtype)
+            outputs.append(out.transpose(1, 2).flatten(0, 1).index_select(0, s.real))  # (n, H, D)
+        return torch.cat(outputs).index_select(0, self.inverse).to(dtype)
 
     @staticmethod
     def _seen(x, s):
-        above = x.index_select(1, s.above).expand(s.count, -1, -1, -1)  # (U, Hkv, A, D): a view, not U copies
-        own = x.index_select(1, s.own).unflatten(1, (s.count, -1)).transpose(0, 1)  # (U, Hkv, L, D)
-        return torch.cat([above, own], dim=2)
+        above = x.index_select(0, s.above).expand(s.count, -1, -1, -1)  # (U, A, Hkv, D)
+        own = x.index_select(0, s.own).unflatten(0, (s.count, -1))  # (U, L, Hkv, D)
+        return torch.cat([above, own], dim=1).transpose(1, 2)  # (U, Hkv, A + L, D)
 
 
 def share_prefixes(prompts):
