@@ -27,7 +27,7 @@ from tqdm import tqdm
 import data
 import lora
 from data import Answer, Question, UserError
-from tree import Tree, answer_logps
+from tree import Tree, answer_logps, shared
 
 
 @dataclass
@@ -319,14 +319,14 @@ class Decoding:
 def units(prompts: list[list[int]], answers: int, max_new: int, batch_tokens: int) -> list[list[int]]:
     """Split questions into units of at most `batch_tokens` cached tokens: prompts of like length and one schema together."""
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]) // 128, prompts[i]))
-    result, size = [], 0
+    result, size, last = [], 0, []
     for i in order:
-        need = len(prompts[i]) + answers * max_new
+        need = len(prompts[i]) - shared(prompts[i], last) + answers * max_new  # a shared schema is cached once
         if not result or size + need > batch_tokens:
             result.append([])
-            size = 0
+            size, need = 0, len(prompts[i]) + answers * max_new
         result[-1].append(i)
-        size += need
+        size, last = size + need, prompts[i]
     return result
 
 

@@ -16,7 +16,6 @@ argument of the model's forward, so there is no global state and no mask is ever
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import takewhile
 
 import torch
 import torch.nn.functional as F
@@ -147,22 +146,30 @@ class Tree:
         return torch.cat([above, own], dim=1).transpose(1, 2)  # (U, Hkv, A + L, D)
 
 
+def shared(prompt, other):
+    """Length of the prefix that two prompts would share in a tree: 0 where it is not worth a level of its own.
+
+    It must be MIN_SHARED tokens and half of the shorter prompt; at least one token of each prompt stays outside.
+    """
+    limit = min(len(prompt), len(other)) - 1
+    length = next((n for n in range(limit) if prompt[n] != other[n]), max(limit, 0))
+    return length if length >= MIN_SHARED and 2 * length >= min(len(prompt), len(other)) else 0
+
+
 def share_prefixes(prompts):
     """Group prompts that begin alike: [(length of the common prefix, [indices]), …]; 0 where a prompt stands alone.
 
-    Neighbours in sorted order join while they share at least half of the shorter prompt. At least one token of every
-    prompt stays outside the prefix.
+    Neighbours in sorted order join while each shares enough (see `shared`) with the group's common prefix.
     """
-    order = sorted(range(len(prompts)), key=lambda i: prompts[i])
     groups: list[tuple[int, list[int]]] = []
-    for i in order:
-        prefix, members = groups[-1] if groups else (0, [])
-        if members:
+    for i in sorted(range(len(prompts)), key=lambda i: prompts[i]):
+        if groups:
+            prefix, members = groups[-1]
             head = prompts[members[0]]
-            limit = min(len(prompts[i]) - 1, prefix if len(members) > 1 else len(head) - 1)
-            shared = sum(1 for _ in takewhile(lambda ab: ab[0] == ab[1], zip(prompts[i][:limit], head)))
-            if shared >= MIN_SHARED and 2 * shared >= min(len(prompts[i]), len(head)):
-                groups[-1] = (shared, [*members, i])
+            common = shared(prompts[i], head)
+            common = min(common, prefix) if len(members) > 1 else common
+            if common and 2 * common >= min(len(prompts[i]), len(head)):
+                groups[-1] = (common, [*members, i])
                 continue
         groups.append((0, [i]))
     return groups
