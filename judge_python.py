@@ -14,12 +14,14 @@ Only data travels from the candidate to the judge (transport.py). The judge stan
 
 Some tests look at the state of the process instead of `result`: all of Matplotlib's, which ask for the current figure.
 Those, and inputs that cannot be sent, run whole in one process behind the walls. That is weaker: a hostile program can
-reach the test's objects there. The verdict's message then begins with "in one process".
+reach the test's objects there. The verdict's message then begins with "in one process": the judge announces it before
+the program runs, and the supervisor writes it. After that, no fault of the machine is believed.
 
 This file runs under the interpreter given by --python and needs nothing but the standard library.
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -37,6 +39,7 @@ import walls
 LARGE = ("tensorflow",)  # imported by a supervisor when the first program asks for it
 MAX_RESULT = 64 << 20  # bytes of a packed result
 READY = b"ready"  # the first message of a candidate: its walls stand
+LOCAL = ["local", 0]  # the judge tells the supervisor that it runs the program itself
 
 
 class Rejected(BaseException):
@@ -90,15 +93,19 @@ def run_judge(verifier: int, report: int, nonce: str, head: dict, folder: str, s
         if (hello := sandbox.receive(up[0])) != READY:  # sent before the candidate has read a line of the program
             raise Rejected("infrastructure", (hello or b"the candidate did not start").decode())
         remote = Remote(down[1], up[0], candidate)
-        verdict, message = official(context, answer, remote.execute)
+        announce = json.dumps(LOCAL).encode()
+        verdict, message = official(context, answer, remote.execute, lambda: sandbox.send(report, announce))
     except Rejected as rejected:
         verdict, message = rejected.args
     except MemoryError:
         verdict, message = "error", "out of memory"
     except BaseException as error:
         verdict, message = "infrastructure", f"the judge failed: {type(error).__name__}: {error}"
-    message = " ".join(str(message).encode("utf-8", "replace").decode().split())[:300]
-    sandbox.send(report, json.dumps([nonce, verdict, message]).encode())
+    sandbox.send(report, json.dumps([nonce, verdict, one_line(str(message))]).encode())
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.encode("utf-8", "replace").decode().split())[:300]
 
 
 def enclose(folder: str, seconds: float, strict: bool) -> None:
@@ -120,9 +127,9 @@ def keep_only(*fds: int) -> None:
                 os.close(int(name))
 
 
-def official(context: str, answer: str, execute) -> tuple[str, str]:
+def official(context: str, answer: str, execute, announce) -> tuple[str, str]:
     """The official program: the context, `test_execution`, `test_string`."""
-    stage = Stage(execute)
+    stage = Stage(execute, announce)
     names = {"__name__": "__test__", "exec": stage.execute}
     try:
         exec(compile(context, "<context>", "exec"), names)
@@ -137,13 +144,14 @@ def official(context: str, answer: str, execute) -> tuple[str, str]:
     except Rejected:
         raise
     except BaseException as error:
-        where = {"context": "the test itself fails", "generate": "the test itself fails"}.get(stage.name)
-        if where:
+        if stage.name == "generate" and stage.executed:  # it deleted a file of the test, it used up the memory…
+            return "error", f"the program disturbed its test: {type(error).__name__}: {describe(error)}"
+        if stage.name in ("context", "generate"):
             hint = " (a data set that it fetches by name? `make ds1000`)" if isinstance(error, OSError) else ""
-            raise Rejected("infrastructure", f"{where}: {type(error).__name__}: {error}{hint}") from None
+            raise Rejected("infrastructure", f"the test itself fails: {type(error).__name__}: {error}{hint}") from None
         what = "the text of the answer" if stage.name == "string" else "the result"
-        return stage.here(("wrong", f"{what}: {type(error).__name__}: {describe(error)}"))
-    return stage.here(("correct", ""))
+        return "wrong", f"{what}: {type(error).__name__}: {describe(error)}"
+    return "correct", ""
 
 
 def needs_one_process(context: str) -> bool:
@@ -154,8 +162,9 @@ def needs_one_process(context: str) -> bool:
 class Stage:
     """Where the official program is, to tell a broken test from a wrong answer."""
 
-    def __init__(self, execute):
-        self.name, self.remote, self.local = "context", execute, False
+    def __init__(self, execute, announce):
+        self.name, self.remote, self.announce = "context", execute, announce
+        self.local, self.executed = False, False
 
     def generate(self, function, number):
         self.name = "generate"
@@ -165,18 +174,21 @@ class Stage:
         if "test_input" not in names:  # the test's own use of exec
             return exec(code, names, *rest)
         self.name = "answer"
-        self.local = self.local or not self.remote(code, names)
+        first, self.executed = not self.executed, True
+        if not self.local and not self.remote(code, names):
+            if not first:  # the first case decides: a program must not choose to be run beside the test
+                raise Rejected("error", "an input that cannot be sent, after one that could")
+            self.local = True
         if self.local:
+            if first:
+                self.announce()
             try:
                 exec(code, names)
             except BaseException as error:  # whatever it is, it is the program's
-                raise Rejected(*self.here(classify(error))) from None
+                raise Rejected(*classify(error)) from None
             if "result" not in names:
-                raise Rejected(*self.here(("error", "no result")))
+                raise Rejected("error", "no result")
         self.name = "compare"
-
-    def here(self, verdict: tuple[str, str]) -> tuple[str, str]:
-        return (verdict[0], " ".join(["in one process:", verdict[1]]).strip(": ")) if self.local else verdict
 
 
 class Remote:
@@ -189,6 +201,8 @@ class Remote:
         """Run the code there and fetch its `result`; False where the test input cannot be sent."""
         try:
             request = packing.pack_input((code, names["test_input"], random_states()))
+        except MemoryError:  # an earlier result may have used it up
+            raise Rejected("error", "out of memory") from None
         except Exception:
             return False
         try:
@@ -214,6 +228,8 @@ class Remote:
             raise
         except Exception as error:
             raise Rejected("error", f"not a result: {type(error).__name__}: {error}") from None
+        del reply, request
+        gc.collect()  # what a forged result left in a loop
         return True
 
     def ended(self) -> tuple[str, str]:

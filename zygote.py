@@ -29,7 +29,7 @@ import time
 
 import sandbox
 import walls
-from judge_python import LARGE, dying, load, run_judge
+from judge_python import LARGE, LOCAL, dying, load, one_line, run_judge
 from sandbox import InfrastructureError
 
 # Imported once, by the zygote. What is missing is missed by the programs that need it. scikit-learn's parts are not
@@ -40,6 +40,7 @@ LIBRARIES = ("numpy", "pandas", "scipy.sparse", "scipy.stats", "scipy.optimize",
 VERDICTS = ("correct", "wrong", "error", "denied", "timeout", "crash", "killed", "infrastructure")
 MAX_FOLDER = 256 << 20  # bytes in a program's folder, counted from outside
 MAX_FILES, MAX_PATH, MAX_THREADS = 2000, 2000, 128
+DISTURBED = "the program disturbed its judge"
 TICK = 0.05  # seconds between looks at a program's folder and threads
 # One thread each, also in libraries that ask the machine: a process with threads cannot be forked.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
@@ -259,16 +260,18 @@ def run_one(fd: int, head: dict, folder: str, strict: bool) -> tuple[str, str, f
     if judge == 0:
         with dying():
             sandbox.die_with_parent(parent)
+            os.setsid()  # where the kernel shares the processor among sessions, its threads starve nobody else
             os.close(reader)
             run_judge(fd, writer, nonce, head, folder, strict)
     os.close(writer)
-    pids = [judge]
+    pids, local = [judge], []
     try:
-        verdict, message = watch(reader, fd, nonce, pids, started + head["timeout"], folder)
+        verdict, message = watch(reader, fd, nonce, pids, local, started + head["timeout"], folder)
     finally:
         os.close(reader)
         for pid in pids:  # the judge first: nobody else collects the candidate before this process can
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # a program in its judge's process may have collected it
+                os.kill(pid, signal.SIGKILL)
         used = max(memory_of(pid) for pid in pids)
     if verdict == "killed":  # not by this process: by the machine, for lack of memory
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -277,6 +280,8 @@ def run_one(fd: int, head: dict, folder: str, strict: bool) -> tuple[str, str, f
             verdict, message = "error", "out of memory"
     if verdict == "timeout":
         message = message or f"longer than {head['timeout']:g} s"
+    if local and verdict != "infrastructure":
+        message = f"in one process: {message}"[:300].rstrip(": ")
     return verdict, message, time.monotonic() - started
 
 
@@ -287,7 +292,8 @@ def memory_of(pid: int) -> int:
     return 0
 
 
-def watch(reader: int, verifier: int, nonce: str, pids: list[int], deadline: float, folder: str) -> tuple[str, str]:
+def watch(reader: int, verifier: int, nonce: str, pids: list[int], local: list, deadline: float,
+          folder: str) -> tuple[str, str]:
     poll = select.poll()
     poll.register(reader, select.POLLIN)
     poll.register(verifier, select.POLLRDHUP)
@@ -301,22 +307,31 @@ def watch(reader: int, verifier: int, nonce: str, pids: list[int], deadline: flo
             raise SystemExit  # the verifier is gone, and so is this supervisor after cleaning up
         if reader in events:
             try:
-                report = sandbox.receive(reader, 10_000, deadline)
-                who, what, *message = json.loads(report or b"[0, 0, 0]")
-            except (TimeoutError, ValueError):
-                return "error", "the program disturbed its judge"  # only where both are one process
-            if report is None:
-                return judge_died(pids[0])
-            if len(pids) == 1:  # the first report comes before the judge has read the test
-                pids.append(what)
-            elif who == nonce and what in VERDICTS:
-                return what, message[0]
+                report = sandbox.receive(reader, 10_000, time.monotonic() + 0.5)  # written in one go
+                if report is None:
+                    return judge_died(pids[0])
+                who, what, *message = json.loads(report)
+                if len(pids) == 1:  # the first report comes before the judge has read the test
+                    pids.append(what)
+                elif [who, what] == LOCAL and not local:
+                    local.append(True)
+                elif who == nonce and what in VERDICTS and type(message[0]) is str and not (
+                        local and what in ("infrastructure", "killed")):  # fmt: skip
+                    return what, one_line(message[0])
+                else:
+                    return "error", DISTURBED
+            except Exception:  # not JSON, not this shape, too deep, too late…: only where both are one process
+                return "error", DISTURBED
         elif complaint := excess(pids, folder):
             return "error", complaint
 
 
 def judge_died(pid: int) -> tuple[str, str]:
-    status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    end = time.monotonic() + 2
+    while (status := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)) is None:
+        if time.monotonic() > end:  # it lives on and has closed the pipe
+            return "error", DISTURBED
+        time.sleep(0.002)
     if status.si_code == os.CLD_EXITED:
         return "error", "the program ended the process before it was judged"
     if status.si_status == signal.SIGKILL:
@@ -325,8 +340,9 @@ def judge_died(pid: int) -> tuple[str, str]:
 
 
 def excess(pids: list[int], folder: str) -> str:
-    """What a program has too much of; files that it has deleted and still holds open count too."""
+    """What a program has too much of; files that it has deleted and still holds open or mapped count too."""
     size = count = 0
+    deleted, own = {}, os.path.realpath(folder).encode() + b"/"  # {inode: bytes}
     stack = [folder]
     while stack and count < MAX_FILES:
         with contextlib.suppress(OSError), os.scandir(stack.pop()) as entries:
@@ -345,7 +361,13 @@ def excess(pids: list[int], folder: str) -> str:
             for name in os.listdir(f"/proc/{pid}/fd"):
                 with contextlib.suppress(OSError):
                     status = os.stat(f"/proc/{pid}/fd/{name}")
-                    size += status.st_blocks * 512 if status.st_nlink == 0 else 0
+                    if status.st_nlink == 0:
+                        deleted[status.st_ino] = status.st_blocks * 512
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", "rb") as lines:
+            for line in lines:
+                if line.endswith(b" (deleted)\n") and own in line:  # how large it is, only root may ask
+                    deleted.setdefault(int(line.split(maxsplit=5)[4]), walls.FILE_SIZE)
+    size += sum(deleted.values())
     if count >= MAX_FILES:
         return f"more than {MAX_FILES} files"
     return "" if size <= MAX_FOLDER else f"more than {MAX_FOLDER >> 20} MB of files"

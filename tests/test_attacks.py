@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -672,6 +673,115 @@ def test_floods(judge, stream, where):
 
 
 # --- Python: from one program to the next -----------------------------------------------------------------------------
+
+DISK = {
+    "reserved": "for i in range(40):\n f = os.open(str(i), os.O_RDWR | os.O_CREAT)\n"
+                " os.posix_fallocate(f, 0, 64 << 20)\n os.close(f)",
+    "deleted and mapped": "libc = ctypes.CDLL(None)\nfor i in range(12):\n f = os.open('f', os.O_RDWR | os.O_CREAT)\n"
+                          " os.write(f, bytes(8192))\n libc.mmap(None, 4096, 1, 1, f, 0)\n os.close(f)\n os.unlink('f')\n"
+                          "time.sleep(9)",
+}
+
+
+@strict
+@pytest.mark.parametrize("name", DISK)
+def test_the_disk_does_not_fill(judge, name):
+    free = shutil.disk_usage(tempfile.tempdir).free
+    verdict = judge("import ctypes, os, time\n" + DISK[name] + "\nresult = 14")
+    assert verdict.verdict == "error" and "256 MB of files" in verdict.message
+    assert shutil.disk_usage(tempfile.tempdir).free > free - (512 << 20)
+
+
+@strict
+def test_shared_memory_and_small_reserved_files_are_harmless(judge):
+    answer = """import mmap, os, time
+shared = [mmap.mmap(-1, 4096) for _ in range(20)]
+f = os.open('f', os.O_RDWR | os.O_CREAT)
+os.posix_fallocate(f, 0, 1 << 20)
+assert os.fstat(f).st_size == 1 << 20
+time.sleep(0.3)
+result = 14"""
+    assert judge(answer).verdict == "correct"
+
+
+# --- programs beside their test, and tests that a program disturbs ------------------------------------------------------
+
+
+FIGURE = context("import copy  # plt.gcf(")  # judged in one process: by its text, which needs no Matplotlib
+REPORT = """import gc, json, os, sys, time
+f, nonce, report = sys._getframe(), "", 0
+while f:
+    nonce, report = f.f_locals.get("nonce", nonce), f.f_locals.get("report", report)
+    f = f.f_back
+def w(data):
+    os.write(report, len(data).to_bytes(8, "little") + data)
+"""
+DISTURBING = {
+    "a number": "w(b'5')", "nothing": "w(b'')", "deep": "w(b'[' * 9999)", "bytes": "w(b'\\xff')", "a dictionary": "w(b'{}')",
+    "no message": "w(json.dumps([nonce, 'wrong']).encode())", "no verdict": "w(json.dumps([nonce, 5, 'x']).encode())",
+    "not a text": "w(json.dumps([nonce, 'correct', {'a': 1}]).encode())",
+    "unhashable": "w(json.dumps([nonce, [], 'x']).encode())", "huge": "os.write(report, bytes([255] * 8))",
+    "half": "os.write(report, b'abc')", "infrastructure": "w(json.dumps([nonce, 'infrastructure', 'x']).encode())",
+    "killed": "w(json.dumps([nonce, 'killed', '']).encode())", "announced twice": "w(b'[\"local\", 0]')",
+    "all is closed": "os.closerange(3, 99)",
+}  # fmt: skip
+
+
+@strict
+@pytest.mark.parametrize("name", DISTURBING)
+def test_a_forged_report_is_the_fault_of_the_program(judge, name):
+    verdict = judge(REPORT + DISTURBING[name] + "\ntime.sleep(9)", FIGURE)
+    assert verdict.verdict == "error" and verdict.message == "in one process: the program disturbed its judge"
+
+
+@strict
+def test_a_forged_pass_keeps_its_label(judge):
+    long = REPORT + "w(json.dumps([nonce, 'correct', 'a\\n' * 900]).encode())\ntime.sleep(9)"
+    assert judge(long, FIGURE).message.startswith("in one process: a a a")
+    assert judge("while True: pass", FIGURE, 1).message.startswith("in one process: longer")
+    assert judge("result = 14", FIGURE).message == "in one process"
+
+
+@strict
+def test_a_program_that_collects_its_judges_children(judge):
+    reap = """import os, sys
+os.closerange(3, 99)
+try:
+    while True: os.wait()
+except ChildProcessError:
+    os._exit(0)"""
+    assert judge(reap, FIGURE).verdict == "error"
+    assert judge("result = 14", FIGURE).verdict == "correct"
+
+
+@strict
+def test_a_test_that_fails_after_a_program_has_run_is_no_fault_of_the_machine(judge):
+    removing = context("import os\nopen('t.csv', 'w').close()", value="os.path.getsize('t.csv') + 7", cases=2)
+    assert judge("result = 14", removing).verdict == "correct"
+    verdict = judge("import os\nos.remove('t.csv')\nresult = 14", removing)
+    assert verdict.verdict == "error" and "disturbed its test" in verdict.message
+    memory = context(value="7 if test_case_id == 1 else [].missing", cases=2)
+    assert "disturbed its test" in judge("result = 14", memory).message
+
+
+@strict
+@pytest.mark.parametrize("trouble", ["MemoryError", "ValueError"])
+def test_a_program_cannot_make_the_judge_run_it_beside_the_test(judge, trouble):
+    """What the judge cannot send the second time is not a reason to run the program itself."""
+    refuse = f"class N:\n    def __reduce__(s): raise {trouble}\n    def __mul__(s, o): return 14"
+    verdict = judge("result = 14", context(refuse, value="7 if test_case_id == 1 else N()", cases=2))
+    assert verdict.verdict == "error" and "in one process" not in verdict.message
+    assert ("out of memory" in verdict.message) == (trouble == "MemoryError")
+    if trouble == "MemoryError":
+        assert judge("result = 14", context(refuse, value="N()")).verdict == "error"
+    else:
+        assert judge("result = 14", context(refuse, value="N()")).message == "in one process"
+
+
+@strict
+def test_each_program_has_a_session_of_its_own(judge):
+    assert judge("import os\nassert os.getsid(0) == os.getppid()\nresult = 14").verdict == "correct"
+
 
 STATE = {
     "modules": ("sys.modules['left'] = 1", "'left' in sys.modules"),
