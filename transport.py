@@ -7,6 +7,8 @@ calls a class. So no code of the sender runs, no shared class is patched, and a 
 as the plain type it derives from, with its real contents, or not at all.
 
 What cannot be built arrives as an Opaque: a test that never looks at the result still passes, and one that does fails.
+A deliberate deviation: a masked array with any masked element arrives as an Opaque too. numpy.testing finds a masked
+element equal to anything, so `np.ma.masked_all(())` passes many official tests; no reference of DS-1000 returns one.
 
 The other end is packing.py. It runs in the candidate's process: whatever it sends, it can only send data.
 """
@@ -143,7 +145,10 @@ def matrix(values):
 def masked(values, mask, fill):
     import numpy as np
 
-    return np.ma.MaskedArray(exact(values, np.ndarray), mask=exact(mask, np.ndarray), fill_value=fill)
+    result = np.ma.MaskedArray(exact(values, np.ndarray), mask=exact(mask, np.ndarray), fill_value=fill)
+    if np.ma.getmaskarray(result).tobytes().strip(b"\0"):
+        return Opaque("a masked array with masked elements")  # numpy.testing finds a masked element equal to anything
+    return result
 
 
 @builder

@@ -22,6 +22,7 @@ A verdict of null is a fault of the machine or of the data, never of the answer;
 
 import argparse
 import ast
+import contextlib
 import hashlib
 import json
 import os
@@ -134,8 +135,9 @@ class Verifier:
             ordered = "order by" in gold.lower()
         elif job.comparison == "strict":
             ordered = outermost_orders(gold)
-        key = (*identity(job.database), gold, answer, job.comparison, timeout)
-        return self._once(key, self._judge_sql, job.database, gold, answer, timeout, job.comparison, ordered)
+        database = os.path.abspath(job.database)  # the workers live in another folder
+        key = (*identity(database), gold, answer, job.comparison, timeout)
+        return self._once(key, self._judge_sql, database, gold, answer, timeout, job.comparison, ordered)
 
     def _once(self, key: tuple, function, *arguments) -> Future:
         """The Future of this key: a verdict is remembered, a fault is not."""
@@ -161,7 +163,7 @@ class Verifier:
 
     def check_gold(self, database: str, gold: str, timeout: float = GOLD_SECONDS) -> Future:
         """A Future of the GoldReport: does the gold query execute, and does it always say the same?"""
-        return self._pool.submit(self._check_gold, database, gold, timeout)
+        return self._pool.submit(self._check_gold, os.path.abspath(database), gold, timeout)
 
     def _check_gold(self, database, gold, timeout):
         verdict, rows, _ = self._gold(database, gold, timeout)
@@ -301,8 +303,10 @@ def job_of(line: str, number: int) -> tuple[object, SqlJob | PythonJob]:
             raise BadLine(f"line {number}: {name} is not a text")
     if fields.get("comparison", "spider") not in COMPARISONS:
         raise BadLine(f"line {number}: comparison is not one of {', '.join(COMPARISONS)}")
-    if "database" in fields:
-        fields["database"] = os.path.abspath(fields["database"])  # the workers live in another folder
+    try:
+        json.dumps(identifier, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise BadLine(f"line {number}: the id is not JSON") from None
     return identifier, make(**fields)
 
 
@@ -317,33 +321,52 @@ def main(arguments: list[str] | None = None) -> int:
     if options.workers < 1:
         parser.error("--workers must be at least 1")
     print(f"walls for Python: {sandbox.tier()}", file=sys.stderr, flush=True)
-    waiting, status = [], 0
-    with Verifier(options.workers, python=options.python, allow_unsandboxed=options.allow_unsandboxed) as verifier:
+    if sys.stdin is None or sys.stdout is None:
+        print("verify.py: standard input and output must be open", file=sys.stderr)
+        return 2
+    waiting, faults, broken = queue.Queue(100 * options.workers), [], []
 
-        def report(keep: int) -> None:
-            nonlocal status
-            while len(waiting) > keep or waiting and waiting[0][1].done():
-                identifier, future = waiting.pop(0)
+    def report() -> None:
+        """Print each verdict as soon as it and all before it are ready, also while the next line is awaited."""
+        try:
+            while (item := waiting.get()) is not None:
+                identifier, future = item
                 try:
                     verdict = future.result()
                     fields = {"verdict": verdict.verdict, "message": verdict.message, "seconds": verdict.seconds}
                 except (InfrastructureError, GoldError) as error:
-                    status = 1
+                    faults.append(identifier)
                     fields = {"verdict": None, "message": str(error), "seconds": 0.0}
                 print(json.dumps({"id": identifier, **fields}), flush=True)
+        except BaseException as error:
+            broken.append(error)
+            while waiting.get() is not None:  # nobody may wait for a place in the queue
+                pass
 
+    with Verifier(options.workers, python=options.python, allow_unsandboxed=options.allow_unsandboxed) as verifier:
+        printer, complaint = threading.Thread(target=report, daemon=True), None
+        printer.start()
         try:
             for number, line in enumerate(sys.stdin, 1):
+                if broken:
+                    break
                 if line.strip():
                     identifier, job = job_of(line, number)
-                    waiting.append((identifier, verifier.submit(job)))
-                    report(keep=100 * options.workers)
-        except (BadLine, UnicodeDecodeError) as error:
-            report(keep=0)
-            print(f"verify.py: {error}", file=sys.stderr)
-            return 2
-        report(keep=0)
-    return status
+                    waiting.put((identifier, verifier.submit(job)))
+        except (BadLine, UnicodeDecodeError, OSError) as error:
+            complaint = error
+        waiting.put(None)
+        printer.join()
+    if broken:
+        if not isinstance(broken[0], OSError):
+            raise broken[0]
+        with contextlib.suppress(OSError):  # what is still in the buffer goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        complaint = broken[0]
+    if complaint:
+        print(f"verify.py: {complaint}", file=sys.stderr)
+        return 2
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+import select
 import shutil
 import signal
 import sqlite3
@@ -783,6 +784,17 @@ def test_each_program_has_a_session_of_its_own(judge):
     assert judge("import os\nassert os.getsid(0) == os.getppid()\nresult = 14").verdict == "correct"
 
 
+@strict
+@pytest.mark.parametrize("answer", ["np.ma.masked_all(())", "np.ma.masked", "[np.ma.masked_all(4)]",
+                                    "np.ma.array(np.arange(4) * 7, mask=[0, 0, 0, 1])"])  # fmt: skip
+def test_a_masked_result_is_equal_to_nothing(judge, answer):
+    for check in ("np.testing.assert_array_equal(result, ans)", "np.testing.assert_allclose(result, ans)"):
+        test = context("import numpy as np", expected="np.arange(4) * x", check=check)
+        assert judge(f"import numpy as np\nresult = {answer}", test).verdict in ("wrong", "error")
+        unmasked = "import numpy as np\nresult = np.ma.array(np.arange(4) * 7, mask=False)"
+        assert judge(unmasked, test).verdict == "correct"
+
+
 STATE = {
     "modules": ("sys.modules['left'] = 1", "'left' in sys.modules"),
     "builtins": ("builtins.left = 1", "hasattr(builtins, 'left')"),
@@ -877,6 +889,8 @@ def command(database):
 
 
 BAD_LINES = {
+    "id NaN": '{"id": NaN, "kind": "sql", "database": "a.sqlite", "gold": "SELECT 1", "answer": "SELECT 1"}',
+    "id endless": '{"id": [1e999], "kind": "sql", "database": "a.sqlite", "gold": "SELECT 1", "answer": "SELECT 1"}',
     "a byte-order mark": b"\xef\xbb\xbf" + line(2).encode(), "a zero byte": "\0", "not UTF-8": b'{"id": "\xff", "kind": 1}',
     "a number": "5", "a text": '"a"', "true": "true", "two objects": line(2) + line(3), "half an object": line(2)[:-1],
     "single quotes": "{'id': 1}", "a timeout that is none": line(2).replace("}", ', "timeout": NaN}'),
@@ -950,6 +964,34 @@ def test_nobody_reads_the_verdicts(database):
     process.stderr.close()
     assert process.wait(20) != 0
     assert descendants() <= before
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-", "<&- >&- 2>&-", "> /dev/full"])
+def test_closed_streams_end_in_a_sentence(database, closed):
+    ended = subprocess.run(["sh", "-c", f'exec "$0" "$1" {closed}', sys.executable, str(ROOT / "verify.py")], text=True,
+                           input=line() + "\n", capture_output=True, cwd=os.path.dirname(database), timeout=30)
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr and "Exception" not in ended.stderr
+    assert "2>&-" in closed or ended.stderr.splitlines()[-1].startswith("verify.py: ")
+
+
+def test_a_partner_may_wait_for_each_verdict(database):
+    process = subprocess.Popen([sys.executable, str(ROOT / "verify.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL, text=True, bufsize=1, cwd=os.path.dirname(database))
+    for number in range(3):
+        process.stdin.write(line(number) + "\n")
+        assert select.select([process.stdout], [], [], 20)[0]
+        assert json.loads(process.stdout.readline())["id"] == number
+    process.stdin.close()
+    assert process.wait(20) == 0
+    process.stdout.close()
+
+
+def test_a_relative_path_is_the_callers(verifier, database, monkeypatch):
+    monkeypatch.chdir(os.path.dirname(database))
+    name = os.path.basename(database)
+    assert verifier.submit(SqlJob(name, "SELECT id FROM t", "SELECT id FROM t")).result().verdict == "correct"
+    assert verifier.check_gold(name, "SELECT id FROM t").result().rows == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGHUP], ids=lambda n: n.name)
