@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fcntl
 import json
 import math
 import os
@@ -271,7 +272,7 @@ def refine(config, policy, prompts, pairs, folder, t):
         _note_time(folder, "train", started)
         shutil.rmtree(folder / "adapter.part", ignore_errors=True)
         lora.save(policy.model, folder / "adapter.part", config.model)
-        os.replace(folder / "adapter.part", adapter)
+        commit(folder / "adapter.part", adapter)
     lora.load(policy.model, adapter)
 
 
@@ -320,7 +321,7 @@ def reference_logps(config, policy, prompts, pairs, path) -> list[torch.Tensor]:
                 bar.update(len(pack))
         temporary = path.with_suffix(".part")
         save_file({"logps": torch.cat(found)}, temporary)
-        os.replace(temporary, path)
+        commit(temporary, path)
     return list(load_file(path)["logps"].split([len(p.answers) for p in pairs]))
 
 
@@ -458,11 +459,27 @@ def pack_loss(config, policy, prompts, pairs, reference, pack):
 def write(path: Path, text: str):
     """Complete or absent: written beside, flushed to disk, then renamed."""
     temporary = path.with_name(path.name + ".part")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary.write_text(text, encoding="utf-8")
+    commit(temporary, path)
+
+
+def commit(temporary: Path, path: Path):
+    """Flush a file, or a folder's files, to disk and give it its name, so that the name never stands for half of it."""
+    for file in [*temporary.iterdir(), temporary] if temporary.is_dir() else [temporary]:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
     os.replace(temporary, path)
+
+
+def lock(run: Path):
+    """Hold the run's folder for this process until it ends; raises UserError where another one does."""
+    file = open(run / "lock", "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"another process is working on {run}: wait for it, or name another --run.")
+    return file  # closing it, or dying, lets go
 
 
 def _read_lines(path):
@@ -639,9 +656,14 @@ def main(argv=None):
         problems.append(str(error))
     if problems:
         raise UserError("\nerror: ".join(problems))
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock(run).close()
+    except OSError as error:
+        raise UserError(f"{run} cannot be written: {error.strerror}.")
     policy = load_policy(config.model, config.precision, config.device)
     lora.inject(policy.model, config.lora_rank, config.lora_alpha, config.seed)
-    run.mkdir(parents=True, exist_ok=True)
+    held = lock(run)
     write(run / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     isolation = tier()
     write(run / "isolation.json", json.dumps({"tier": isolation}) + "\n")
@@ -658,6 +680,7 @@ def main(argv=None):
         history = codelutra(config, policy, train_questions, validation, held_out, run, verifier)
     best = max(range(len(history)), key=lambda t: deciding(config, history[t])) if validation else len(history) - 1
     write(run / "summary.json", json.dumps({"best": best, "scores": history}, indent=2) + "\n")
+    held.close()
     print(f"\n{table(history, run)}\n{'best on validation' if validation else 'last'}: π_{best}", end="")
     print(f", adapter in {run / f'iter_{best}' / 'adapter'}" if best else ", the base model")
 

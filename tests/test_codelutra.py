@@ -249,7 +249,7 @@ def command(folders, spider, run, *extra):
         "--model", folders["gpt2"], "--data", "spider", "--data-dir", str(spider), "--run", str(run), "--iterations", "2",
         "--answers", "4", "--pairs", "3", "--max-new", "12", "--batch-size", "6", "--validation", "2", "--min-gain", "-1",
         "--lr", "0.01", "--workers", "1", "--precision", "float32", "--timeout", "5", "--device", "cpu",
-        "--batch-tokens", "500", "--train-tokens", "500", "--seed", "3", *extra,
+        "--batch-tokens", "150", "--train-tokens", "500", "--seed", "3", *extra,
     ]  # fmt: skip
 
 
@@ -308,7 +308,7 @@ def test_answers_of_iteration_t_are_drawn_from_the_policy_before_by_seed_and_t(f
     for t, adapter in ((1, None), (2, finished / "iter_1" / "adapter")):
         if adapter:
             lora.load(policy.model, adapter)
-        units = codelutra.sample(policy, questions, 4, 12, seed=3, iteration=t, batch_tokens=500)
+        units = codelutra.sample(policy, questions, 4, 12, seed=3, iteration=t, batch_tokens=150)
         expected = {(a.question, a.sample): list(a.ids) for unit in units for a in unit}
         rows = [row for row in lines(finished / f"iter_{t}" / "answers.jsonl") if "unit" not in row]
         assert {(row["question"], row["sample"]): row["ids"] for row in rows} == expected and len(expected) == 40
@@ -478,3 +478,28 @@ def test_presets_are_defaults_that_a_flag_overrides():
     config = parse(["--data", "bird", "--beta", "0.5", "--device", "cpu"])
     assert (config.answers, config.pairs, config.lr, config.beta, config.run) == (16, 10, 5e-5, 0.5, "runs/bird-smollm2-seed0")
     assert parse(["--answers", "3", "--device", "cpu"]).answers == 3 != parse(["--device", "cpu"]).answers
+
+
+def test_a_second_process_on_one_run_is_refused(folders, spider, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    held = codelutra.lock(run)
+    with pytest.raises(UserError, match="another process is working on"):
+        codelutra.main(command(folders, spider, run))
+    held.close()
+    assert not (run / "config.json").exists()
+    codelutra.lock(run).close()
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_sentence(folders, spider, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        codelutra.main(command(folders, spider, tmp_path / "file" / "run"))
+
+
+def test_commit_gives_a_name_to_whole_files_and_folders(tmp_path):
+    (tmp_path / "a.part").mkdir()
+    (tmp_path / "a.part" / "x").write_text("x")
+    codelutra.commit(tmp_path / "a.part", tmp_path / "a")
+    codelutra.write(tmp_path / "b", "text")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"] and (tmp_path / "a" / "x").read_text() == "x"
