@@ -664,7 +664,8 @@ def test_killed_workers_are_replaced(verifier, judge):
     assert judge("result = x * 2  # after that").verdict == "correct"
 
 
-def test_jobs_in_flight_survive_a_killed_zygote(verifier):
+def test_jobs_in_flight_survive_a_killed_zygote(verifier, judge):
+    assert judge("result = x * 2  # the zygote is up").verdict == "correct"  # one killed while it starts has no jobs in flight
     jobs = [PythonJob(PLAIN, f"import time\ntime.sleep(0.5)\nresult = x * 2  # {i}") for i in range(4)]
     futures = [verifier.submit(job) for job in jobs]
     time.sleep(0.3)
