@@ -69,7 +69,9 @@ def python(args, count):
     contexts = {q.index: q for split in ("train", "dev") for q in data.load("ds1000", args.ds1000, split)[0]}
     rows = predictions(args.official / "ds1000")
     random.Random(0).shuffle(rows)
-    rows = [(contexts[r["problem_id"]], r["answer"]) for r in rows[:count]]
+    rows = [(contexts[r["problem_id"]], r["answer"]) for r in rows]
+    # 15 problems fetch a data set from the network in their test: no verdict where there is none
+    rows = [r for r in rows if "load_dataset" not in r[0].context and "fetch_california" not in r[0].context][:count]
 
     def official(job):
         question, answer = job
