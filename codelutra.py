@@ -658,12 +658,11 @@ def main(argv=None):
         raise UserError("\nerror: ".join(problems))
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock(run).close()
+        held = lock(run)
     except OSError as error:
         raise UserError(f"{run} cannot be written: {error.strerror}.")
     policy = load_policy(config.model, config.precision, config.device)
     lora.inject(policy.model, config.lora_rank, config.lora_alpha, config.seed)
-    held = lock(run)
     write(run / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     isolation = tier()
     write(run / "isolation.json", json.dumps({"tier": isolation}) + "\n")
