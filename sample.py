@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -187,18 +188,25 @@ def pick(logits: torch.Tensor, u: torch.Tensor, temperature: float, top_p: float
 
     logits (R, V), u (R,) → tokens (R,), log-probabilities of the tokens at temperature 1 (R,), both from float32.
     """
-    logits = logits.float()
-    if temperature == 0:
-        tokens = logits.argmax(-1)
-    else:
-        weights = torch.softmax(logits / temperature, -1)
-        if top_p < 1:  # the smallest set of most likely tokens whose mass reaches top_p
-            ordered, index = weights.sort(-1, descending=True)
-            outside = ordered.cumsum(-1) - ordered >= top_p
-            weights = torch.zeros_like(weights).scatter(-1, index, ordered.masked_fill(outside, 0))
-        tokens = invert(weights, u)
-    logps = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
-    return tokens, logps
+    tokens, logps = [], []
+    some = len(u) if logits.is_cuda else 8  # a few rows at a time stay in a processor's cache
+    for part, v in zip(logits.split(some), u.split(some)):
+        part = part.float()
+        part = part - part.amax(-1, keepdim=True)
+        weights = part.exp()
+        total = weights.sum(-1).log()
+        if temperature == 0:
+            token = part.argmax(-1)
+        else:
+            weights = weights if temperature == 1 else (part / temperature).exp_()
+            if top_p < 1:  # the smallest set of most likely tokens whose mass reaches top_p
+                ordered, index = weights.sort(-1, descending=True)
+                outside = ordered.cumsum(-1) - ordered >= top_p * ordered.sum(-1, keepdim=True)
+                weights = torch.zeros_like(weights).scatter(-1, index, ordered.masked_fill(outside, 0))
+            token = invert(weights, v)
+        tokens.append(token)
+        logps.append(part.gather(-1, token[:, None])[:, 0] - total)
+    return torch.cat(tokens), torch.cat(logps)
 
 
 def invert(weights: torch.Tensor, u: torch.Tensor, block: int = 256) -> torch.Tensor:
@@ -219,51 +227,70 @@ def invert(weights: torch.Tensor, u: torch.Tensor, block: int = 256) -> torch.Te
     return which * block + torch.minimum((inside <= rest[:, None]).sum(-1), last)
 
 
-class Level:
-    """Keys and values that several unfinished answers share: of a schema (all its questions' answers) or a question.
+class Shared:
+    """Keys and values that several unfinished answers share: those of nodes of like size, a schema or a question each.
 
     They are held once per node, (B, Hkv, P, D), and never copied per answer: an attention step lays the queries out as
     (node, rank of the answer within its node), a rectangle of B · W places, some of them empty.
     """
 
-    def __init__(self, cache, paths: list[list[int]], node: torch.Tensor):
-        """paths: each node's row positions in the prefilled tree; node (R,): the node of every answer."""
-        width, device = max(map(len, paths)), node.device
-        lengths = torch.tensor([len(path) for path in paths], device=device)
-        gather = torch.tensor([path + [0] * (width - len(path)) for path in paths], device=device)
-        self.hidden = torch.arange(width, device=device) >= lengths[:, None]  # (B, P) padding
+    def __init__(self, cache, nodes: list[tuple[list[int], list[int]]], device):
+        """nodes: (the row positions of its tokens in the prefilled tree, the answers below it)."""
+        width = max(len(path) for path, _ in nodes)
+        gather = torch.tensor([path + path[:1] * (width - len(path)) for path, _ in nodes], device=device)
+        lengths = torch.tensor([len(path) for path, _ in nodes], device=device)
+        padding = torch.arange(width, device=device) >= lengths[:, None]
         self.cache = {i: tuple(x[gather].transpose(1, 2).contiguous() for x in pair) for i, pair in cache.items()}
-        self._arrange(node)
+        dtype = next(iter(cache.values()))[0].dtype
+        self.mask = torch.zeros(padding.shape, dtype=dtype, device=device).masked_fill_(padding, float("-inf"))[:, None, None]
+        self.rows = torch.tensor([row for _, rows in nodes for row in rows], device=device)
+        self._arrange(torch.tensor([n for n, (_, rows) in enumerate(nodes) for _ in rows], device=device))
 
     def _arrange(self, node):
         self.node = node
-        same = torch.nn.functional.one_hot(node, len(self.hidden))
+        same = torch.nn.functional.one_hot(node, len(self.mask))
         rank = (same.cumsum(0) - 1).gather(1, node[:, None])[:, 0]
         self.width = int(rank.max()) + 1
-        self.slot = node * self.width + rank  # (R,) place in the rectangle
+        self.slot = node * self.width + rank  # place in the rectangle of each of `rows`
 
-    def keep(self, rows):
-        """Only these answers go on; a node without any is dropped."""
-        alive, node = self.node[rows].unique(return_inverse=True)
-        if len(alive) < len(self.hidden):
+    def keep(self, new):
+        """Only some answers go on, as rows `new` (R,) of the batch, -1 where one does not. False: none of these do."""
+        going = new[self.rows] >= 0
+        self.rows = new[self.rows][going]
+        if not len(self.rows):
+            return False
+        alive, node = self.node[going].unique(return_inverse=True)
+        if len(alive) < len(self.mask):
             self.cache = {i: (k[alive], v[alive]) for i, (k, v) in self.cache.items()}
-            self.hidden = self.hidden[alive]
+            self.mask = self.mask[alive]
         self._arrange(node)
+        return True
 
-    def _to_nodes(self, x):  # (R, Hkv, G, ·) → (B, Hkv, W·G, ·)
-        places = x.new_zeros(len(self.hidden) * self.width, *x.shape[1:])
-        places[self.slot] = x
-        return places.unflatten(0, (-1, self.width)).transpose(1, 2).flatten(2, 3)
+    def attend(self, layer, query, scaling):
+        """query (R, Hkv, G, D) → the output over these keys, the same, and its log-sum-exp (R, Hkv, G, 1), -inf for others."""
+        places = query.new_zeros(len(self.mask) * self.width, *query.shape[1:])
+        places[self.slot] = query[self.rows]
+        nodes = places.unflatten(0, (-1, self.width)).transpose(1, 2).flatten(2, 3)  # (B, Hkv, W·G, D)
+        out, lse = partial_attention(nodes, *self.cache[layer], scaling, self.mask)
+        whole = torch.zeros_like(query), lse.new_full((*query.shape[:3], 1), float("-inf"))
+        for part, values in zip(whole, (out, lse)):
+            part[self.rows] = values.unflatten(2, (self.width, -1)).transpose(1, 2).flatten(0, 1)[self.slot]
+        return whole
 
-    def _to_rows(self, x):  # (B, Hkv, W·G, ·) → (R, Hkv, G, ·)
-        return x.unflatten(2, (self.width, -1)).transpose(1, 2).flatten(0, 1)[self.slot]
 
-    def scores(self, layer, query):  # (R, Hkv, G, D) → (R, Hkv, G, P)
-        scores = self._to_nodes(query) @ self.cache[layer][0].transpose(2, 3)
-        return self._to_rows(scores.masked_fill_(self.hidden[:, None, None], float("-inf")))
+def partial_attention(query, keys, values, scaling, mask=None):
+    """Attention over some of the keys, to be merged with that over the others by their log-sum-exps.
 
-    def mix(self, layer, weights):  # (R, Hkv, G, P) → (R, Hkv, G, D)
-        return self._to_rows(self._to_nodes(weights) @ self.cache[layer][1])
+    query (B, H, L, D), keys and values (B, H, P, D), mask (B, 1, 1, P) added → (B, H, L, D), (B, H, L, 1) float32.
+    """
+    if query.device.type == "cpu":
+        fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, lse = fused(query, keys, values, attn_mask=mask, scale=scaling)
+        return out, lse[..., None]
+    scores = (query @ keys.transpose(2, 3)).float() * scaling
+    scores = scores if mask is None else scores + mask
+    lse = scores.logsumexp(-1, keepdim=True)
+    return (scores - lse).exp().to(values.dtype) @ values, lse
 
 
 class Decoding:
@@ -273,12 +300,14 @@ class Decoding:
     """
 
     def __init__(self, tree: Tree, answers: int, steps: int):
-        question = torch.arange(len(tree.paths), device=tree.device).repeat_interleave(answers)  # (R,)
-        group = torch.tensor(tree.group, device=tree.device)[question]
-        self.levels = [Level(tree.cache, tree.tails, question)]
-        if any(tree.roots):
-            self.levels.insert(0, Level(tree.cache, tree.roots, group))
-        self.first = torch.tensor([len(path) for path in tree.paths], device=tree.device)[question]
+        below = [list(range(i * answers, (i + 1) * answers)) for i in range(len(tree.paths))]  # rows of each question
+        schemas = [[row for i, rows in enumerate(below) if tree.group[i] == g for row in rows] for g in range(len(tree.roots))]
+        alike: dict[tuple, list] = {}  # nodes of like size make one rectangle that wastes little
+        for path, rows in [*zip(tree.roots, schemas), *zip(tree.tails, below)]:
+            if path:
+                alike.setdefault((len(rows).bit_length(), int(2 * math.log2(len(path)))), []).append((path, rows))
+        self.shared = [Shared(tree.cache, nodes, tree.device) for nodes in alike.values()]
+        self.first = torch.tensor([len(path) for path in tree.paths for _ in range(answers)], device=tree.device)
         self.steps, self.step = steps, 0
         self.own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -288,8 +317,9 @@ class Decoding:
 
     def keep(self, rows: torch.Tensor):
         """Only these answers go on."""
-        for level in self.levels:
-            level.keep(rows)
+        new = torch.full_like(self.first, -1)
+        new[rows] = torch.arange(len(rows), device=rows.device)
+        self.shared = [shared for shared in self.shared if shared.keep(new)]
         for layer, pair in self.own.items():
             fresh = tuple(x.new_empty(len(rows), *x.shape[1:]) for x in pair)
             for new, old in zip(fresh, pair):
@@ -305,14 +335,12 @@ class Decoding:
             self.own[layer] = tuple(x.new_empty(rows, kv_heads, self.steps, size) for x in (key, value))
         for stored, new in zip(self.own[layer], (key, value)):
             stored[:, :, self.step] = new
-        own_keys, own_values = (stored[:, :, : self.step + 1] for stored in self.own[layer])
-        query = query.reshape(rows, kv_heads, -1, size) * (scaling or size**-0.5)  # (R, Hkv, G, D)
-        scores = [level.scores(layer, query) for level in self.levels] + [query @ own_keys.transpose(2, 3)]
-        weights = torch.softmax(torch.cat(scores, -1).float(), -1).to(value.dtype)
-        *above, own = weights.split([part.shape[-1] for part in scores], -1)
-        out = own @ own_values
-        for level, part in zip(self.levels, above):
-            out += level.mix(layer, part)
+        own = [stored[:, :, : self.step + 1] for stored in self.own[layer]]
+        query = query.to(value.dtype).reshape(rows, kv_heads, -1, size)  # (R, Hkv, G, D)
+        scaling = scaling or size**-0.5
+        parts = [shared.attend(layer, query, scaling) for shared in self.shared] + [partial_attention(query, *own, scaling)]
+        weights = torch.stack([lse for _, lse in parts]).softmax(0)  # each part's share of the whole softmax
+        out = sum(weight * part for weight, (part, _) in zip(weights, parts)).to(value.dtype)
         return out.reshape(rows, heads, size)
 
 

@@ -123,19 +123,18 @@ class Tree:
         if self.cache is not None:
             self.cache[layer] = (key, value)
         dtype, outputs = query.dtype, []
-        if not query.is_cuda:  # a CPU's fused attention is slow in bfloat16, four times in the backward pass
-            query, key, value = query.float(), key.float(), value.float()
+        if not query.is_cuda:
+            if torch.is_grad_enabled() or self.cache is None:  # the backward pass is slow in bfloat16; reference as training
+                query, key, value = query.float(), key.float(), value.float()
+            scaling = scaling or query.shape[-1] ** -0.5
+            return CPUAttention.apply(query, key, value, self.siblings, scaling).to(dtype)
         for s in self.siblings:
             queries = query.index_select(0, s.own).unflatten(0, (s.count, -1)).transpose(1, 2)  # (U, H, L, D)
             keys, values = (self._seen(x, s) for x in (key, value))  # (U, Hkv, A + L, D)
-            grouped = keys.shape[1] != queries.shape[1]
-            if grouped and key.is_cuda:  # with a mask, CUDA's fused kernels take no grouped heads
-                keys, values = (x.repeat_interleave(queries.shape[1] // x.shape[1], 1) for x in (keys, values))
-                grouped = False
+            # with a mask, CUDA's fused kernels take no grouped heads
+            keys, values = (x.repeat_interleave(queries.shape[1] // x.shape[1], 1) for x in (keys, values))
             with torch.autocast(query.device.type, enabled=False):  # the types are right as they are
-                out = F.scaled_dot_product_attention(
-                    queries, keys, values, attn_mask=s.mask, scale=scaling, enable_gqa=grouped
-                )
+                out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=s.mask, scale=scaling)
             outputs.append(out.transpose(1, 2).flatten(0, 1).index_select(0, s.real))  # (n, H, D)
         return torch.cat(outputs).index_select(0, self.inverse).to(dtype)
 
@@ -144,6 +143,83 @@ class Tree:
         above = x.index_select(0, s.above).expand(s.count, -1, -1, -1)  # (U, A, Hkv, D)
         own = x.index_select(0, s.own).unflatten(0, (s.count, -1))  # (U, L, Hkv, D)
         return torch.cat([above, own], dim=1).transpose(1, 2)  # (U, Hkv, A + L, D)
+
+
+class CPUAttention(torch.autograd.Function):
+    """A tree's attention in two parts per segment, over its ancestors' keys and over its own, joined by their log-sum-exps.
+
+    The ancestors' part needs no mask, no copy of their keys for each segment, and no padding; the own part is plainly
+    causal. Softmax over both is each part weighted by its share exp(lse) of the whole, and given the whole's output and
+    log-sum-exp the fused backward of a part yields that part's share of the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, siblings, scaling):
+        """query (N, H, D), key and value (N, Hkv, D) → (N, H, D)."""
+        out, lse = torch.empty_like(query), torch.empty(query.shape[:2])
+        for s in siblings:
+            part, part_lse = _flash(*_own(s, query, key, value), 0.0, True, scale=scaling)  # (U, H, L, D), (U, H, L)
+            part, part_lse = (x.transpose(1, 2).flatten(0, 1)[s.real] for x in (part, part_lse))  # (n, H, D), (n, H)
+            rows = s.own[s.real]
+            if len(s.above):
+                above, above_lse = _flash(*_above(s, rows, query, key, value), scale=scaling)
+                above, above_lse = (_by_token(x, len(rows)) for x in (above, above_lse[..., None]))
+                total = torch.logaddexp(part_lse, above_lse[..., 0])
+                part = part * (part_lse - total).exp()[..., None] + above * (above_lse - total[..., None]).exp()
+                part_lse = total
+            out[rows], lse[rows] = part.to(out.dtype), part_lse
+        ctx.siblings, ctx.scaling = siblings, scaling
+        ctx.save_for_backward(query, key, value, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        query, key, value, out, lse = ctx.saved_tensors
+        grad_query, grad_key, grad_value = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for s in ctx.siblings:
+            rows = s.own[s.real]
+            padded = grad.new_zeros(len(s.own), *grad.shape[1:]).index_copy_(0, s.real, grad[rows])  # pads: no gradient
+            fold = lambda x: x.unflatten(0, (s.count, -1)).transpose(1, 2)  # noqa: B023, E731
+            dq, dk, dv = _flash_backward(
+                fold(padded), *_own(s, query, key, value), fold(out[s.own]), fold(lse[s.own]), 0.0, True, scale=ctx.scaling
+            )
+            grad_query[rows] += dq.transpose(1, 2).flatten(0, 1)[s.real]
+            for whole, part in ((grad_key, dk), (grad_value, dv)):  # heads of a group share their key
+                part = part.transpose(1, 2).flatten(0, 1)[s.real].unflatten(1, (whole.shape[1], -1)).sum(2)
+                whole.index_add_(0, rows, part)
+            if len(s.above):
+                up, whole_out, whole_lse = (_by_head(x[rows], key.shape[1]) for x in (grad, out, lse[..., None]))
+                dq, dk, dv = _flash_backward(
+                    up, *_above(s, rows, query, key, value), whole_out, whole_lse[..., 0], 0.0, False, scale=ctx.scaling
+                )
+                grad_query[rows] += _by_token(dq, len(rows))
+                grad_key.index_add_(0, s.above, dk[0].transpose(0, 1))
+                grad_value.index_add_(0, s.above, dv[0].transpose(0, 1))
+        return grad_query, grad_key, grad_value, None, None
+
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def _own(s, query, key, value):
+    """A group's segments side by side: query, key, value each (U, H, L, D)."""
+    repeat = query.shape[1] // key.shape[1]
+    parts = (query[s.own], key[s.own].repeat_interleave(repeat, 1), value[s.own].repeat_interleave(repeat, 1))
+    return [x.unflatten(0, (s.count, -1)).transpose(1, 2) for x in parts]
+
+
+def _above(s, rows, query, key, value):
+    """All of the group's tokens as one segment (1, Hkv, n·G, D), and their ancestors' keys and values (1, Hkv, A, D)."""
+    return [_by_head(query[rows], key.shape[1]), *(x[s.above].transpose(0, 1)[None] for x in (key, value))]
+
+
+def _by_head(x, kv_heads):  # (n, H, ·) → (1, Hkv, n·G, ·)
+    return x.unflatten(1, (kv_heads, -1)).transpose(0, 1).flatten(1, 2)[None]
+
+
+def _by_token(x, count):  # (1, Hkv, n·G, ·) → (n, H, ·)
+    return x[0].unflatten(1, (count, -1)).transpose(0, 1).flatten(1, 2)
 
 
 def shared(prompt, other):
