@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -23,6 +24,7 @@ import random
 import shutil
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,14 +37,15 @@ import lora
 from data import Answer, Question, UserError
 from eval import evaluate, job, usable
 from loss import dpo_loss, dpo_margin, dual_loss, sft_loss
-from sample import Policy, load_policy, locate, sample, settle_device
-from sandbox import tier
+from sample import Policy, halving, load_policy, locate, sample, settle_device
 from tree import Tree, answer_logps
-from verify import GoldError, GoldReport, InfrastructureError, Verdict, Verifier
+from verify import GoldError, InfrastructureError, Verdict, Verifier
+from walls import tier
 
 
-def setting(default, help, choices=None):
-    return field(default=default, metadata={"help": help, "choices": choices})
+def setting(default, help, choices=None, above=None, least=None, most=math.inf):
+    """A field of Config that is also a flag; `above`, `least`, `most` bound its value."""
+    return field(default=default, metadata={"help": help, "choices": choices, "above": above, "least": least, "most": most})
 
 
 @dataclass(frozen=True)
@@ -51,59 +54,62 @@ class Config:
     data: str = setting("shop", "data set", sorted(data.LAYOUT))
     data_dir: str = setting("", "the data set's folder; default data/NAME")
     run: str = setting("", "folder of the run; default runs/DATA-MODEL-seedN")
-    seed: int = setting(0, "seed of the choice of questions, of every draw and of the adapter's start")
-    limit: int = setting(0, "train on this many questions, chosen by seed; 0: all (Fig. 3b)")
-    validation: int = setting(100, "training questions held back to decide when to stop and which policy is best")
-    eval_limit: int = setting(0, "score on this many dev questions; 0: all")
-    iterations: int = setting(4, "T")
-    answers: int = setting(16, "M, answers drawn per question")
-    temperature: float = setting(1.0, "of the draws")
-    top_p: float = setting(1.0, "of the draws")
-    pairs: int = setting(10, "K, preference pairs per question")
+    seed: int = setting(0, "seed of the choice of questions, of every draw and of the adapter's start", least=0)
+    limit: int = setting(0, "train on this many questions, chosen by seed; 0: all (Fig. 3b)", least=0)
+    validation: int = setting(100, "training questions held back to decide when to stop and which policy is best", least=0)
+    eval_limit: int = setting(0, "score on this many dev questions; 0: all", least=0)
+    iterations: int = setting(4, "T", above=0)
+    answers: int = setting(16, "M, answers drawn per question", above=0)
+    temperature: float = setting(1.0, "of the draws", least=0)
+    top_p: float = setting(1.0, "of the draws", above=0, most=1)
+    pairs: int = setting(10, "K, preference pairs per question", above=0)
     gold: str = setting("if-empty", "when gold is chosen; only: nothing else is", ["if-empty", "always", "never", "only"])
     criterion: str = setting(
         "match", "chosen: same result as gold, or merely executable, without the gold code (Fig. 3c)", ["match", "executable"]
     )
     objective: str = setting("dual", "dual: equation 6; dpo: without SFT (Table 2); sft: chosen only", ["dual", "dpo", "sft"])
-    beta: float = setting(0.1, "β of DPO")
-    lam: float = setting(1.0, "λ, weight of the SFT term")
+    beta: float = setting(0.1, "β of DPO", above=0)
+    lam: float = setting(1.0, "λ, weight of the SFT term", least=0)
     sft_reduction: str = setting("mean", "SFT over an answer's tokens; sum is equation 6 literally", ["mean", "sum"])
-    epochs: int = setting(1, "epochs per iteration")
-    lr: float = setting(5e-5, "peak learning rate")
-    batch_size: int = setting(16, "pairs per batch")
-    accumulation: int = setting(1, "batches per optimizer step")
-    weight_decay: float = setting(1e-4, "of AdamW")
-    warmup: float = setting(0.1, "share of the steps with linear warm-up; then cosine to a tenth")
-    clip: float = setting(1.0, "gradient norm")
-    lora_rank: int = setting(8, "r")
-    lora_alpha: float = setting(16.0, "update is scaled by alpha / r")
-    max_length: int = setting(2048, "prompt and answer together, tokens; longer questions are left out")
-    max_new: int = setting(256, "longest answer, tokens")
-    pairs_per_tree: int = setting(10, "pairs of one question that stay neighbours in the epoch: they share a forward pass")
+    epochs: int = setting(1, "epochs per iteration", above=0)
+    lr: float = setting(5e-5, "peak learning rate", above=0)
+    batch_size: int = setting(16, "pairs per batch", above=0)
+    accumulation: int = setting(1, "batches per optimizer step", above=0)
+    weight_decay: float = setting(1e-4, "of AdamW", least=0)
+    warmup: float = setting(0.1, "share of the steps with linear warm-up; then cosine to a tenth", least=0, most=1)
+    clip: float = setting(1.0, "gradient norm", above=0)
+    lora_rank: int = setting(8, "r", above=0)
+    lora_alpha: float = setting(16.0, "update is scaled by alpha / r", above=0)
+    max_length: int = setting(2048, "prompt and answer together, tokens; longer questions are left out", above=0)
+    max_new: int = setting(256, "longest answer, tokens", above=0)
+    pairs_per_tree: int = setting(10, "pairs of a question that are neighbours in an epoch: they share a forward pass", above=0)
     min_gain: float = setting(0.5, "stop when validation EX rises by less than this many points; negative: never")
-    timeout: float = setting(10.0, "seconds per query")
-    workers: int = setting(2, "verification processes")
+    timeout: float = setting(10.0, "seconds per query", above=0)
+    workers: int = setting(2, "verification processes", above=0)
     python: str = setting("", "DS-1000: the interpreter that has its libraries; default this one")
     allow_unsandboxed: bool = setting(False, "DS-1000: run programs though this machine lacks some of the walls")
     precision: str = setting("auto", "of the frozen weights", ["auto", "float32", "bfloat16", "float16"])
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, …")
     checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, a third more time")
-    batch_tokens: int = setting(32768, "sampling: cached tokens per unit of questions")
-    train_tokens: int = setting(4096, "training: tokens per forward pass")
+    batch_tokens: int = setting(32768, "sampling: cached tokens per unit of questions", above=0)
+    train_tokens: int = setting(4096, "training: tokens per forward pass", above=0)
+    save_every: float = setting(300.0, "training: seconds between checkpoints within an epoch", above=0)
 
 
 # Table 5; `shop` is for a 135M model on two CPU cores, found on its training questions (README, results)
 PRESETS = {
     "spider": {"max_new": data.MAX_NEW["spider"]},
     "bird": {"max_new": data.MAX_NEW["bird"]},
-    "ds1000": {"beta": 0.5, "lam": 0.5, "max_length": 512, "max_new": data.MAX_NEW["ds1000"], "timeout": 60.0},
+    "ds1000": {
+        "beta": 0.5, "lam": 0.5, "max_length": 512, "max_new": data.MAX_NEW["ds1000"], "timeout": data.TIMEOUT["ds1000"],
+    },
     "shop": {
         "limit": 128, "validation": 32, "iterations": 2, "answers": 8, "pairs": 8,
         "lr": 3e-4, "max_length": 512, "max_new": data.MAX_NEW["shop"],
     },
 }
 UNIT_END = '{"unit": "complete"}\n'
-FREE = {"run", "iterations", "min_gain", "workers", "python", "device"}  # may differ when a run goes on
+FREE = {"run", "iterations", "min_gain", "workers", "save_every"}  # may differ when a run goes on
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,6 @@ def draw(config, policy, questions, folder, t, verifier) -> tuple[list[Answer], 
     """
     part, by_index = folder / "answers.part", {q.index: q for q in questions}
     if not (folder / "verdicts.jsonl").exists():
-        started = time.time()
         if (folder / "answers.jsonl").exists():  # stopped between the two files
             os.replace(folder / "answers.jsonl", part)
         done = _complete_units(part)
@@ -152,7 +157,7 @@ def draw(config, policy, questions, folder, t, verifier) -> tuple[list[Answer], 
             policy, questions, config.answers, config.max_new, config.temperature, config.top_p, config.seed, t,
             config.batch_tokens, skip=done, progress=f"π_{t - 1} answers",
         )  # fmt: skip
-        with open(part, "a", encoding="utf-8") as file:
+        with timed(folder, "sample"), open(part, "a", encoding="utf-8") as file:
             for unit in units:
                 for answer in unit:
                     file.write(json.dumps(dataclasses.asdict(answer), ensure_ascii=False) + "\n")
@@ -160,10 +165,8 @@ def draw(config, policy, questions, folder, t, verifier) -> tuple[list[Answer], 
                 file.flush()
                 os.fsync(file.fileno())
                 futures += [execute(config, by_index[a.question], a, verifier) for a in unit]
-        _note_time(folder, "sample", started)
-        started = time.time()
-        verdicts = [outcome(config, f) for f in tqdm(futures, desc="executing", unit="answer", dynamic_ncols=True)]
-        _note_time(folder, "verify", started)
+        with timed(folder, "verify"):
+            verdicts = [outcome(config, f) for f in tqdm(futures, desc="executing", unit="answer", dynamic_ncols=True)]
         os.replace(part, folder / "answers.jsonl")
         rows = [json.dumps(dataclasses.asdict(v), ensure_ascii=False) + "\n" for v in verdicts]
         write(folder / "verdicts.jsonl", "".join(rows))
@@ -174,17 +177,20 @@ def execute(config, question, answer, verifier):
     """Have one answer executed; `outcome` waits for its verdict."""
     code = data.extract_code(answer.text, question.language)
     if config.criterion == "executable" and question.language == "sql":
-        return verifier.check_gold(question.database, code, config.timeout)  # runs it alone: no gold is involved
+        return verifier.execute(question.database, code, config.timeout)  # no gold is involved
     return verifier.submit(job(question, code, data.COMPARISON[config.data], config.timeout))
 
 
 def outcome(config, future) -> Verdict:
     """The verdict of one answer. By the criterion `executable` an answer that runs at all is correct."""
-    result = future.result()
-    if isinstance(result, GoldReport):  # `wrong` here: an empty text or a comment, no query at all
-        return result.verdict
-    ran = config.criterion == "executable" and result.verdict == "wrong"
-    return dataclasses.replace(result, verdict="correct") if ran else result
+    try:
+        verdict = future.result()
+    except GoldError as broken:
+        if config.criterion == "match":
+            raise
+        return Verdict("error", str(broken))  # nobody has run the gold code before; all answers alike, so no pair comes of it
+    chosen = config.criterion == "executable" and verdict.ran
+    return dataclasses.replace(verdict, verdict="correct") if chosen else verdict
 
 
 def make_pairs(config, policy, questions, answers, verdicts, folder, t) -> list[QuestionPairs]:
@@ -260,19 +266,18 @@ def refine(config, policy, prompts, pairs, folder, t):
     """π_t = argmin of equation 6, starting from π_{t−1}, which is also the reference → reference.safetensors, adapter/."""
     adapter = folder / "adapter"
     if not adapter.exists():
-        started = time.time()
         if not pairs:
             raise UserError(f"iteration {t} has no pairs: no question had both a right and a wrong answer.")
         reference = []
         if config.objective != "sft":
-            reference = reference_logps(config, policy, prompts, pairs, folder / "reference.safetensors")
-        _note_time(folder, "reference", started)
-        started = time.time()
-        train(config, policy, prompts, pairs, reference, folder, t)
-        _note_time(folder, "train", started)
+            with timed(folder, "reference"):
+                reference = reference_logps(config, policy, prompts, pairs, folder / "reference.safetensors")
+        with timed(folder, "train"):
+            train(config, policy, prompts, pairs, reference, folder, t)
         shutil.rmtree(folder / "adapter.part", ignore_errors=True)
         lora.save(policy.model, folder / "adapter.part", config.model)
         commit(folder / "adapter.part", adapter)
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
     lora.load(policy.model, adapter)
 
 
@@ -280,26 +285,30 @@ def score(config, policy, validation, held_out, folder, verifier) -> dict:
     """Greedy EX on the validation slice (decides) and on the dev split (reported) → scores.json, dev.jsonl."""
     path = folder / "scores.json"
     if not path.exists():
-        started = time.time()
         folder.mkdir(parents=True, exist_ok=True)
-        rest = data.COMPARISON[config.data], config.timeout, config.max_new, config.batch_tokens
-        tables = {s: data.tables(config.data, config.data_dir, s) for s in ("train", "dev")}
-        name = f"π_{folder.name.removeprefix('iter_')}"
         result = {}
-        for split, questions in (("validation", validation), ("dev", held_out)):
-            if questions:
-                schemas = tables["dev" if split == "dev" else "train"]
-                scores, codes, verdicts = evaluate(policy, questions, verifier, *rest, f"{name} on {split}", schemas)
-                result[split] = dataclasses.asdict(scores)
-                rows = [
-                    {"index": q.index, "db_id": q.db_id, "question": q.text, "gold": q.gold}
-                    | {"answer": c, "verdict": v.verdict, "message": v.message}
-                    for q, c, v in zip(questions, codes, verdicts)
-                ]
-                write(folder / f"{split}.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
-        _note_time(folder, "score", started)
+        with timed(folder, "score"):
+            for split, questions in (("validation", validation), ("dev", held_out)):
+                if questions:
+                    result[split] = score_split(config, policy, questions, folder, split, verifier)
         write(path, json.dumps(result, indent=2) + "\n")
     return json.loads(path.read_text())
+
+
+def score_split(config, policy, questions, folder, split, verifier) -> dict:
+    """The Scores of one split as a dictionary; its answers and verdicts → validation.jsonl or dev.jsonl."""
+    scores, codes, verdicts = evaluate(
+        policy, questions, verifier, data.COMPARISON[config.data], config.timeout, config.max_new, config.batch_tokens,
+        progress=f"π_{folder.name.removeprefix('iter_')} on {split}",
+        tables=data.tables(config.data, config.data_dir, "dev" if split == "dev" else "train"),
+    )  # fmt: skip
+    rows = [
+        {"index": q.index, "db_id": q.db_id, "question": q.text, "gold": q.gold}
+        | {"answer": c, "verdict": v.verdict, "message": v.message}
+        for q, c, v in zip(questions, codes, verdicts)
+    ]
+    write(folder / f"{split}.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    return dataclasses.asdict(scores)
 
 
 # ---- training ----------------------------------------------------------------------------------------------------------
@@ -311,12 +320,16 @@ def reference_logps(config, policy, prompts, pairs, path) -> list[torch.Tensor]:
         found = [torch.empty(0)] * len(pairs)
         order = sorted(range(len(pairs)), key=lambda i: prompts[pairs[i].question])  # similar prompts meet in one pack
         size = lambda i: len(prompts[pairs[i].question]) + sum(map(len, pairs[i].answers))  # noqa: E731
+
+        def score_pack(pack):
+            tree = Tree([prompts[pairs[i].question] for i in pack], [pairs[i].answers for i in pack], policy.device)
+            with torch.no_grad(), policy.autocast():
+                logps = answer_logps(policy.model, tree).cpu()
+            return list(logps.split([len(pairs[i].answers) for i in pack]))
+
         with tqdm(total=len(pairs), desc="reference", unit="question", dynamic_ncols=True) as bar:
             for pack in packs(order, size, config.train_tokens):
-                tree = Tree([prompts[pairs[i].question] for i in pack], [_lists(pairs[i].answers) for i in pack], policy.device)
-                with torch.no_grad(), policy.autocast():
-                    logps = answer_logps(policy.model, tree).cpu()
-                for i, values in zip(pack, logps.split([len(pairs[i].answers) for i in pack])):
+                for i, values in zip(pack, halving(score_pack, pack)):
                     found[i] = values
                 bar.update(len(pack))
         temporary = path.with_suffix(".part")
@@ -354,7 +367,7 @@ def learning_rate(config, step, steps) -> float:
 
 
 def train(config, policy, prompts, pairs, reference, folder, t):
-    """`epochs` passes over the pairs; one line a step goes to train.jsonl."""
+    """`epochs` passes over the pairs → train.jsonl, a line a step; goes on from checkpoint.pt where there is one."""
     parameters = lora.parameters(policy.model)
     optimizer = torch.optim.AdamW(parameters, config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay)
     scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.dtype == torch.float16)
@@ -362,22 +375,19 @@ def train(config, policy, prompts, pairs, reference, folder, t):
         policy.model.activation_checkpointing_enable({"use_reentrant": False})
         policy.model.train()  # transformers checkpoints in training mode alone; load_policy has switched dropout off
     steps = batches(config, pairs, t)
-    started = time.time()
-    log = open(folder / "train.jsonl", "w", encoding="utf-8")
-    bar = tqdm(steps, desc=f"training π_{t}", unit="step", dynamic_ncols=True)
-    for step, batch in enumerate(bar):
+    log = restore(folder / "checkpoint.pt", parameters, optimizer, scaler)
+    write(folder / "train.jsonl", "".join(log))
+    started = saved = time.time()
+    bar = tqdm(steps, desc=f"training π_{t}", unit="step", dynamic_ncols=True, initial=len(log))
+    for step in range(len(log), len(steps)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step, len(steps))
-        totals = Counter()
-        for pack in microbatches(batch, prompts, pairs, config.train_tokens):
-            loss, sums = pack_loss(config, policy, prompts, pairs, reference, pack)
-            scaler.scale(loss / len(batch)).backward()
-            totals.update(sums)
+        where = f"step {step} of iteration {t}"
+        row = add_gradients(config, policy, prompts, pairs, reference, steps[step], scaler, where)
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip).item()
-        row = {key: value / len(batch) for key, value in totals.items()}
-        if not math.isfinite(row["loss"]) or not (math.isfinite(norm) or scaler.is_enabled()):
-            raise UserError(f"the loss is {row['loss']}, its gradient {norm}, at step {step} of iteration {t}: lower --lr.")
+        if not (math.isfinite(norm) or scaler.is_enabled()):
+            raise UserError(f"the gradient is {norm} at {where}: lower --lr.")
         if step == 0 and "dpo" in row:
             check_first_step(row["dpo"], config.beta, policy.dtype)
         scaler.step(optimizer)
@@ -385,11 +395,57 @@ def train(config, policy, prompts, pairs, reference, folder, t):
         optimizer.zero_grad(set_to_none=True)
         row |= {"step": step, "lr": learning_rate(config, step, len(steps)), "grad_norm": norm}
         row |= {"seconds": round(time.time() - started, 2)}
-        log.write(json.dumps(row) + "\n")
-        log.flush()
-        bar.set_postfix_str(f"loss {row['loss']:.3f}, chosen {row['chosen_logp_per_token']:.2f} a token")
-    log.close()
+        log.append(json.dumps(row) + "\n")
+        with open(folder / "train.jsonl", "a", encoding="utf-8") as file:
+            file.write(log[-1])
+        if time.time() - saved > config.save_every:
+            keep(folder / "checkpoint.pt", parameters, optimizer, scaler, log)
+            saved = time.time()
+        bar.set_postfix_str(f"loss {row['loss']:.3f}, chosen {row['chosen_logp_per_token']:.2f} a token", refresh=False)
+        bar.update()
+    bar.close()
     policy.model.eval()
+
+
+def add_gradients(config, policy, prompts, pairs, reference, batch, scaler, where) -> dict:
+    """Add the gradient of a step's mean loss to the adapter's; returns the means that are logged."""
+    parameters, totals = lora.parameters(policy.model), Counter()
+
+    def add(pack):
+        loss, sums = pack_loss(config, policy, prompts, pairs, reference, pack)
+        if not math.isfinite(sums["loss"]):
+            numbers = ", ".join(str(pairs[i].question) for i, _ in pack)
+            raise UserError(f"the loss is {sums['loss']} at {where}, question {numbers}: lower --lr.")
+        gradients = torch.autograd.grad(scaler.scale(loss / len(batch)), parameters)  # all or, out of memory, nothing
+        for p, gradient in zip(parameters, gradients):
+            p.grad = gradient if p.grad is None else p.grad.add_(gradient)
+        return [sums]
+
+    for pack in microbatches(batch, prompts, pairs, config.train_tokens):
+        for sums in halving(add, pack):
+            totals.update(sums)
+    return {key: value / len(batch) for key, value in totals.items()}
+
+
+def keep(path, parameters, optimizer, scaler, log):
+    """Write what the rest of the epoch depends on, so that a killed run goes on from here."""
+    state = {"adapter": [p.detach() for p in parameters], "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+    temporary = path.with_suffix(".part")
+    torch.save(state | {"log": log}, temporary)
+    commit(temporary, path)
+
+
+def restore(path, parameters, optimizer, scaler) -> list[str]:
+    """Load what `keep` has written; returns the lines of train.jsonl until then, one a step, none where there is no file."""
+    if not path.exists():
+        return []
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    with torch.no_grad():
+        for p, value in zip(parameters, state["adapter"], strict=True):
+            p.copy_(value)
+    optimizer.load_state_dict(state["optimizer"])
+    scaler.load_state_dict(state["scaler"])
+    return state["log"]
 
 
 def check_first_step(dpo: float, beta: float, dtype: torch.dtype):
@@ -404,14 +460,14 @@ def check_first_step(dpo: float, beta: float, dtype: torch.dtype):
 
 def microbatches(batch, prompts, pairs, limit):
     """A step's pairs grouped by question, and the questions packed into forward passes of at most `limit` tokens."""
-    trees: dict[int, list] = {}
+    by_question: dict[int, list] = {}
     for i, c, r in batch:
-        trees.setdefault(i, []).append((c, r))
+        by_question.setdefault(i, []).append((c, r))
     size = lambda i: len(prompts[pairs[i].question]) + sum(  # noqa: E731
-        len(pairs[i].answers[a]) for a in {a for pair in trees[i] for a in pair if a is not None}
+        len(pairs[i].answers[a]) for a in {a for pair in by_question[i] for a in pair if a is not None}
     )
-    for pack in packs(sorted(trees), size, limit):
-        yield [(i, trees[i]) for i in pack]
+    for pack in packs(sorted(by_question), size, limit):
+        yield [(i, by_question[i]) for i in pack]
 
 
 def packs(items, size, limit):
@@ -429,23 +485,24 @@ def packs(items, size, limit):
 
 def pack_loss(config, policy, prompts, pairs, reference, pack):
     """Sum of the pairs' losses, and the sums that are logged. Each distinct answer is computed once, whatever K."""
-    used = [sorted({a for pair in of for a in pair if a is not None}) for _, of in pack]
-    trees = [[list(pairs[i].answers[a]) for a in use] for (i, _), use in zip(pack, used)]
-    tree = Tree([prompts[pairs[i].question] for i, _ in pack], trees, policy.device)
+    used = [sorted({a for pair in chosen_rejected for a in pair if a is not None}) for _, chosen_rejected in pack]
+    answers = [[pairs[i].answers[a] for a in use] for (i, _), use in zip(pack, used)]
     with policy.autocast():
-        logps = answer_logps(policy.model, tree)  # (answers,)
-    where = {(i, a): n for n, (i, a) in enumerate((i, a) for (i, _), use in zip(pack, used) for a in use)}
-    c = torch.tensor([where[i, pair[0]] for i, of in pack for pair in of], device=policy.device)
-    lengths = torch.tensor([len(ids) for answers in trees for ids in answers], device=policy.device)
+        logps = answer_logps(policy.model, Tree([prompts[pairs[i].question] for i, _ in pack], answers, policy.device))
+    number = {(i, a): n for n, (i, a) in enumerate((i, a) for (i, _), use in zip(pack, used) for a in use)}
+    place = lambda side: torch.tensor(  # noqa: E731
+        [number[i, pair[side]] for i, chosen_rejected in pack for pair in chosen_rejected], device=policy.device
+    )
+    lengths = torch.tensor([len(ids) for of_question in answers for ids in of_question], device=policy.device)
+    c = place(0)
     loss = sft = sft_loss(logps[c], lengths[c], config.sft_reduction)
     logged = {"sft": sft, "chosen_logp": logps[c], "chosen_logp_per_token": logps[c] / lengths[c]}
     if config.objective != "sft":
-        r = torch.tensor([where[i, pair[1]] for i, of in pack for pair in of], device=policy.device)
+        r = place(1)
         before = torch.cat([reference[i][use] for (i, _), use in zip(pack, used)]).to(policy.device)
-        four = logps[c], logps[r], before[c], before[r]
-        margin = dpo_margin(*four)
+        margin = dpo_margin(logps[c], logps[r], before[c], before[r])
         dpo = dpo_loss(margin, config.beta)
-        loss = dpo if config.objective == "dpo" else dual_loss(*four, lengths[c], config.beta, config.lam, config.sft_reduction)
+        loss = dpo if config.objective == "dpo" else dual_loss(dpo, sft, config.lam)
         logged |= {"dpo": dpo, "margin": margin, "preferred": (margin > 0).float()}
         logged |= {"rejected_logp": logps[r], "rejected_logp_per_token": logps[r] / lengths[r]}
     logged["loss"] = loss
@@ -472,14 +529,18 @@ def commit(temporary: Path, path: Path):
     os.replace(temporary, path)
 
 
+@contextmanager
 def lock(run: Path):
-    """Hold the run's folder for this process until it ends; raises UserError where another one does."""
-    file = open(run / "lock", "w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"another process is working on {run}: wait for it, or name another --run.")
-    return file  # closing it, or dying, lets go
+    """Hold the run's folder for this process; raises UserError where another one does. Dying lets go as well."""
+    with open(run / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is working on {run}: wait for it, or name another --run.")
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # closing alone would not, while a child just forked has it open as well
 
 
 def _read_lines(path):
@@ -498,19 +559,20 @@ def _complete_units(part: Path) -> int:
     return raw.count(mark)
 
 
-def _note_time(folder, stage, started):
-    path = folder / "seconds.json"
-    seconds = json.loads(path.read_text()) if path.exists() else {}
-    seconds[stage] = round(seconds.get(stage, 0) + time.time() - started, 1)  # a stage that went on adds up
-    write(path, json.dumps(seconds) + "\n")
+@contextmanager
+def timed(folder, stage):
+    """Add the time of the block to the stage's in seconds.json, also where it was interrupted (not where it was killed)."""
+    started, path = time.time(), folder / "seconds.json"
+    try:
+        yield
+    finally:
+        seconds = json.loads(path.read_text()) if path.exists() else {}
+        seconds[stage] = round(seconds.get(stage, 0) + time.time() - started, 1)
+        write(path, json.dumps(seconds) + "\n")
 
 
 def _answers(path) -> list[Answer]:
     return [Answer(**{**row, "ids": tuple(row["ids"])}) for row in _read_lines(path) if "unit" not in row]
-
-
-def _lists(answers):
-    return [list(ids) for ids in answers]
 
 
 def deciding(config, row: dict) -> float:
@@ -533,9 +595,9 @@ def table(history, run) -> str:
         right = ran = pairs = ""
         if summary.exists():
             counts = json.loads(summary.read_text())
-            drawn = [v["verdict"] for v in _read_lines(verdicts)]
+            drawn = [Verdict(**row) for row in _read_lines(verdicts)]
             right = f"{counts.get('answers_right', 0) / counts['answers']:.1%}"
-            ran = f"{sum(v in ('correct', 'wrong') for v in drawn) / len(drawn):.1%}"
+            ran = f"{sum(v.ran for v in drawn) / len(drawn):.1%}"
             pairs = counts["pairs"]
         minutes = sum(json.loads((folder / "seconds.json").read_text()).values()) / 60
         ex = [f"{row[s]['ex']:.1%}" if s in row else "" for s in ("validation", "dev")]
@@ -547,17 +609,31 @@ def table(history, run) -> str:
     return "\n".join(lines)
 
 
+def fingerprint() -> str:
+    """A hash of this project's code, so that a run knows whether it goes on under the code that began it."""
+    files = sorted(Path(__file__).resolve().parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
 def check_settings(config: Config, run: Path):
     """A run that goes on must have the settings it was made with; raises UserError naming the one that differs."""
-    if not (run / "config.json").exists():
+    path = run / "config.json"
+    if not path.exists():
         return
-    theirs = json.loads((run / "config.json").read_text())
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        device = theirs["device"].partition(":")[0]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is not a run's settings: name another --run, or delete the folder.")
     for name, value in dataclasses.asdict(config).items():
-        if name not in FREE and theirs.get(name) != value:
+        same = value.partition(":")[0] == device if name == "device" else theirs.get(name) == value
+        if name not in FREE and not same:
             raise UserError(
                 f"{run} was made with {name} = {theirs.get(name)!r}, this command has {value!r}: name another --run,"
                 " or delete the folder."
             )
+    if theirs.get("code") != fingerprint():
+        print(f"the code has changed since {run} was begun: its finished stages stay as they are (--run starts another)")
 
 
 def parse(argv=None) -> Config:
@@ -573,7 +649,7 @@ def parse(argv=None) -> Config:
             parser.add_argument(flag, type=kind, choices=f.metadata["choices"], help=help)
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
     name = given.get("data", "shop")
-    config = Config(**{**PRESETS[name], **given, "data": name})
+    config = Config(**{**PRESETS.get(name, {}), **given, "data": name})
     model = Path(config.model).name.removesuffix(".gguf").lower()
     config = dataclasses.replace(
         config,
@@ -581,18 +657,16 @@ def parse(argv=None) -> Config:
         run=config.run or f"runs/{name}-{model}-seed{config.seed}",
     )
     device, precision = settle_device(config.device, config.precision)
-    config = dataclasses.replace(config, precision=precision)
-    above = ("iterations", "answers", "pairs", "epochs", "batch_size", "accumulation", "lora_rank", "lora_alpha", "workers")
-    above += ("max_length", "max_new", "pairs_per_tree", "batch_tokens", "train_tokens", "lr", "beta", "timeout", "clip")
-    for name in (*above, "top_p"):
-        if not 0 < getattr(config, name) < math.inf:
-            parser.error(f"--{name.replace('_', '-')} must be above 0, not {getattr(config, name)}")
-    for name in ("seed", "limit", "validation", "eval_limit", "temperature", "lam", "weight_decay", "warmup"):
-        if not 0 <= getattr(config, name) < math.inf:
-            parser.error(f"--{name.replace('_', '-')} must not be negative")
-    for name in ("top_p", "warmup"):
-        if getattr(config, name) > 1:
-            parser.error(f"--{name.replace('_', '-')} is a share, at most 1, not {getattr(config, name)}")
+    config = dataclasses.replace(config, precision=precision, device=str(device))
+    for f in dataclasses.fields(Config):
+        value, flag = getattr(config, f.name), "--" + f.name.replace("_", "-")
+        above, least, most = (f.metadata[bound] for bound in ("above", "least", "most"))
+        if above is not None and not above < value < math.inf:
+            parser.error(f"{flag} must be above {above}, not {value}")
+        if least is not None and not least <= value < math.inf:
+            parser.error(f"{flag} must be at least {least}, not {value}")
+        if (above is not None or least is not None) and value > most:
+            parser.error(f"{flag} is a share, at most {most}, not {value}")
     if config.criterion == "executable":
         if given.get("gold", "never") != "never":
             parser.error("--criterion executable uses no gold code: --gold must be never")
@@ -626,7 +700,8 @@ def choose_questions(config, policy, splits, notes, run, verifier):
         for name, questions in zip(("train", "validation", "dev"), splits):
             use, failing = questions, []
             if name != "train" or config.criterion == "match":
-                use, failing = usable(questions, verifier, config.timeout, f"gold queries of {name}")
+                comparison = data.COMPARISON[config.data]
+                use, failing = usable(questions, verifier, comparison, config.timeout, f"gold code of {name}")
             notes += failing
             fits = use
             if name != "dev":
@@ -634,12 +709,14 @@ def choose_questions(config, policy, splits, notes, run, verifier):
                 fits = [q for q in use if length(q) <= room]
             if len(fits) < len(use):
                 notes.append(f"{name}: {len(use) - len(fits)} questions: longer than {room} tokens with their answer")
+            if name == "train" and not fits:
+                raise UserError(f"no training question is left; the last ones left out: {'; '.join(notes[-3:])}.")
             kept.append([q.index for q in fits])
         write(path, json.dumps({"kept": kept, "left out": notes}, indent=1) + "\n")
     stored = json.loads(path.read_text())
     for note in stored["left out"]:
         print(f"left out: {note}")
-    return [[q for q in questions if q.index in set(kept)] for questions, kept in zip(splits, stored["kept"])]
+    return [[q for q in questions if q.index in kept] for questions, kept in zip(splits, map(set, stored["kept"]))]
 
 
 def main(argv=None):
@@ -658,18 +735,21 @@ def main(argv=None):
         raise UserError("\nerror: ".join(problems))
     try:
         run.mkdir(parents=True, exist_ok=True)
-        held = lock(run)
-    except OSError as error:
-        raise UserError(f"{run} cannot be written: {error.strerror}.")
+        with lock(run):
+            work(config, run, splits, notes)
+    except OSError as error:  # a full disk, a folder that cannot be written; what is complete stays
+        raise UserError(f"{error.filename or run}: {error.strerror or error}. What is complete stays.")
+
+
+def work(config, run, splits, notes):
+    """The whole run, in its folder."""
     policy = load_policy(config.model, config.precision, config.device)
     lora.inject(policy.model, config.lora_rank, config.lora_alpha, config.seed)
-    write(run / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    write(run / "config.json", json.dumps(dataclasses.asdict(config) | {"code": fingerprint()}, indent=2) + "\n")
     isolation = tier()
     write(run / "isolation.json", json.dumps({"tier": isolation}) + "\n")
-    with Verifier(config.workers, config.timeout, config.python or None, config.allow_unsandboxed) as verifier:
+    with Verifier(config.workers, config.python or None, config.allow_unsandboxed) as verifier:
         train_questions, validation, held_out = choose_questions(config, policy, splits, notes, run, verifier)
-        if not train_questions:
-            raise UserError("no training question is left.")
         trained = sum(p.numel() for p in lora.parameters(policy.model))
         print(
             f"{config.model} on {policy.device} in {config.precision}, {trained:,} trained weights;"
@@ -679,7 +759,6 @@ def main(argv=None):
         history = codelutra(config, policy, train_questions, validation, held_out, run, verifier)
     best = max(range(len(history)), key=lambda t: deciding(config, history[t])) if validation else len(history) - 1
     write(run / "summary.json", json.dumps({"best": best, "scores": history}, indent=2) + "\n")
-    held.close()
     print(f"\n{table(history, run)}\n{'best on validation' if validation else 'last'}: π_{best}", end="")
     print(f", adapter in {run / f'iter_{best}' / 'adapter'}" if best else ", the base model")
 

@@ -47,7 +47,6 @@ class Question:
     difficulty: str = ""  # BIRD's; for DS-1000 the library
     context: str = ""  # DS-1000's code_context, the test program; empty for a SQL question
 
-
     @property
     def language(self) -> str:
         return "python" if self.context else "sql"
@@ -79,6 +78,7 @@ SOURCES = {
     "shop": "this project's own repository (data/shop)",
 }
 MAX_NEW = {"spider": 128, "bird": 160, "ds1000": 192, "shop": 64}  # longest answer, tokens
+TIMEOUT = {"spider": 10.0, "bird": 10.0, "ds1000": 60.0, "shop": 10.0}  # seconds an answer may run
 COMPARISON = {"spider": "spider", "shop": "spider", "bird": "bird", "ds1000": ""}  # each data set's official result comparison
 
 
@@ -223,7 +223,7 @@ def schema(database: str) -> str:
 
 def prompt(question: Question) -> str:
     """The zero-shot prompt: schema first and question last, so that a database's questions share their prefix."""
-    if question.context:
+    if question.language == "python":
         return question.text
     evidence = f"Hint: {question.evidence}\n" if question.evidence else ""
     return (
@@ -236,12 +236,12 @@ def prompt_ids(question: Question, tokenizer) -> list[int]:
     """The prompt's tokens: through the tokenizer's chat template where it has one, else followed by "SQL:"."""
     if tokenizer.chat_template:
         text = prompt(question)
-        if question.context:
+        if question.language == "python":
             text = f"Complete the program. Reply with the missing code only, between <code> and </code>.\n\n{text}"
         message = [{"role": "user", "content": text}]
         text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
         return tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokenizer(prompt(question) + ("\n" if question.context else "\nSQL:\n"))["input_ids"]
+    return tokenizer(prompt(question) + ("\n" if question.language == "python" else "\nSQL:\n"))["input_ids"]
 
 
 # where a query begins: a fence, or SELECT or WITH at the start of a line; and where it ends, outside quoted text. What
@@ -257,6 +257,7 @@ END = re.compile(r"""'(?:[^']|'')*(?:'|\Z)|"[^"]*(?:"|\Z)|(?P<end>```|;|(?P<blan
 
 # DS-1000's official postprocessing: what stands between these, the first only where the answer begins with it
 TAGS = (("```python", "```"), ("<code>", "</code>"), ("", "</code>"), ("", "\nEND SOLUTION"))
+END_CHARACTERS = {";", "`", "\n"} | {end[-1] for _, end in TAGS}  # code can have ended only after one of these
 
 
 def extract_code(text: str, language: str = "sql") -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from tqdm import tqdm
 import data
 from data import Question, UserError
 from exact_match import exact_match, hardness
-from verify import VERDICTS, GoldError, GoldReport, InfrastructureError, PythonJob, SqlJob, Verdict, Verifier
+from verify import GOLD_SECONDS, VERDICTS, GoldError, InfrastructureError, PythonJob, SqlJob, Verdict, Verifier
 
 
 @dataclass(frozen=True)
@@ -44,28 +45,25 @@ def job(question: Question, code: str, comparison: str, timeout: float) -> SqlJo
     return SqlJob(question.database, question.gold, code, comparison, timeout)
 
 
-def usable(questions: list[Question], verifier: Verifier, timeout: float, progress: str | None = None):
-    """Questions whose gold query executes, and a note for each that does not (it is never a question answered wrongly)."""
-    reports = [
-        verifier.check_gold(q.database, q.gold, timeout)
-        if q.language == "sql"
-        else verifier.submit(PythonJob(q.context, q.gold, max(timeout, 120)))
-        for q in questions
-    ]
+def usable(questions: list[Question], verifier: Verifier, comparison: str, timeout: float, progress: str | None = None):
+    """Questions whose gold code is right when it is judged as an answer would be, and a note for each of the others.
+
+    The others are left out, never counted as answered wrongly. A fault of the machine is raised (InfrastructureError).
+    """
+    jobs = [job(q, q.gold, comparison, max(timeout, GOLD_SECONDS[q.language])) for q in questions]
+    futures = [verifier.submit(j) for j in jobs]
     kept, notes = [], []
-    for q, future in tqdm(list(zip(questions, reports)), desc=progress, disable=progress is None, unit="query", leave=False):
+    for q, future in tqdm(list(zip(questions, futures)), desc=progress, disable=progress is None, unit="question", leave=False):
         try:
-            report = future.result()
-        except InfrastructureError as fault:
-            if q.language == "sql":
-                raise
-            notes.append(f"problem {q.question_id} ({q.db_id}): {fault}")  # say, a test that loads data from the network
-            continue
-        verdict = report.verdict if isinstance(report, GoldReport) else report
-        if verdict.verdict == "correct":
-            kept.append(q)
-        else:
-            notes.append(f"question {q.index} ({q.db_id}): its gold code fails: {verdict.message}")
+            verdict = future.result()
+            if verdict.verdict == "correct":
+                kept.append(q)
+                continue
+            cause = f"its gold code fails: {verdict.verdict}: {verdict.message}"
+        except GoldError as error:  # say, a test that loads data from the network
+            cause = error
+        name = f"problem {q.question_id}" if q.language == "python" else f"question {q.index}"
+        notes.append(f"{name} ({q.db_id}): {cause}")
     return kept, notes
 
 
@@ -76,8 +74,7 @@ def scores(questions: list[Question], codes: list[str], verdicts: list[Verdict],
         em = None
         if q.language == "sql":
             em = exact_match(q.gold, code, (tables or {}).get(q.db_id))
-        ran = v.verdict in ("correct", "wrong") and v.message != "not a query"  # an empty answer is wrong but runs nothing
-        rows.append((q.difficulty or hardness(q.gold), v.verdict, ran, em))
+        rows.append((q.difficulty or hardness(q.gold), v.verdict, v.ran, em))
     groups = {name: [r for r in rows if r[0] == name] for name in dict.fromkeys(r[0] for r in rows)}
     count = Counter(v.verdict for v in verdicts)
     parts = {name: dataclasses.asdict(_shares(of)) for name, of in sorted(groups.items())}
@@ -113,29 +110,29 @@ def evaluate(
 
 
 def read_predictions(path: Path, questions: list[Question], total: int) -> dict[int, str]:
-    """Question.index → code, from one SQL a line (a trailing TAB and database name are dropped) or JSON lines.
+    """Question.index → code, from JSON lines, or from one SQL a line for all `total` questions of the official file.
 
-    total: how many questions the official file has, those left out included.
-    Raises UserError, naming the line, for anything that is neither.
+    After the SQL a TAB and the name of the question's database may stand. An empty line is an empty answer; only those that
+    are too many are dropped from the end. Raises UserError, naming the line, for anything else.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON may hold U+2028 and its like
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read predictions {path}: {error}.")
-    while lines and not lines[-1].strip():
-        lines.pop()
-    if not lines:
+    if not text.strip():
         raise UserError(f"{path} is empty.")
-    if not lines[0].lstrip().startswith("{"):
-        codes = [line.rsplit("\t", 1)[0] for line in lines]
-        if len(lines) == total:
-            return dict(enumerate(codes))
-        if len(lines) == len(questions):
-            return {q.index: code for q, code in zip(questions, codes)}
-        raise UserError(f"{path} has {len(lines)} lines; the split has {total} questions, {len(questions)} of them usable.")
+    lines = text.removesuffix("\n").split("\n")  # not splitlines: JSON may hold U+2028 and its like
+    if not text.lstrip().startswith("{"):
+        while len(lines) > total and not lines[-1].strip():
+            lines.pop()
+        if len(lines) != total:
+            raise UserError(f"{path} has {len(lines)} lines; the split has {total} questions, and each needs one.")
+        return {q.index: lines[q.index].removesuffix(f"\t{q.db_id}") for q in questions}
     by_id = {q.question_id: q.index for q in questions if q.question_id is not None}
     found = {}
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             code = row["answer"]
@@ -165,7 +162,7 @@ def main(argv=None):
     parser.add_argument("--max-new", type=int, help="longest answer, tokens (default: the data set's, as in training)")
     parser.add_argument("--batch-tokens", type=int, default=32768, help="cached tokens per unit of questions")
     parser.add_argument("--comparison", choices=("spider", "bird", "strict"), help="default: the data set's official one")
-    parser.add_argument("--timeout", type=float, default=10.0, help="seconds per query")
+    parser.add_argument("--timeout", type=float, help="seconds per answer (default: the data set's, as in training)")
     parser.add_argument("--workers", type=int, default=2, help="verification processes")
     parser.add_argument("--python", help="DS-1000: the interpreter that has its libraries (default: this one)")
     parser.add_argument("--allow-unsandboxed", action="store_true", help="DS-1000: run programs without all the walls")
@@ -173,6 +170,13 @@ def main(argv=None):
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     parser.add_argument("--out", type=Path, help="write one JSON line per question here")
     args = parser.parse_args(argv)
+    args.max_new = data.MAX_NEW[args.data] if args.max_new is None else args.max_new
+    args.timeout = data.TIMEOUT[args.data] if args.timeout is None else args.timeout
+    for name in ("max_new", "batch_tokens", "timeout", "workers"):
+        if not 0 < getattr(args, name) < math.inf:
+            parser.error(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}")
+    if args.limit < 0:
+        parser.error(f"--limit must not be negative, but is {args.limit}")
 
     folder = args.data_dir or f"data/{args.data}"
     questions, notes = data.load(args.data, folder, args.split)
@@ -183,10 +187,17 @@ def main(argv=None):
         missing = sum(q.index not in predictions for q in questions)
         if missing:
             print(f"{missing} questions have no prediction and count as not answered", file=sys.stderr)
+    else:
+        import lora
+        from sample import load_policy
+
+        policy = load_policy(args.model, args.precision, args.device)
+        if args.adapter:
+            lora.load(policy.model, args.adapter)
     questions = data.subset(questions, args.limit, args.seed)
     tables = data.tables(args.data, folder, args.split)
-    with Verifier(args.workers, args.timeout, args.python, args.allow_unsandboxed) as verifier:
-        kept, failing = usable(questions, verifier, args.timeout, "gold queries")
+    with Verifier(args.workers, args.python, args.allow_unsandboxed) as verifier:
+        kept, failing = usable(questions, verifier, comparison, args.timeout, "gold code")
         for note in notes + failing:
             print(f"left out: {note}", file=sys.stderr)
         if args.predictions:
@@ -198,16 +209,9 @@ def main(argv=None):
             bar.close()
             result = scores(kept, codes, verdicts, tables)
         else:
-            import lora
-            from sample import load_policy
-
-            policy = load_policy(args.model, args.precision, args.device)
-            if args.adapter:
-                lora.load(policy.model, args.adapter)
             result, codes, verdicts = evaluate(
-                policy, kept, verifier, comparison, args.timeout, args.max_new or data.MAX_NEW[args.data], args.batch_tokens,
-                "answering", tables,
-            )  # fmt: skip
+                policy, kept, verifier, comparison, args.timeout, args.max_new, args.batch_tokens, "answering", tables
+            )
     if args.out:
         with open(args.out, "w", encoding="utf-8") as file:
             for q, code, v in zip(kept, codes, verdicts):

@@ -39,6 +39,7 @@ import walls
 LARGE = ("tensorflow",)  # imported by a supervisor when the first program asks for it
 MAX_RESULT = 64 << 20  # bytes of a packed result
 READY = b"ready"  # the first message of a candidate: its walls stand
+NOT_FETCHED = "a data set that it fetches by name? `make ds1000`"  # the likely cause where a test meets an OSError
 LOCAL = ["local", 0]  # the judge tells the supervisor that it runs the program itself
 
 
@@ -147,8 +148,8 @@ def official(context: str, answer: str, execute, announce) -> tuple[str, str]:
         if stage.name == "generate" and stage.executed:  # it deleted a file of the test, it used up the memory…
             return "error", f"the program disturbed its test: {type(error).__name__}: {describe(error)}"
         if stage.name in ("context", "generate"):
-            hint = " (a data set that it fetches by name? `make ds1000`)" if isinstance(error, OSError) else ""
-            raise Rejected("infrastructure", f"the test itself fails: {type(error).__name__}: {error}{hint}") from None
+            hint = f" ({NOT_FETCHED})" if isinstance(error, OSError) else ""
+            raise Rejected("broken test", f"the test itself fails: {type(error).__name__}: {error}{hint}") from None
         what = "the text of the answer" if stage.name == "string" else "the result"
         return "wrong", f"{what}: {type(error).__name__}: {describe(error)}"
     return "correct", ""

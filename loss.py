@@ -29,10 +29,9 @@ def sft_loss(chosen, chosen_lengths, reduction="mean"):
     return -chosen / chosen_lengths if reduction == "mean" else -chosen
 
 
-def dual_loss(chosen, rejected, reference_chosen, reference_rejected, chosen_lengths, beta, lam, reduction="mean"):
+def dual_loss(dpo, sft, lam):
     """DPO + λ · SFT, shape (B,): equation 6 before its mean over pairs."""
-    margin = dpo_margin(chosen, rejected, reference_chosen, reference_rejected)
-    return dpo_loss(margin, beta) + lam * sft_loss(chosen, chosen_lengths, reduction)
+    return dpo + lam * sft
 
 
 def preference_accuracy(chosen, rejected):

@@ -23,8 +23,8 @@ import matplotlib.pyplot as plt
 
 import data
 from data import UserError
+from verify import VERDICTS
 
-VERDICTS = ("correct", "wrong", "error", "denied", "timeout", "crash")
 COLOURS = dict(zip(VERDICTS, ("#2a9d8f", "#e9c46a", "#e76f51", "#6d597a", "#457b9d", "#333333")))
 # Table 1 and 2 of the paper: Llama-3-8B, EX on Spider and BIRD, pass@1 on DS-1000
 PAPER = {
@@ -35,7 +35,10 @@ PAPER = {
 
 
 def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8") as file:  # not splitlines: an answer may hold U+2028 and its like
+        return [json.loads(line) for line in file]
 
 
 def load_run(folder: Path) -> dict:

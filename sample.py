@@ -1,9 +1,8 @@
 """Draw answers from the policy: the prompt is prefilled once, and its cache is shared by all of its answers.
 
 A unit of questions is prefilled as one tree (a schema shared by several questions is computed once); then every step
-feeds one token for each unfinished answer of the whole unit, packed in one row. The attention of a step has three parts:
-all answers on a schema against the one copy of its keys, all answers to a question against that of the question's, and each
-answer against its own past. Finished answers leave the batch.
+feeds one token for each unfinished answer of the whole unit, packed in one row. A token's attention is joined from parts:
+over the one copy of its schema's keys, over that of its question's, and over its own answer's. Finished answers leave.
 
 Randomness comes from position: the uniform number that picks token j of answer m to question i in iteration t is a
 function of (seed, t, i, m, j) alone. Rounding depends on what is computed together, so the unit is fixed by the settings.
@@ -42,7 +41,7 @@ class Policy:
     dtype: torch.dtype  # of the frozen weights and, on a GPU, of autocast
     end_ids: tuple[int, ...]  # tokens that end an answer
     max_positions: int  # a longer sequence than this the model cannot take
-    stop_tokens: frozenset[int]  # tokens after which the code may have ended (`;`, a fence, a line break, a tag)
+    stop_tokens: frozenset[int]  # tokens after which the code may have ended: they hold one of data.END_CHARACTERS
 
     def autocast(self):
         """Mixed precision: the adapter and the loss stay float32, matrix products run in the weights' type."""
@@ -104,13 +103,13 @@ def load_policy(name: str, precision: str = "auto", device: str = "auto") -> Pol
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **extra)
     except Exception as error:
-        raise UserError(f"the tokenizer of {name} cannot be loaded: {str(error).strip().splitlines()[0]}")
+        raise UserError(f"the tokenizer of {name} cannot be loaded: {first_line(error)}")
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {name} has no end token (eos_token), so no answer could ever end.")
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="tree", **extra)
     except Exception as error:
-        raise UserError(f"model {name} cannot be loaded: {str(error).strip().splitlines()[0]}")
+        raise UserError(f"model {name} cannot be loaded: {first_line(error)}")
     config = model.config
     if getattr(model, "hf_quantizer", None) is not None and "gguf_file" in extra:
         model.hf_quantizer = None  # a GGUF file's weights are plain now: nothing is quantized that saving must mind
@@ -123,7 +122,7 @@ def load_policy(name: str, precision: str = "auto", device: str = "auto") -> Pol
     end = {tokenizer.eos_token_id, *_as_list(getattr(model.generation_config, "eos_token_id", None))}
     model.eval().requires_grad_(False).to(device)
     pieces = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-    stop = frozenset(i for i, piece in enumerate(pieces) if any(c in piece for c in ";`\n>N"))
+    stop = frozenset(i for i, piece in enumerate(pieces) if not data.END_CHARACTERS.isdisjoint(piece))
     policy = Policy(model, tokenizer, name, device, dtype, tuple(sorted(end)), min(limit, window or limit), stop)
     check_tree(policy)
     return policy
@@ -135,7 +134,7 @@ def settle_device(device: str, precision: str) -> tuple[torch.device, str]:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {device} cannot be used: {str(error).strip().splitlines()[0]}")
+        raise UserError(f"device {device} cannot be used: {first_line(error)}")
     if precision == "auto" and device.type == "cuda":
         precision = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     elif precision == "auto":
@@ -144,9 +143,13 @@ def settle_device(device: str, precision: str) -> tuple[torch.device, str]:
     return device, precision
 
 
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 @torch.no_grad()
 def check_tree(policy: Policy):
-    """Two answers under one prompt must score as each does alone by the model's own logits.
+    """Two answers under one prompt must score as each does alone by the model's own attention and logits.
 
     A model with ALiBi, convolutions, or logits that are scaled after the output projection would not.
     """
@@ -154,14 +157,16 @@ def check_tree(policy: Policy):
     try:
         with policy.autocast():
             both = answer_logps(policy.model, Tree([prompt], [answers], policy.device))
+            policy.model.set_attn_implementation("eager")
             for answer in answers:
-                tree = Tree([prompt + answer], device=policy.device)
-                logits = policy.model(input_ids=tree.ids, position_ids=tree.positions, layout=tree, use_cache=False).logits[0]
+                ids = torch.tensor([prompt + answer], device=policy.device)
+                logits = policy.model(input_ids=ids, use_cache=False).logits[0]
                 logps = logits[len(prompt) - 1 : -1].float().log_softmax(-1)
                 alone.append(logps.gather(1, torch.tensor(answer, device=policy.device)[:, None]).sum())
+            policy.model.set_attn_implementation("tree")
         fits = torch.allclose(both, torch.stack(alone), rtol=1e-4 if policy.dtype == torch.float32 else 0.02)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"model {policy.name} cannot be served by a tree: {str(error).strip().splitlines()[0]}")
+        raise UserError(f"model {policy.name} cannot be served by a tree: {first_line(error)}")
     if not fits:
         raise UserError(f"model {policy.name} ({policy.model.config.model_type}) has no attention that a tree can serve.")
 
@@ -407,6 +412,22 @@ def draw_unit(policy, questions, prompts, answers, max_new, temperature, top_p, 
     ]
 
 
+def halving(run, items: list) -> list:
+    """`run(items)`, a list; where the GPU's memory does not hold all of them, in halves one after the other, saying so.
+
+    Raises UserError where a single item does not fit.
+    """
+    try:
+        return run(items)
+    except torch.OutOfMemoryError:
+        if len(items) == 1:
+            raise UserError("one question does not fit the GPU's memory: try --checkpointing or a smaller --max-length.")
+    torch.cuda.empty_cache()
+    tqdm.write(f"out of GPU memory with {len(items)} questions in one pass: going on with halves")
+    middle = len(items) // 2
+    return halving(run, items[:middle]) + halving(run, items[middle:])
+
+
 def sample(
     policy: Policy,
     questions: list[Question],
@@ -426,14 +447,16 @@ def sample(
     """
     prompts = [data.prompt_ids(q, policy.tokenizer) for q in questions]
     todo = units(prompts, answers, max_new, batch_tokens)
+
+    def draw(unit):
+        members = [questions[i] for i in unit], [prompts[i] for i in unit]
+        return draw_unit(policy, *members, answers, max_new, temperature, top_p, seed, iteration)
+
     bar = tqdm(total=len(questions), desc=progress, unit="question", disable=progress is None, dynamic_ncols=True)
     drawn = ended = total = 0
     for number, unit in enumerate(todo):
         if number >= skip:
-            result = draw_unit(
-                policy, [questions[i] for i in unit], [prompts[i] for i in unit], answers, max_new, temperature, top_p,
-                seed, iteration,
-            )  # fmt: skip
+            result = halving(draw, unit)
             drawn, ended = drawn + sum(len(a.ids) for a in result), ended + sum(a.finished for a in result)
             total += len(result)
             elapsed = bar.format_dict["elapsed"] or 1e-9

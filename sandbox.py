@@ -16,12 +16,9 @@ import os
 import resource
 import select
 import signal
-import struct
 import subprocess
 import sys
 import time
-
-import walls
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 START_SECONDS = 60  # an interpreter starts in 0.05 s; on a machine that swaps it may take long, and that is no verdict
@@ -43,11 +40,6 @@ class Died(Exception):
     def __init__(self, status: int):
         super().__init__(f"exit status {status}")
         self.status = status
-
-
-def tier() -> str:
-    """The walls that this machine has for hostile Python, in words; begins with "strict" where all of them stand."""
-    return walls.tier()
 
 
 def clean_environment() -> dict[str, str]:
@@ -77,9 +69,9 @@ def die_with_parent(parent: int) -> None:
 
 def serve(handle) -> None:
     """The child's loop: one reply for each request, until the parent closes the pipe."""
-    _write(1, True)  # ready: the clock of the first request starts after the imports
-    while (request := _read(0, None)) is not None:
-        _write(1, handle(*request))
+    send(1, marshal.dumps(True))  # ready: the clock of the first request starts after the imports
+    while (request := receive(0)) is not None:
+        send(1, marshal.dumps(handle(*marshal.loads(request))))
 
 
 class Child:
@@ -105,20 +97,20 @@ class Child:
         if self.process is None:
             self.start()
         try:
-            _write(self.process.stdin.fileno(), request)
+            send(self.process.stdin.fileno(), marshal.dumps(request))
         except OSError:  # it died while it was idle
             raise Died(self.stop()) from None
         return self._receive(timeout)
 
     def _receive(self, timeout: float):
         try:
-            reply = _read(self.process.stdout.fileno(), time.monotonic() + timeout)
+            reply = receive(self.process.stdout.fileno(), deadline=time.monotonic() + timeout)
         except TimeoutError:
             self.stop(kill=True)
             raise Late from None
         if reply is None:
             raise Died(self.stop())
-        return reply
+        return marshal.loads(reply)
 
     def kill(self) -> None:
         """From another thread: whoever waits for this child sees it die."""
@@ -172,27 +164,32 @@ def _names(folder: str) -> list[str]:
         return []
 
 
-def _write(fd: int, message) -> None:
-    data = marshal.dumps(message)
-    view = memoryview(struct.pack("<Q", len(data)) + data)
+# --- messages: eight bytes of length, then the data -------------------------------------------------------------------
+
+
+def send(fd: int, data: bytes, deadline: float | None = None) -> None:
+    """One message. A deadline needs a file that does not block; TimeoutError when it has passed."""
+    view = memoryview(len(data).to_bytes(8, "little") + data)
     while view:
+        _wait(fd, select.POLLOUT, deadline)
         view = view[os.write(fd, view):]
 
 
-def _read(fd: int, deadline: float | None):
-    """One message, None at the end of the pipe; TimeoutError at the deadline."""
+def receive(fd: int, limit: int | None = None, deadline: float | None = None) -> bytes | None:
+    """One message, None at the end of the pipe; TimeoutError at the deadline, ValueError above `limit` bytes."""
     head = _read_exactly(fd, 8, deadline)
-    body = head and _read_exactly(fd, struct.unpack("<Q", head)[0], deadline)
-    return marshal.loads(body) if body else None
+    if head is None:
+        return None
+    size = int.from_bytes(head, "little")
+    if limit is not None and size > limit:
+        raise ValueError(f"a message of {size} bytes")
+    return _read_exactly(fd, size, deadline)
 
 
 def _read_exactly(fd: int, size: int, deadline: float | None) -> bytes | None:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
     parts = []
     while size:
-        if deadline is not None and not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise TimeoutError
+        _wait(fd, select.POLLIN, deadline)
         part = os.read(fd, min(size, 1 << 20))
         if not part:
             return None
@@ -201,18 +198,9 @@ def _read_exactly(fd: int, size: int, deadline: float | None) -> bytes | None:
     return b"".join(parts)
 
 
-def send(fd: int, data: bytes) -> None:
-    view = memoryview(len(data).to_bytes(8, "little") + data)
-    while view:
-        view = view[os.write(fd, view):]
-
-
-def receive(fd: int, limit: int | None = None, deadline: float | None = None) -> bytes | None:
-    """None at the end of the pipe; ValueError where more than `limit` bytes are announced."""
-    head = _read_exactly(fd, 8, deadline)
-    if head is None:
-        return None
-    size = int.from_bytes(head, "little")
-    if limit is not None and size > limit:
-        raise ValueError(f"a message of {size} bytes")
-    return _read_exactly(fd, size, deadline) if size else b""
+def _wait(fd: int, event: int, deadline: float | None) -> None:
+    if deadline is not None:
+        poll = select.poll()
+        poll.register(fd, event)
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise TimeoutError

@@ -17,7 +17,8 @@ As a command it reads one job per line (JSON) and writes one verdict per line, i
     {"id": 2, "kind": "python", "context": "...code_context of DS-1000...", "answer": "result = 1", "timeout": 120}
  -> {"id": 1, "verdict": "wrong", "message": "other rows", "seconds": 0.0004}
 
-A verdict of null is a fault of the machine or of the data, never of the answer; the exit code is then 1.
+A verdict of null is a fault of the machine (InfrastructureError) or of the question (GoldError: its gold query does not
+execute, its test fails before the program has run), never of the answer; the exit code is then 1.
 """
 
 import argparse
@@ -36,14 +37,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import sandbox
-from judge_sql import CLOCK, outermost_orders, spider_query
+import walls
+from judge_sql import NO_QUERY, outermost_orders, spider_query
 from sandbox import InfrastructureError
 from zygote import Zygote
 
 VERDICTS = ("correct", "wrong", "error", "denied", "timeout", "crash")
 COMPARISONS = ("spider", "spider_keep_distinct", "bird", "strict")
 
-GOLD_SECONDS = 30.0  # a gold query is given at least this long: a slow machine must not make it look broken
+# gold code is given at least this long: a slow machine must not make it look broken
+GOLD_SECONDS = {"sql": 30.0, "python": 120.0}
 GRACE = 0.25  # seconds after the deadline inside SQLite until the process is killed
 KEPT_GOLD_BYTES, KEPT_VERDICTS = 256 << 20, 100_000
 
@@ -53,6 +56,11 @@ class Verdict:
     verdict: str  # one of VERDICTS
     message: str = ""  # short, one line
     seconds: float = 0.0
+
+    @property
+    def ran(self) -> bool:
+        """Whether it executed; a text that is no query is wrong, but nothing of it ran."""
+        return self.verdict in ("correct", "wrong") and self.message != NO_QUERY
 
 
 @dataclass(frozen=True)
@@ -71,17 +79,8 @@ class PythonJob:
     timeout: float = 120.0  # the official limit
 
 
-@dataclass(frozen=True)
-class GoldReport:
-    """What running the gold query alone showed."""
-
-    verdict: Verdict  # "correct" where it executes, else error, denied, timeout or crash
-    rows: int | None  # number of rows of its result
-    deterministic: bool  # False where it asks for the time or for a random number
-
-
 class GoldError(ValueError):
-    """The gold query does not execute, so no answer to its question can be judged."""
+    """The gold query does not execute, or the test fails by itself: no answer to the question can be judged."""
 
 
 # --- the parent's side ------------------------------------------------------------------------------------------------
@@ -90,9 +89,8 @@ class GoldError(ValueError):
 class Verifier:
     """A pool of workers with a memory: `with Verifier() as verifier: verdicts = verifier.run(jobs)`."""
 
-    def __init__(self, workers: int = 2, timeout: float | None = None, python: str | None = None,
-                 allow_unsandboxed: bool = False):
-        self.timeout, self.closed = timeout, False
+    def __init__(self, workers: int = 2, python: str | None = None, allow_unsandboxed: bool = False):
+        self.closed = False
         self.children = [sandbox.Child("judge_sql", "serve_sql") for _ in range(workers)]
         self.python = Zygote(workers, python or sys.executable, allow_unsandboxed)
         self._idle = queue.LifoQueue()
@@ -121,14 +119,17 @@ class Verifier:
             child.stop()
 
     def submit(self, job) -> Future:
-        """A Future of the Verdict; it raises GoldError or InfrastructureError. The same job runs once."""
+        """A Future of the Verdict. The same job runs once.
+
+        It raises GoldError where the gold query does not execute or the test fails before any of the program has run, and
+        InfrastructureError where the machine is at fault: a database that cannot be read, walls that are missing, an
+        interpreter that does not start, too little memory.
+        """
         if isinstance(job, PythonJob):
-            timeout = self.timeout or job.timeout
-            key = (hashlib.sha256(job.context.encode("utf-8", "surrogatepass")).digest(), job.answer, timeout)
-            return self._once(key, self._judge_python, job, timeout)
+            key = (hashlib.sha256(job.context.encode("utf-8", "surrogatepass")).digest(), job.answer, job.timeout)
+            return self._once(key, self._judge_python, job)
         if job.comparison not in COMPARISONS:
             raise ValueError(f"unknown comparison {job.comparison!r}: one of {', '.join(COMPARISONS)}")
-        timeout = self.timeout or job.timeout
         gold, answer, ordered = job.gold, job.answer, False
         if job.comparison.startswith("spider"):
             gold, answer = (spider_query(query, job.comparison == "spider_keep_distinct") for query in (gold, answer))
@@ -136,8 +137,13 @@ class Verifier:
         elif job.comparison == "strict":
             ordered = outermost_orders(gold)
         database = os.path.abspath(job.database)  # the workers live in another folder
-        key = (*identity(database), gold, answer, job.comparison, timeout)
-        return self._once(key, self._judge_sql, database, gold, answer, timeout, job.comparison, ordered)
+        key = (*identity(database), gold, answer, job.comparison, job.timeout)
+        return self._once(key, self._judge_sql, database, gold, answer, job.timeout, job.comparison, ordered)
+
+    def execute(self, database: str, query: str, timeout: float) -> Future:
+        """A Future of the Verdict on a query that runs alone, without a gold: "correct" where it executes."""
+        database = os.path.abspath(database)
+        return self._once((*identity(database), query, timeout), self._run_alone, database, query, timeout)
 
     def _once(self, key: tuple, function, *arguments) -> Future:
         """The Future of this key: a verdict is remembered, a fault is not."""
@@ -161,29 +167,26 @@ class Verifier:
                 progress(1)
         return verdicts
 
-    def check_gold(self, database: str, gold: str, timeout: float = GOLD_SECONDS) -> Future:
-        """A Future of the GoldReport: does the gold query execute, and does it always say the same?"""
-        return self._pool.submit(self._check_gold, os.path.abspath(database), gold, timeout)
-
-    def _check_gold(self, database, gold, timeout):
-        verdict, rows, _ = self._gold(database, gold, timeout)
-        works = verdict.verdict == "correct"
-        return GoldReport(verdict, rows if works else None, not CLOCK.search(gold))
-
-    def _judge_python(self, job: PythonJob, timeout: float) -> Verdict:
-        head = {"imports": imports_of(job.context), "timeout": timeout}
-        verdict, message, seconds = self.python.ask(head, [job.context, job.answer], timeout)
+    def _judge_python(self, job: PythonJob) -> Verdict:
+        head = {"imports": imports_of(job.context), "timeout": job.timeout}
+        verdict, message, seconds = self.python.ask(head, [job.context, job.answer], job.timeout)
+        if verdict == "broken test":
+            missing = ", ".join(self.python.missing)
+            raise GoldError(message + (f" (libraries missing in {self.python.python}: {missing})" if missing else ""))
         if verdict == "infrastructure":
             raise InfrastructureError(message)
         return Verdict(verdict, message, seconds)
 
+    def _run_alone(self, database, query, timeout):
+        return self._ask(("alone", database, query, timeout), timeout)[0]
+
     def _judge_sql(self, database, gold, answer, timeout, comparison, ordered):
-        reference, _, data = self._gold(database, gold, max(timeout, GOLD_SECONDS))
+        reference, data = self._gold(database, gold, max(timeout, GOLD_SECONDS["sql"]))
         if reference.verdict != "correct":
             raise GoldError(f"gold query fails on {database} ({reference.verdict}: {reference.message}): {gold}")
         return self._ask(("answer", database, answer, timeout, comparison, ordered, data), timeout)[0]
 
-    def _gold(self, database, gold, timeout) -> tuple[Verdict, int, bytes]:
+    def _gold(self, database, gold, timeout) -> tuple[Verdict, bytes]:
         """The gold result: run by the first thread that wants it, while the others wait for that one."""
         key = (*identity(database), gold, timeout)
         with self._lock:
@@ -202,7 +205,7 @@ class Verifier:
             future.set_exception(error)
             raise
         future.set_result(result)
-        self._forget_golds(len(result[2]))
+        self._forget_golds(len(result[1]))
         return result
 
     def _forget_golds(self, size: int) -> None:
@@ -213,9 +216,9 @@ class Verifier:
                 if self._gold_bytes <= KEPT_GOLD_BYTES:
                     break
                 if self._golds[key].done():
-                    self._gold_bytes -= len(self._golds.pop(key).result()[2])
+                    self._gold_bytes -= len(self._golds.pop(key).result()[1])
 
-    def _ask(self, request, timeout) -> tuple[Verdict, int, bytes]:
+    def _ask(self, request, timeout) -> tuple[Verdict, bytes]:
         """One request to an idle worker. One that dies is replaced and asked once more: what comes again is real."""
         # more for a big gold result, which travels through the pipe
         grace = GRACE + (len(request[-1]) / 20e6 if request[0] == "answer" else 0.1 * timeout)
@@ -225,9 +228,9 @@ class Verifier:
                 if self.closed:
                     raise InfrastructureError("the verifier is closed")
                 try:
-                    verdict, message, seconds, rows, data = child.ask(request, timeout + grace)
+                    verdict, message, seconds, data = child.ask(request, timeout + grace)
                 except sandbox.Late:
-                    return Verdict("timeout", f"longer than {timeout:g} s, killed", timeout), 0, b""
+                    return Verdict("timeout", f"longer than {timeout:g} s, killed", timeout), b""
                 except sandbox.Died as died:
                     status = died.status
                     continue
@@ -235,11 +238,11 @@ class Verifier:
                     raise InfrastructureError(message)
                 if message == "out of memory":  # what it freed may be in pieces
                     child.stop()
-                return Verdict(verdict, message, seconds), rows, data
+                return Verdict(verdict, message, seconds), data
         finally:
             self._idle.put(child)
         if -status in sandbox.CRASHES:
-            return Verdict("crash", f"the worker died of signal {-status}"), 0, b""
+            return Verdict("crash", f"the worker died of signal {-status}"), b""
         raise InfrastructureError(f"a SQL worker died twice (exit status {status}; -9: the machine is out of memory)")
 
 
@@ -320,7 +323,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.workers < 1:
         parser.error("--workers must be at least 1")
-    print(f"walls for Python: {sandbox.tier()}", file=sys.stderr, flush=True)
+    print(f"walls for Python: {walls.tier()}", file=sys.stderr, flush=True)
     if sys.stdin is None or sys.stdout is None:
         print("verify.py: standard input and output must be open", file=sys.stderr)
         return 2

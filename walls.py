@@ -9,7 +9,7 @@ calls work for root, for a normal user and inside ordinary containers, on x86-64
   limits     address space, size of one file, open files, processor time, no core file; no capability is kept
 
 What they do not do: hide that a path exists (stat works everywhere), hide the machine's name and processor, or stop
-side channels. Threads and the total size of the folder are counted from outside (judge.py).
+side channels. Threads and the total size of the folder are counted from outside (zygote.py).
 """
 
 import ctypes
@@ -163,7 +163,7 @@ PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_SET_VMA = 23, 24, 38, 
 CAP_DAC_OVERRIDE = 1
 CLONE_THREAD = 0x10000
 
-# (number in the audit system, how many system calls the table below has per name, which column of it)
+# (number in the audit system, which column of the tables below)
 ARCHITECTURE = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}.get(platform.machine())
 if sys.byteorder != "little" or struct.calcsize("P") != 8:
     ARCHITECTURE = None

@@ -20,7 +20,6 @@ import select
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -37,7 +36,8 @@ from sandbox import InfrastructureError
 LIBRARIES = ("numpy", "pandas", "scipy.sparse", "scipy.stats", "scipy.optimize", "scipy.spatial", "scipy.interpolate",
              "scipy.integrate", "scipy.signal", "scipy.ndimage", "matplotlib.pyplot", "seaborn", "PIL.Image", "sklearn",
              "torch")  # fmt: skip
-VERDICTS = ("correct", "wrong", "error", "denied", "timeout", "crash", "killed", "infrastructure")
+NO_VERDICTS = ("broken test", "killed", "infrastructure")  # never believed once the program runs in its judge's process
+VERDICTS = ("correct", "wrong", "error", "denied", "timeout", "crash", *NO_VERDICTS)
 MAX_FOLDER = 256 << 20  # bytes in a program's folder, counted from outside
 MAX_FILES, MAX_PATH, MAX_THREADS = 2000, 2000, 128
 DISTURBED = "the program disturbed its judge"
@@ -64,9 +64,9 @@ class Zygote:
         self.missing = []  # libraries that the interpreter does not have
 
     def ask(self, head: dict, body: list[str], timeout: float) -> list:
-        """[verdict, message, seconds] of one program. A supervisor that dies is no verdict: it is asked once more."""
+        """[one of VERDICTS, message, seconds] of a program. A supervisor that dies is no verdict: it is asked once more."""
         if not self.allow_unsandboxed and not walls.is_strict():
-            raise InfrastructureError(f"this machine has not all the walls that a hostile program needs ({sandbox.tier()}); "
+            raise InfrastructureError(f"this machine has not all the walls that a hostile program needs ({walls.tier()}); "
                                       "--allow-unsandboxed runs Python answers without them")
         for last in (False, True):
             try:
@@ -78,7 +78,7 @@ class Zygote:
             if process is None:
                 break
             line = idle.get()
-            reply = self._exchange(line, head, body, timeout + sandbox.START_SECONDS)
+            reply = self._exchange(line, (head, body), timeout + sandbox.START_SECONDS)
             if reply is not None:
                 idle.put(line)
                 return reply
@@ -86,16 +86,17 @@ class Zygote:
             self.stop(process)
         raise InfrastructureError("the verifier is closed" if self.closed else "the Python worker died twice")
 
-    def _exchange(self, line, head: dict, body: list[str], timeout: float) -> list | None:
-        """Two messages out, one back; None where the other end is gone."""
-        line.settimeout(timeout)
+    @staticmethod
+    def _exchange(line, messages: tuple, timeout: float):
+        """Messages out, one back; None where the other end is gone or late."""
+        deadline = time.monotonic() + timeout
         try:
-            for part in (head, body):
-                data = json.dumps(part).encode()
-                line.sendall(struct.pack("<Q", len(data)) + data)
+            for message in messages:
+                sandbox.send(line.fileno(), json.dumps(message).encode(), deadline)
+            reply = sandbox.receive(line.fileno(), deadline=deadline)
         except OSError:
             return None
-        return self._reply(line, timeout)
+        return json.loads(reply) if reply else None
 
     def _started(self):
         with self.lock:
@@ -122,7 +123,8 @@ class Zygote:
                     theirs.close()
             self.sockets, self.idle = [ours for ours, _ in pairs], queue.LifoQueue()
             for line in self.sockets:
-                hello = self._reply(line, sandbox.START_SECONDS)
+                line.setblocking(False)
+                hello = self._exchange(line, (), sandbox.START_SECONDS)
                 if hello is None:
                     errors.seek(0)
                     last = errors.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
@@ -133,15 +135,6 @@ class Zygote:
         if hello["threads"] > 1:
             self._end()
             raise InfrastructureError(f"{self.python}: a library starts threads when it is imported")
-
-    @staticmethod
-    def _reply(line, timeout: float):
-        try:
-            head = sandbox._read_exactly(line.fileno(), 8, time.monotonic() + timeout)
-            body = head and sandbox._read_exactly(line.fileno(), struct.unpack("<Q", head)[0], time.monotonic() + timeout)
-        except (OSError, TimeoutError):
-            return None
-        return json.loads(body) if body else None
 
     def stop(self, process=None) -> None:
         """End it: for good, or only if it is still this one."""
@@ -180,7 +173,7 @@ def zygote(sockets: list[int], temporary: str, strict: bool) -> None:
     missing = [name for name in LIBRARIES if not load(name)]
     warm_up()
     walls.readable_paths()
-    hello = {"missing": missing, "tier": walls.tier(), "threads": threads(os.getpid())}
+    hello = {"missing": missing, "threads": threads(os.getpid())}
     gc.collect()
     gc.freeze()  # the children would otherwise copy every page that the collector touches
     parent, children = os.getpid(), []
@@ -316,7 +309,7 @@ def watch(reader: int, verifier: int, nonce: str, pids: list[int], local: list, 
                 elif [who, what] == LOCAL and not local:
                     local.append(True)
                 elif who == nonce and what in VERDICTS and type(message[0]) is str and not (
-                        local and what in ("infrastructure", "killed")):  # fmt: skip
+                        local and what in NO_VERDICTS):  # fmt: skip
                     return what, one_line(message[0])
                 else:
                     return "error", DISTURBED

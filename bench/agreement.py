@@ -26,7 +26,7 @@ import data  # noqa: E402
 import eval as score  # noqa: E402
 from data import UserError  # noqa: E402
 from exact_match import exact_match, hardness  # noqa: E402
-from verify import InfrastructureError, PythonJob, Verifier  # noqa: E402
+from verify import GoldError, InfrastructureError, PythonJob, Verifier  # noqa: E402
 
 
 def compare(metric: str, keys: list, ours: list, official: list, detail) -> dict:
@@ -44,6 +44,11 @@ def compare(metric: str, keys: list, ours: list, official: list, detail) -> dict
     return numbers
 
 
+def lines(file: Path) -> list[dict]:
+    with open(file, encoding="utf-8") as rows:  # not splitlines: an answer may hold U+2028 and its like
+        return [json.loads(row) for row in rows]
+
+
 said: set[str] = set()  # notes, once for all files
 
 
@@ -52,9 +57,9 @@ def sql(name: str, folder: str, file: Path, verifier: Verifier, timeout: float) 
     questions, notes = data.load(name, folder, "dev")
     key = "index" if name == "spider" else "question_id"
     questions = {getattr(q, key): q for q in questions}
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = lines(file)
     asked = [questions[row[key]] for row in rows if row[key] in questions]
-    usable, failing = score.usable(asked, verifier, timeout)
+    usable, failing = score.usable(asked, verifier, name, timeout)
     usable = {getattr(q, key): q for q in usable}
     for note in notes + failing:
         if note not in said:
@@ -105,14 +110,14 @@ def sql(name: str, folder: str, file: Path, verifier: Verifier, timeout: float) 
 def ds1000(folder: str, file: Path, verifier: Verifier) -> dict:
     """One file of answers to DS-1000's problems. A test that misses a data set from the network gives no verdict."""
     questions = {q.question_id: q for split in ("train", "dev") for q in data.load("ds1000", folder, split)[0]}
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+    rows = lines(file)
     futures = [verifier.submit(PythonJob(questions[row["problem_id"]].context, row["answer"])) for row in rows]
     verdicts = []
     for future in tqdm(futures, desc=file.stem, unit="program", leave=False):
-        fault = future.exception()
-        if fault and not isinstance(fault, InfrastructureError):
-            raise fault
-        verdicts.append(None if fault else future.result())
+        try:
+            verdicts.append(future.result())
+        except GoldError:
+            verdicts.append(None)
     judged = [i for i, v in enumerate(verdicts) if v]
     print(f"{file.parent.name}/{file.name}")
     faults = [rows[i]["problem_id"] for i, v in enumerate(verdicts) if not v]
@@ -152,4 +157,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    data.run(main)
+    data.run(main, InfrastructureError)

@@ -82,7 +82,8 @@ def theirs(args, config, questions, policy, prompts, answers, pairs):
     model = AutoModelForCausalLM.from_pretrained(source, dtype=policy.dtype, attn_implementation="sdpa", **extra)
     model.is_quantized, model.hf_quantizer = False, None
     trl = DPOConfig(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=config.batch_size, loss_type=["sigmoid", "sft"],
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=args.their_pairs, loss_type=["sigmoid", "sft"],
+        gradient_accumulation_steps=config.batch_size // args.their_pairs,
         loss_weights=[1.0, config.lam], beta=config.beta, max_length=None, report_to=[], learning_rate=config.lr,
         use_cpu=policy.device.type == "cpu", bf16=policy.dtype == torch.bfloat16, gradient_checkpointing=False,
         precompute_ref_log_probs=True, num_train_epochs=1, disable_tqdm=True, save_strategy="no", logging_steps=1000,
@@ -111,6 +112,7 @@ def main():
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--questions", type=int, default=16)
     parser.add_argument("--their-batch", type=int, default=4, help="questions that generate gets at once")
+    parser.add_argument("--their-pairs", type=int, default=4, help="pairs that DPOTrainer gets at once: what memory holds")
     parser.add_argument("--quick", action="store_true", help="2 questions of the first data set, 4 answers of 32 tokens")
     args = parser.parse_args()
     sets = [(name, folder) for name, folder in (("spider", args.spider), ("bird", args.bird)) if folder]
@@ -124,7 +126,7 @@ def main():
             config, count = dataclasses.replace(config, answers=4, pairs=4, max_new=32), 2
         questions = data.subset(data.load(name, folder, "train")[0], 4 * count, 0)
         with Verifier(2) as verifier:
-            questions = usable(questions, verifier, 10)[0][:count]
+            questions = usable(questions, verifier, data.COMPARISON[name], config.timeout)[0][:count]
         with tempfile.TemporaryDirectory() as run:
             mine, policy, prompts, answers, pairs = ours(args, config, questions, Path(run) / "iter_1")
         stack = theirs(args, config, questions, policy, prompts, answers, pairs)

@@ -1,6 +1,6 @@
 """Memory of one training step, counted from shapes; checked against a measurement on SmolLM2.
 
-    python bench/memory.py                  measures one checkpointed step, 16 answers, at K = 2, 10 and 40 pairs
+    python bench/memory.py                  measures one checkpointed step, 16 answers, at K = 8, 16 and 64 pairs
     python bench/memory.py --count-only     the table for Llama-3-8B on a 24 GB GPU
 
 With checkpointing a step holds the weights, the adapter with its gradient and AdamW's two moments, the input of every layer,
@@ -27,12 +27,13 @@ SMOLLM2 = {"hidden": 576, "inner": 1536, "layers": 30, "heads": 9, "kv_heads": 3
 
 
 def count(s, prompt, answers, length, width, rank=8, chunk=1024, expand=True):
-    """MiB of each part. width: bytes of a weight and an activation; expand: keys repeated to all heads (CUDA)."""
+    """MiB of each part. width: bytes of a weight and an activation; expand: as on CUDA."""
     d, f, q, kv = s["hidden"], s["inner"], s["heads"] * s["head"], s["kv_heads"] * s["head"]
     tokens = prompt + answers * length
     weights = s["layers"] * (2 * d * q + 2 * d * kv + 3 * d * f) + s["vocab"] * d * (1 if s["tied"] else 2)
     adapter = s["layers"] * rank * (2 * (d + q) + 2 * (d + kv) + 3 * (d + f))
-    seen = answers * (prompt + length) * (q if expand else kv)  # keys that the answers attend to, laid side by side
+    # the keys that are attended to: side by side for each answer and head (CUDA), or the ancestors' once and the own ones
+    seen = answers * (prompt + length) * q if expand else tokens * (q + kv)
     # of one layer: 2 norms and their inputs, q, k, v before and after rotation, attention, its output; gate, up, silu, product;
     # the low-rank products; and as much again for the gradients of the widest of them
     layer = tokens * (6 * d + 4 * q + 4 * kv + 4 * f + 7 * rank) + 2 * seen

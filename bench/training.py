@@ -97,7 +97,8 @@ def case(args, policy, prompt_length, answer_length):
         model, args=trl, train_dataset=Dataset.from_list(rows), processing_class=policy.tokenizer, peft_config=peft
     )
     trainer.precompute_ref_logps = True
-    batch = {k: v.to(policy.device) for k, v in trainer.data_collator(rows).items()}
+    parts = [rows[i : i + args.their_pairs] for i in range(0, len(rows), args.their_pairs)]
+    parts = [(len(p) / len(rows), {k: v.to(policy.device) for k, v in trainer.data_collator(p).items()}) for p in parts]
     mine = lora.layers(policy.model)
     named = dict(trainer.model.named_parameters())
     theirs_gradients = {}
@@ -111,7 +112,8 @@ def case(args, policy, prompt_length, answer_length):
     def theirs():
         for p in theirs_gradients.values():
             p.grad = None
-        trainer.compute_loss(trainer.model, dict(batch)).backward()
+        for share_of_pairs, batch in parts:
+            (share_of_pairs * trainer.compute_loss(trainer.model, dict(batch))).backward()
 
     theirs()
     _, theirs_seconds, theirs_memory = best(theirs, args.repeats)
@@ -133,6 +135,7 @@ def main():
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--cases", nargs="+", default=["300x40", "1000x60"])
+    parser.add_argument("--their-pairs", type=int, default=2, help="pairs that DPOTrainer gets at once: what memory holds")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="the first case, once")
     args = parser.parse_args()

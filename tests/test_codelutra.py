@@ -5,7 +5,9 @@ import math
 import random
 import shutil
 from collections import Counter
+from concurrent.futures import Future
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,8 +19,8 @@ import data
 import lora
 from codelutra import Config, QuestionPairs, batches, check_first_step, learning_rate, parse, reference_logps, train
 from data import Answer, UserError
-from sample import load_policy
-from verify import Verifier
+from sample import halving, load_policy
+from verify import VERDICTS, Verdict, Verifier
 
 LN2 = math.log(2)
 
@@ -232,11 +234,30 @@ def test_by_the_criterion_executable_a_text_that_is_no_query_is_not_right(spider
     questions = data.load("spider", spider, "train")[0][:1]
     config = Config(data="spider", criterion="executable", gold="never", timeout=5.0)
     texts = {"SELECT 5": "correct", "SELECT x FROM y": "error", "": "wrong", "SELECT": "error", "-- no": "wrong"}
-    with Verifier(1, 5.0) as verifier:
+    texts |= {"EXPLAIN SELECT 5": "wrong"}
+    with Verifier(1) as verifier:
         for text, expected in texts.items():
             answer = Answer(0, 0, (1,), text, -1.0, True)
             verdict = codelutra.outcome(config, codelutra.execute(config, questions[0], answer, verifier))
             assert verdict.verdict == expected, text
+
+
+@pytest.mark.parametrize("criterion, chosen", [("match", {"correct"}), ("executable", {"correct", "wrong"})])
+def test_the_criterion_decides_which_verdicts_are_chosen(criterion, chosen):
+    for name in VERDICTS:
+        future = Future()
+        future.set_result(Verdict(name, "why", 1.5))
+        expected = Verdict("correct" if name in chosen else name, "why", 1.5)
+        assert codelutra.outcome(Config(criterion=criterion), future) == expected
+
+
+def test_no_training_question_left_is_one_sentence_and_no_file(spider, tmp_path):
+    train, dev = (data.load("spider", spider, split)[0] for split in ("train", "dev"))
+    splits = [replace(q, gold="SELECT x FROM nowhere") for q in train], train[:1], dev
+    policy = SimpleNamespace(max_positions=512)
+    with Verifier(1) as verifier, pytest.raises(UserError, match="no training question is left.*question 11 .*no such table"):
+        codelutra.choose_questions(Config(data="spider"), policy, splits, [], tmp_path, verifier)
+    assert not list(tmp_path.iterdir())
 
 
 # ---- the whole loop ----------------------------------------------------------------------------------------------------
@@ -277,7 +298,7 @@ def again(folders, spider, finished, tmp_path):
         assert not list(again.run.rglob("*.part"))
         return True
 
-    again.run, again.same = tmp_path / "run", same
+    again.run, again.same, again.finished = tmp_path / "run", same, finished
     return again
 
 
@@ -370,6 +391,57 @@ def test_a_run_stopped_at_every_boundary_ends_with_the_same_files(again, monkeyp
             again()
     again()
     assert again.same()
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_run_stopped_within_an_epoch_goes_on_from_its_checkpoint(again, monkeypatch, stop):
+    original, done = codelutra.add_gradients, []
+
+    def counted(*args):
+        if len(done) == stop:
+            raise Stop
+        done.append(args[-1])
+        return original(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(codelutra, "add_gradients", counted)
+        again("--save-every", "1e-9")
+    assert (again.run / "iter_1" / "checkpoint.pt").exists()
+    first, stop = done, -1
+    done = []
+    monkeypatch.setattr(codelutra, "add_gradients", counted)
+    again()
+    assert not set(first) & set(done)  # no step was made twice
+    assert again.same() and not list(again.run.rglob("checkpoint.pt"))
+
+
+def test_a_gpu_without_memory_for_a_pack_takes_it_in_halves(again, monkeypatch, capsys):
+    """The same gradients up to rounding: packs and their order change nothing else."""
+    original, full = codelutra.pack_loss, []
+
+    def pack_loss(*args):
+        if len(args[-1]) > 1:
+            full.append(len(args[-1]))
+            raise torch.OutOfMemoryError
+        return original(*args)
+
+    monkeypatch.setattr(codelutra, "pack_loss", pack_loss)
+    again("--iterations", "1")
+    assert full and "out of GPU memory" in capsys.readouterr().out
+    mine, theirs = (load_file(run / "iter_1/adapter/adapter_model.safetensors") for run in (again.run, again.finished))
+    for name, value in theirs.items():
+        torch.testing.assert_close(mine[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_halves_keep_the_order_and_one_alone_is_an_error():
+    def run(items):
+        if len(items) > 2 or items == ["too large"]:
+            raise torch.OutOfMemoryError
+        return [item * 2 for item in items]
+
+    assert halving(run, list(range(7))) == [0, 2, 4, 6, 8, 10, 12]
+    with pytest.raises(UserError, match="one question does not fit"):
+        halving(run, ["too large"])
 
 
 @pytest.mark.parametrize("lost", [1, 2, 3, 4, 5], ids=lambda n: f"the last {n} stages")
@@ -483,17 +555,16 @@ def test_presets_are_defaults_that_a_flag_overrides():
 def test_a_second_process_on_one_run_is_refused(folders, spider, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    held = codelutra.lock(run)
-    with pytest.raises(UserError, match="another process is working on"):
+    with codelutra.lock(run), pytest.raises(UserError, match="another process is working on"):
         codelutra.main(command(folders, spider, run))
-    held.close()
     assert not (run / "config.json").exists()
-    codelutra.lock(run).close()
+    with codelutra.lock(run):
+        pass
 
 
 def test_a_run_folder_that_cannot_be_made_is_one_sentence(folders, spider, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="Not a directory"):
         codelutra.main(command(folders, spider, tmp_path / "file" / "run"))
 
 

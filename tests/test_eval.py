@@ -1,18 +1,21 @@
 """Scores by hand, every form of a predictions file, and the command on the bundled set."""
 
 import dataclasses
+import gzip
 import json
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+from test_verify_cli import CONTEXT, strict
 
 import data
 import eval as evaluation
 from data import Question, UserError
 from eval import read_predictions, scores, usable
-from verify import Verdict, Verifier
+from verify import InfrastructureError, Verdict, Verifier
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,17 +61,33 @@ def test_a_python_question_has_no_em():
 
 
 def test_one_query_a_line_for_the_whole_file(write):
-    path = write("SELECT 1\n\nSELECT 3\n\n")  # an empty line is an empty answer, but not at the end
-    assert read_predictions(path, questions(0, 2), total=3) == {0: "SELECT 1", 1: "", 2: "SELECT 3"}
+    path = write("SELECT 1\n\nSELECT 3\n")  # an empty line is an empty answer
+    assert read_predictions(path, questions(0, 1), total=3) == {0: "SELECT 1", 1: ""}
+    assert read_predictions(path, questions(0, 2), total=3) == {0: "SELECT 1", 2: "SELECT 3"}
 
 
-def test_one_query_a_line_for_the_usable_questions(write):
-    assert read_predictions(write("SELECT 1\nSELECT 3"), questions(0, 2), total=3) == {0: "SELECT 1", 2: "SELECT 3"}
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", "\n \n\n"])
+def test_empty_answers_at_the_end_are_answers_and_what_is_too_much_is_not(write, end):
+    found = read_predictions(write("SELECT 1\n\nSELECT 3" + end), questions(0, 1, 2), total=3)
+    assert found == {0: "SELECT 1", 1: "", 2: "SELECT 3"}
+    if end.startswith("\n\n"):
+        found = read_predictions(write("SELECT 1" + end), questions(0, 1), total=2)
+        assert found == {0: "SELECT 1", 1: ""}
 
 
-def test_a_tab_and_a_database_name_are_dropped(write):
+def test_a_file_for_the_usable_questions_alone_is_not_guessed_at(write):
+    with pytest.raises(UserError, match="2 lines; the split has 3 questions"):
+        read_predictions(write("SELECT 1\nSELECT 3"), questions(0, 2), total=3)
+
+
+def test_a_tab_and_the_name_of_the_database_are_dropped(write):
     path = write("SELECT 1\tpets\nSELECT '\t'\tpets\n")
     assert read_predictions(path, questions(0, 1), 2) == {0: "SELECT 1", 1: "SELECT '\t'"}
+
+
+def test_a_tab_inside_a_query_drops_nothing(write):
+    path = write("SELECT 1\tFROM pets\nSELECT '\tx'\n")
+    assert read_predictions(path, questions(0, 1), 2) == {0: "SELECT 1\tFROM pets", 1: "SELECT '\tx'"}
 
 
 def test_lines_of_windows(write):
@@ -82,8 +101,8 @@ def test_a_byte_order_mark_is_no_part_of_the_first_query(write):
 def test_json_lines_by_index_and_by_question_id(write):
     rows = [{"index": 2, "answer": "SELECT 2"}, {"question_id": 700, "answer": "SELECT 0", "other": 1}]
     rows.append({"question_id": 12345, "answer": "of a question left out"})
-    path = write("".join(json.dumps(row) + "\n" for row in rows))
-    assert read_predictions(path, questions(0, 2), total=3) == {2: "SELECT 2", 0: "SELECT 0"}
+    path = write("".join(json.dumps(row) + "\n" for row in rows) + "\n\n")
+    assert read_predictions(path, questions(0, 2), total=9) == {2: "SELECT 2", 0: "SELECT 0"}
 
 
 def test_a_json_answer_may_hold_line_separators(write):
@@ -97,7 +116,8 @@ def test_a_json_answer_may_hold_line_separators(write):
     [
         ("", "empty"),
         ("\n \n", "empty"),
-        ("SELECT 1\nSELECT 2\nSELECT 3\n", "3 lines; the split has 4 questions, 2"),
+        ("SELECT 1\nSELECT 2\nSELECT 3\n", "3 lines; the split has 4 questions"),
+        ("1\n2\n3\n4\n5\n", "5 lines; the split has 4 questions"),
         (b"\xff\xfe\x00", "cannot read"),
         ('{"index": 0, "answer": "x"}\nSELECT 1', "line 2"),
         ('{"index": 0, "answer": "x"}\n{"index": 1}', "line 2"),
@@ -124,15 +144,63 @@ def test_a_file_that_is_not_there_is_a_user_error(tmp_path):
 
 @pytest.fixture(scope="module")
 def verifier():
-    with Verifier(1, 5.0) as verifier:
+    with Verifier(1) as verifier:
         yield verifier
 
 
 def test_a_question_whose_gold_fails_is_left_out_and_named(spider, verifier):
     good = data.load("spider", spider, "dev")[0]
-    bad = Question(41, "pets", good[0].database, "?", "SELECT nothing FROM nowhere")
-    kept, notes = usable([*good, bad], verifier, 5.0)
-    assert kept == good and len(notes) == 1 and "question 41 (pets)" in notes[0]
+    bad = Question(41, "pets", good[0].database, "?", "SELECT x FROM nowhere")
+    kept, notes = usable([*good, bad], verifier, "spider", 5.0)
+    assert kept == good and len(notes) == 1
+    assert notes[0].startswith("question 41 (pets): gold query fails") and "no such table: nowhere" in notes[0]
+
+
+def test_a_gold_is_judged_as_an_answer_would_be(spider, verifier):
+    """Spider's preparation of a query comes before it runs; a gold that is not equal to itself says nothing."""
+    path = data.load("spider", spider, "dev")[0][0].database
+    golds = ["SELECT name FROM owner WHERE id > = 2", "SELECT random() FROM owner", "EXPLAIN SELECT name FROM owner"]
+    asked = [Question(i, "pets", path, "?", gold) for i, gold in enumerate(golds)]
+    kept, notes = usable(asked, verifier, "spider", 5.0)
+    assert [q.index for q in kept] == [0]
+    assert "question 1 (pets): its gold code fails: wrong: other rows" in notes[0] and "not a query" in notes[1]
+    kept, notes = usable(asked, verifier, "strict", 5.0)
+    assert not kept and "question 0 (pets): gold query fails" in notes[0] and "syntax error" in notes[0]
+
+
+@strict
+def test_problems_whose_test_or_gold_code_fails_are_left_out_and_named(verifier):
+    broken = CONTEXT.replace("return 7, 14", "return 7, open('/no/such/file')")
+    problems = [("result = x * 2", CONTEXT), ("result = x * 2", broken), ("result = x", CONTEXT), ("1 / 0", CONTEXT)]
+    asked = [Question(i, "Numpy", "", "?", gold, "", 900 + i, "Numpy", test) for i, (gold, test) in enumerate(problems)]
+    kept, notes = usable(asked, verifier, "", 60.0)
+    assert kept == asked[:1] and len(notes) == 3
+    assert notes[0].startswith("problem 901 (Numpy): the test itself fails: ") and "make ds1000" in notes[0]
+    assert notes[1].startswith("problem 902 (Numpy): its gold code fails: wrong: the result: AssertionError")
+    assert notes[2] == "problem 903 (Numpy): its gold code fails: error: ZeroDivisionError: division by zero"
+
+
+@strict
+def test_a_fault_of_the_machine_is_not_taken_for_a_broken_question(verifier, tmp_path):
+    with pytest.raises(InfrastructureError, match="no database"):
+        usable([Question(0, "pets", str(tmp_path / "none.sqlite"), "?", "SELECT 1")], verifier, "spider", 5.0)
+    problem = Question(0, "Numpy", "", "?", "result = x * 2", context=CONTEXT)
+    with Verifier(1, "/no/such/python") as other, pytest.raises(InfrastructureError, match="/no/such/python"):
+        usable([problem], other, "", 5.0)
+
+
+def test_gold_code_has_its_time_on_a_slow_machine():
+    class Recording:
+        def submit(self, job):
+            seconds.append(job.timeout)
+            future = Future()
+            future.set_result(Verdict("correct"))
+            return future
+
+    asked, seconds = [*questions(0), dataclasses.replace(questions(1)[0], context="test")], []
+    for timeout in (10.0, 60.0, 500.0):
+        assert usable(asked, Recording(), "spider", timeout) == (asked, [])
+    assert seconds == [30, 120, 60, 120, 500, 500]
 
 
 def test_greedy_answers_are_verified_in_the_order_of_the_questions(spider, verifier, folders, monkeypatch):
@@ -164,6 +232,57 @@ def test_a_prompt_too_long_for_the_model_is_a_question_without_an_answer(spider,
 
 
 # ---- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag, value", [
+    ("--workers", "0"), ("--workers", "-1"), ("--limit", "-3"), ("--timeout", "0"), ("--timeout", "-2"), ("--timeout", "nan"),
+    ("--timeout", "inf"), ("--batch-tokens", "0"), ("--max-new", "0"),
+])  # fmt: skip
+def test_a_number_that_cannot_be_is_exit_code_2_and_named(capsys, flag, value):
+    with pytest.raises(SystemExit) as end:
+        evaluation.main([f"{flag}={value}", "--data-dir", "/no/such/folder"])
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2 and f"error: {flag} must" in message and value.split(".")[0] in message
+
+
+class Reached(Exception):
+    """The gold code would be run now."""
+
+
+@pytest.fixture
+def reached(monkeypatch):
+    """What `usable` was given: it raises instead of running the gold code."""
+    given = []
+
+    def usable(*arguments):
+        given.append(arguments)
+        raise Reached
+
+    monkeypatch.setattr(evaluation, "usable", usable)
+    return given
+
+
+def test_the_timeout_is_the_data_sets_own(reached, spider, write, tmp_path):
+    meta = {"library": "Numpy", "problem_id": 0}
+    row = {"metadata": meta, "prompt": "?", "reference_code": "result = 1", "code_context": CONTEXT}
+    with gzip.open(tmp_path / "ds1000.jsonl.gz", "wt") as file:
+        file.write(2 * (json.dumps(row) + "\n"))
+    predictions = str(write('{"index": 0, "answer": ""}'))
+    for name, folder, *flags in (("spider", spider), ("ds1000", tmp_path), ("ds1000", tmp_path, "--timeout", "7")):
+        with pytest.raises(Reached):
+            evaluation.main(["--data", name, "--data-dir", str(folder), "--predictions", predictions, *flags])
+    assert [arguments[2:4] for arguments in reached] == [("spider", 10.0), ("", 60.0), ("", 7.0)]
+
+
+def test_the_model_and_its_adapter_are_loaded_before_any_gold_code_runs(reached, spider, folders, tmp_path):
+    arguments = ["--data", "spider", "--data-dir", str(spider), "--precision", "float32", "--device", "cpu"]
+    with pytest.raises(UserError):
+        evaluation.main([*arguments, "--model", str(tmp_path / "no-model")])
+    with pytest.raises(UserError, match="no readable adapter"):
+        evaluation.main([*arguments, "--model", folders["gpt2"], "--adapter", str(tmp_path)])
+    assert not reached
+    with pytest.raises(Reached):
+        evaluation.main([*arguments, "--model", folders["gpt2"]])
 
 
 def command(*argv):

@@ -44,11 +44,16 @@ def test_sft_refuses_another_reduction():
         sft_loss(column(-1), torch.tensor([1]), "median")
 
 
+def equation_6(chosen, rejected, reference_chosen, reference_rejected, lengths, beta, lam, reduction="mean"):
+    margin = dpo_margin(chosen, rejected, reference_chosen, reference_rejected)
+    return dual_loss(dpo_loss(margin, beta), sft_loss(chosen, lengths, reduction), lam)
+
+
 def test_dual_by_hand():
     # margin 5, β 0.1: 0.4740770; SFT mean 10 / 4 = 2.5, sum 10; λ 0.5: + 1.25 or + 5
     inputs = column(-10), column(-23), column(-12), column(-20), torch.tensor([4])
-    torch.testing.assert_close(dual_loss(*inputs, 0.1, 0.5), column(1.7240770))
-    torch.testing.assert_close(dual_loss(*inputs, 0.1, 0.5, "sum"), column(5.4740770))
+    torch.testing.assert_close(equation_6(*inputs, 0.1, 0.5), column(1.7240770))
+    torch.testing.assert_close(equation_6(*inputs, 0.1, 0.5, "sum"), column(5.4740770))
 
 
 def test_at_the_reference_dpo_is_ln_2():
@@ -62,7 +67,7 @@ def test_gradients_have_their_closed_form(reduction, share, beta, lam, margin):
     chosen = torch.tensor([-10.0], dtype=torch.float64, requires_grad=True)
     rejected = torch.tensor([-10.0 - margin], dtype=torch.float64, requires_grad=True)
     start = torch.tensor([-10.0], dtype=torch.float64)
-    dual_loss(chosen, rejected, start, start, torch.tensor([4]), beta, lam, reduction).sum().backward()
+    equation_6(chosen, rejected, start, start, torch.tensor([4]), beta, lam, reduction).sum().backward()
     slope = beta * sigmoid(-beta * margin)  # d/dm of −log σ(βm) is −β σ(−βm)
     assert chosen.grad.item() == pytest.approx(-slope - lam * share, rel=1e-9)
     assert rejected.grad.item() == pytest.approx(slope, rel=1e-9)
@@ -70,9 +75,9 @@ def test_gradients_have_their_closed_form(reduction, share, beta, lam, margin):
 
 def test_the_reference_gets_no_say_in_the_sft_term():
     inputs = [column(-10), column(-23), column(-12), column(-20), torch.tensor([4])]
-    plain = dual_loss(*inputs, 0.0, 1.0)  # β = 0: DPO is the constant ln 2
+    plain = equation_6(*inputs, 0.0, 1.0)  # β = 0: DPO is the constant ln 2
     inputs[2:4] = column(-1), column(-2)
-    assert dual_loss(*inputs, 0.0, 1.0).item() == plain.item() == pytest.approx(math.log(2) + 2.5)
+    assert equation_6(*inputs, 0.0, 1.0).item() == plain.item() == pytest.approx(math.log(2) + 2.5)
 
 
 def test_preference_accuracy_counts_ties_one_half():

@@ -46,6 +46,14 @@ def test_the_page_holds_every_question_with_all_answers(run):
     assert "25.0" in text and "75.0" in text and "67.8" in text  # ours, and the paper's π_1 on Spider
 
 
+def test_an_answer_may_hold_line_separators(run):
+    path = run / "iter_0" / "dev.jsonl"
+    rows = [json.loads(line) for line in path.read_text().split("\n") if line]
+    rows[0]["answer"] = "SELECT '\u2028 \u0085 \x1e'"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert report.load_run(run)["dev"][0] == rows
+
+
 def test_no_answer_closes_the_script(run):
     report.main([str(run)])
     text = (run / "report.html").read_text()

@@ -1,5 +1,6 @@
 """The packed tree gives what one-by-one sequences give through transformers' own attention: values and gradients."""
 
+import math
 import random
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from conftest import plain_logps
 
 import lora
-from tree import MIN_SHARED, TokenLogps, Tree, answer_logps, share_prefixes
+from tree import MIN_SHARED, CPUAttention, TokenLogps, Tree, answer_logps, share_prefixes
 
 RNG = random.Random(0)
 
@@ -152,3 +153,28 @@ def test_every_group_shares_its_prefix_and_every_prompt_is_in_one_group():
 def test_a_model_in_tree_attention_refuses_a_call_without_layout(policy):
     with pytest.raises(RuntimeError, match="layout"):
         policy.model(input_ids=torch.tensor([[1, 2]]))
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_attention_in_parts_is_plain_attention_over_everything_above(kv_heads):
+    generator = torch.Generator().manual_seed(0)
+    prompts = [[*range(40), 50, 51, 52], [*range(40), 60], [7, 8, 9, 10]]  # two share a prefix, one stands alone
+    tree = Tree(prompts, [[[1, 2, 3], [4]], [[5, 6]], [[1], [2, 3, 4, 5]]])
+    count = tree.ids.shape[1]
+    query, key, value = (torch.randn(count, h, 8, generator=generator).requires_grad_()
+                         for h in (4, kv_heads, kv_heads))  # fmt: skip
+    sees = torch.zeros(count, count, dtype=torch.bool)
+    for s in tree.siblings:
+        for segment in s.own.unflatten(0, (s.count, -1)):
+            segment = segment.unique()
+            sees[segment[:, None], s.above] = True
+            sees[segment[:, None], segment] = segment[:, None] >= segment
+    repeat = 4 // kv_heads
+    scores = torch.einsum("nhd,mhd->hnm", query, key.repeat_interleave(repeat, 1)) / 8**0.5
+    plain = torch.einsum("hnm,mhd->nhd", scores.masked_fill(~sees, -math.inf).softmax(-1), value.repeat_interleave(repeat, 1))
+    weight = torch.randn(plain.shape, generator=generator)
+    expected = torch.autograd.grad((plain * weight).sum(), (query, key, value))
+    parts = CPUAttention.apply(query, key, value, tree.siblings, 8**-0.5)
+    torch.testing.assert_close(parts, plain, rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(torch.autograd.grad((parts * weight).sum(), (query, key, value)), expected):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)

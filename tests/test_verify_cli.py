@@ -98,6 +98,14 @@ def test_a_fault_is_no_verdict(run):
 
 
 @strict
+def test_a_test_that_fails_by_itself_is_no_verdict(run):
+    broken = CONTEXT.replace("return 7, 14", "return 7, no_such_name")
+    code, verdicts, _ = run({**python(1, "result = x * 2"), "context": broken}, python(2, "result = x * 2"))
+    assert code == 1 and [v["verdict"] for v in verdicts] == [None, "correct"]
+    assert "the test itself fails: NameError" in verdicts[0]["message"]
+
+
+@strict
 def test_an_interpreter_that_cannot_be_started(run):
     code, verdicts, errors = run(python(1, "result = x * 2"), arguments=("--python", "/no/such/python"))
     assert code == 1 and verdicts[0]["verdict"] is None and "/no/such/python" in verdicts[0]["message"]

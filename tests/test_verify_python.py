@@ -27,7 +27,8 @@ import sandbox  # noqa: E402
 import transport  # noqa: E402
 import verify  # noqa: E402
 import walls  # noqa: E402
-from verify import InfrastructureError, PythonJob, Verifier  # noqa: E402
+from verify import GoldError, InfrastructureError, PythonJob, Verifier  # noqa: E402
+from zygote import Zygote  # noqa: E402
 
 PYTHON = os.environ.get("DS1000_PYTHON", sys.executable)
 pytestmark = pytest.mark.skipif(not walls.is_strict(), reason=f"not all walls on this machine: {walls.tier()}")
@@ -153,12 +154,22 @@ def test_text_of_the_answer_is_tested(judge):
     assert verdict.verdict == "wrong" and "text" in verdict.message
 
 
-def test_a_broken_test_is_no_verdict(judge):
+def test_a_broken_test_is_no_verdict_and_no_fault_of_the_machine(judge):
     for test in (context(expected="1 / 0"), context(imports="import copy\nimport no_such_library"), "this is no test",
                  "x = 1"):
-        with pytest.raises(InfrastructureError, match="test itself"):
+        with pytest.raises(GoldError, match="test itself"):
             judge("result = x * 2", test)
     assert judge("result = x * 2").verdict == "correct"
+
+
+def test_a_broken_test_names_the_libraries_that_the_interpreter_lacks(tmp_path):
+    bare = tmp_path / "python"  # without site-packages
+    bare.write_text(f'#!/bin/sh\nexec "{PYTHON}" -S "$@"\n')
+    bare.chmod(0o755)
+    with Verifier(workers=1, python=str(bare)) as verifier:
+        assert verifier.run([PythonJob(PLAIN, "result = x * 2")])[0].verdict == "correct"
+        with pytest.raises(GoldError, match="No module named 'numpy'.*missing in .*/python: numpy, pandas, .*torch"):
+            verifier.run([PythonJob(NUMPY, "result = x * 2")])
 
 
 def test_random_numbers_continue_as_in_one_process(judge):
@@ -173,7 +184,7 @@ def test_answers_are_remembered_and_faults_are_not(verifier):
     first.result()
     assert verifier.submit(PythonJob(PLAIN, "result = x * 2  # once")) is first
     broken = PythonJob(context(expected="1 / 0 # fault"), "result = 1")
-    with pytest.raises(InfrastructureError):
+    with pytest.raises(GoldError):
         verifier.submit(broken).result()
     assert verifier.submit(broken) is not verifier.submit(PythonJob(PLAIN, "result = 1"))
 
@@ -652,6 +663,38 @@ def test_a_forged_result_is_only_data(judge):
     assert verdict.verdict == "error" and "not allowed" in verdict.message
 
 
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+
+def test_messages_of_any_size():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for data in (b"", b"x", os.urandom(3_000_000)):
+            thread = threading.Thread(target=sandbox.send, args=(ours.fileno(), data))
+            thread.start()
+            assert sandbox.receive(theirs.fileno(), len(data), time.monotonic() + 10) == data
+            thread.join()
+        sandbox.send(ours.fileno(), b"1234")
+        with pytest.raises(ValueError, match="4 bytes"):
+            sandbox.receive(theirs.fileno(), 3)
+        ours.close()
+        theirs.recv(4)
+        assert sandbox.receive(theirs.fileno()) is None
+
+
+def test_a_message_meets_its_deadline_in_both_directions():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        started = time.monotonic()
+        with pytest.raises(TimeoutError):
+            sandbox.receive(ours.fileno(), deadline=started + 0.2)
+        with pytest.raises(TimeoutError):  # nobody reads it
+            sandbox.send(ours.fileno(), bytes(10_000_000), started + 0.4)
+        assert Zygote._exchange(ours, ({}, ["x" * 10_000_000]), 0.2) is None
+        assert time.monotonic() - started < 5
+
+
 # --- faults and the end -----------------------------------------------------------------------------------------------
 
 
@@ -689,7 +732,7 @@ def test_an_interpreter_that_is_none():
 
 def test_without_walls_the_judge_refuses(monkeypatch):
     monkeypatch.setattr(walls, "landlock_abi", lambda: 0)
-    assert sandbox.tier().startswith("weak")
+    assert walls.tier().startswith("weak")
     with Verifier(workers=1, python=PYTHON) as verifier:
         with pytest.raises(InfrastructureError, match="--allow-unsandboxed"):
             verifier.run([PythonJob(PLAIN, "result = x * 2")])

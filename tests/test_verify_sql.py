@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -385,7 +386,7 @@ def test_35_a_database_at_fault_is_never_a_label(verifier, tmp_path, fault):
     with pytest.raises(InfrastructureError, match="bad.sqlite"):
         verifier.submit(SqlJob(path, "SELECT id FROM t", "SELECT id FROM t")).result()
     with pytest.raises(InfrastructureError, match="bad.sqlite"):
-        verifier.check_gold(path, "SELECT id FROM t").result()
+        verifier.execute(path, "SELECT id FROM t", 1.0).result()
     if fault.startswith("-"):  # the fault is not remembered
         os.remove(path + fault)
         assert verifier.run([SqlJob(path, "SELECT id FROM t", "SELECT id FROM t")])[0].verdict == "correct"
@@ -401,19 +402,54 @@ def test_a_gold_that_fails_is_named(verifier, database):
         assert gold in str(error.value) and database in str(error.value)
 
 
-@pytest.mark.parametrize("gold, verdict, rows, deterministic", [
-    ("SELECT id FROM t", "correct", 6, True),
-    ("SELECT id FROM t ORDER BY random()", "correct", 6, False),
-    ("SELECT date('now')", "correct", 1, False),
-    ("SELECT current_timestamp", "correct", 1, False),
-    ("SELECT date('2020-01-01'), 'now and then'", "correct", 1, True),
-    ("SELECT nothing FROM t", "error", None, True),
-    ("DROP TABLE t", "denied", None, True),
-    (ENDLESS, "timeout", None, True),
+@pytest.mark.parametrize("query, verdict, ran", [
+    ("SELECT id FROM t", "correct", True),
+    ("SELECT id FROM t WHERE id > 100", "correct", True),
+    ("SELECT id FROM t ORDER BY random()", "correct", True),
+    ("SELECT date('now')", "correct", True),
+    ("SELECT nothing FROM t", "error", False),
+    ("SELECT 1; SELECT 2", "error", False),
+    ("DROP TABLE t", "denied", False),
+    (ENDLESS, "timeout", False),
+    ("", "wrong", False),
+    (" ; -- no query", "wrong", False),
+    ("EXPLAIN SELECT id FROM t", "wrong", False),
+    (";explain query plan SELECT id FROM t", "wrong", False),
 ])
-def test_gold_reports(verifier, database, gold, verdict, rows, deterministic):
-    report = verifier.check_gold(database, gold, timeout=0.5).result()
-    assert (report.verdict.verdict, report.rows, report.deterministic) == (verdict, rows, deterministic)
+def test_a_query_alone(verifier, database, monkeypatch, query, verdict, ran):
+    asked, ask = [], verifier._ask
+    monkeypatch.setattr(verifier, "_ask", lambda request, timeout: asked.append(request) or ask(request, timeout))
+    found = verifier.execute(database, query, 0.5).result()
+    assert (found.verdict, found.ran) == (verdict, ran)
+    assert verifier.execute(database, query, 0.5).result() is found  # and it runs once
+    assert [request[0] for request in asked] == ["alone"]  # no gold is involved
+    judged = verifier.submit(SqlJob(database, "SELECT 1, 2, 3, 4 WHERE 0", query, "strict", 0.5)).result()
+    assert (judged.verdict, judged.ran) == ("wrong" if verdict == "correct" else verdict, ran)  # beside a gold it is the same
+
+
+def test_a_query_alone_keeps_no_row_and_stops_where_a_gold_would():
+    endless, large = ENDLESS.replace("count(*)", "x"), "SELECT printf('%.*c', 60000, 'x') FROM big"  # together 120 MB
+    with Verifier(workers=1) as verifier, tempfile.TemporaryDirectory() as folder:
+        path = make_database(Path(folder) / "a.sqlite")
+        found = verifier.run([SqlJob(path, "SELECT 1", "SELECT 1")])
+        process = verifier.children[0].process
+        before = peak_memory(process.pid)
+        found += [verifier.execute(path, query, 20).result() for query in (endless, large)]
+        assert peak_memory(process.pid) - before < 30_000
+    assert [v.verdict for v in found] == ["correct"] * 3
+
+
+def peak_memory(pid):
+    """In kilobytes."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def test_what_ran():
+    ran = {"correct": True, "wrong": True, "error": False, "denied": False, "timeout": False, "crash": False}
+    assert {name: verify.Verdict(name).ran for name in verify.VERDICTS} == ran
+    assert verify.Verdict("wrong", "1 columns, not 2").ran and verify.Verdict("correct", "in one process").ran
+    assert not verify.Verdict("wrong", judge_sql.NO_QUERY).ran
 
 
 def test_each_distinct_job_runs_once_and_its_gold_once(database, monkeypatch):
@@ -444,7 +480,7 @@ def test_kept_gold_results_are_bounded(database, monkeypatch):
     with Verifier(workers=1) as verifier:
         jobs = [SqlJob(database, f"SELECT x + {i} FROM big", "SELECT 1") for i in range(10)]
         assert {v.verdict for v in verifier.run(jobs)} == {"wrong"}
-        kept = sum(len(future.result()[2]) for future in verifier._golds.values())
+        kept = sum(len(future.result()[1]) for future in verifier._golds.values())
         assert 0 < kept == verifier._gold_bytes <= 25_000
 
 

@@ -1,0 +1,62 @@
+"""The benches' own promises: whom they leave out, what their exit code says."""
+
+import gzip
+import json
+import sys
+
+import pytest
+from test_verify_cli import CONTEXT, strict
+
+from bench import agreement, ds1000_references
+from verify import Verifier
+
+MISSING = CONTEXT.replace("return 7, 14", "return 7, open('/no/such/data.csv')")
+BY_NAME = MISSING.replace("return 7", "load_dataset = open\n    return 7").replace("open('", "load_dataset('")
+
+
+@pytest.fixture
+def problems(tmp_path):
+    def problems(*rows):
+        rows = [
+            {"metadata": {"library": "Numpy", "problem_id": i}, "prompt": "", "reference_code": code, "code_context": test}
+            for i, (code, test) in enumerate(rows)
+        ]
+        with gzip.open(tmp_path / "ds1000.jsonl.gz", "wt") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path)
+
+    return problems
+
+
+RIGHT = ("result = x * 2", CONTEXT)
+
+
+@strict
+@pytest.mark.parametrize("other, code, words", [
+    (("result = x * 2", BY_NAME), 0, "1 Numpy: left out"),
+    (("result = x * 2", MISSING), 1, "1 Numpy: no verdict"),  # nothing that is loaded by name
+    (("result = x * 2", BY_NAME.replace("'/no/such/data.csv'", "5, 6, 7, 8, 9, 10, 11, 12")), 1, "1 Numpy: no verdict"),
+    (("result = x", CONTEXT), 1, "1 Numpy: wrong"),
+], ids=["not fetched", "another file", "another fault", "wrong"])  # fmt: skip
+def test_references(problems, monkeypatch, capsys, other, code, words):
+    monkeypatch.setattr(sys, "argv", ["x", "--workers", "1", "--data-dir", problems(RIGHT, other)])
+    assert ds1000_references.main() == code
+    out = capsys.readouterr().out
+    assert words in out and "1 of 2 references pass" in out
+
+
+@strict
+def test_agreement_leaves_out_what_has_no_verdict(problems, tmp_path, capsys):
+    folder = problems(RIGHT, ("result = x * 2", BY_NAME))
+    rows = [{"problem_id": i, "answer": "result = x * 2  # \u2028", "pass": True, "library": "Numpy"} for i in range(2)]
+    file = tmp_path / "model.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    with Verifier(1) as verifier:
+        found = agreement.ds1000(folder, file, verifier)
+    assert found["no_verdict"] == [1] and (found["pass"]["rows"], found["pass"]["agree"]) == (1, 1)
+
+
+def test_recorded_answers_may_hold_line_separators(tmp_path):
+    row = {"answer": "SELECT '\u2028 \u0085 \x1e'"}
+    (tmp_path / "rows.jsonl").write_text(2 * (json.dumps(row, ensure_ascii=False) + "\n"), encoding="utf-8")
+    assert agreement.lines(tmp_path / "rows.jsonl") == [row, row]
