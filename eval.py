@@ -104,8 +104,10 @@ def evaluate(
     policy, questions, verifier, comparison, timeout=10.0, max_new=128, batch_tokens=32768, progress=None, tables=None
 ):
     """Greedy answers, verified: (Scores, codes, verdicts)."""
+    import ranks
+
     codes = greedy(policy, questions, max_new, batch_tokens, progress)
-    verdicts = verifier.run(job(q, code, comparison, timeout) for q, code in zip(questions, codes))
+    verdicts = ranks.spread([job(q, code, comparison, timeout) for q, code in zip(questions, codes)], verifier.run)
     return scores(questions, codes, verdicts, tables), codes, verdicts
 
 

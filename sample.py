@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import data
 import lora
+import ranks
 from data import Answer, Question, UserError
 from tree import Tree, answer_logps, shared
 
@@ -454,15 +455,17 @@ def sample(
 
     bar = tqdm(total=len(questions), desc=progress, unit="question", disable=progress is None, dynamic_ncols=True)
     drawn = ended = total = 0
-    for number, unit in enumerate(todo):
-        if number >= skip:
-            result = halving(draw, unit)
+    bar.update(sum(map(len, todo[:skip])))
+    for start in range(skip, len(todo), ranks.count()):  # each process draws one unit, and all get all
+        mine = start + ranks.rank()
+        results = ranks.gather(halving(draw, todo[mine]) if mine < len(todo) else [])
+        for unit, result in zip(todo[start:], results):
             drawn, ended = drawn + sum(len(a.ids) for a in result), ended + sum(a.finished for a in result)
             total += len(result)
             elapsed = bar.format_dict["elapsed"] or 1e-9
             bar.set_postfix_str(f"{drawn / elapsed:.0f} tokens/s, {ended / total:.0%} finished")
             yield result
-        bar.update(len(unit))
+            bar.update(len(unit))
     bar.close()
 
 

@@ -9,7 +9,7 @@ nvidia-smi --query-gpu=name,memory.total --format=csv,noheader
 git rev-parse --short HEAD
 # mixed precision: bfloat16 against float32 log-probabilities, ln 2 at step 0, a short real run
 "$PYTHON" bench/precision.py --device cuda
-"$PYTHON" codelutra.py --limit 32 --validation 16 --eval-limit 32 --iterations 1 --run "$(mktemp -d)/gpu"
+"$PYTHON" codelutra.py --limit 32 --validation 16 --eval-limit 32 --iterations 1 --out "$(mktemp -d)/gpu"
 "$PYTHON" bench/sampling.py --precision bfloat16 --device cuda --lengths 300 1500
 "$PYTHON" bench/training.py --precision bfloat16 --device cuda --cases 300x40 1000x60
 if [ -z "$BIG" ]; then

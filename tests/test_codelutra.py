@@ -267,7 +267,7 @@ COMPARED = ("answers.jsonl", "reference.safetensors", "pairs.jsonl", "scores.jso
 
 def command(folders, spider, run, *extra):
     return [
-        "--model", folders["gpt2"], "--data", "spider", "--data-dir", str(spider), "--run", str(run), "--iterations", "2",
+        "--model", folders["gpt2"], "--data", "spider", "--data-dir", str(spider), "--out", str(run), "--iterations", "2",
         "--answers", "4", "--pairs", "3", "--max-new", "12", "--batch-size", "6", "--validation", "2", "--min-gain", "-1",
         "--lr", "0.01", "--workers", "1", "--precision", "float32", "--timeout", "5", "--device", "cpu",
         "--batch-tokens", "150", "--train-tokens", "500", "--seed", "3", *extra,
@@ -548,7 +548,7 @@ def test_a_bad_value_is_exit_code_2(argv, capsys):
 
 def test_presets_are_defaults_that_a_flag_overrides():
     config = parse(["--data", "bird", "--beta", "0.5", "--device", "cpu"])
-    assert (config.answers, config.pairs, config.lr, config.beta, config.run) == (16, 10, 5e-5, 0.5, "runs/bird-smollm2-seed0")
+    assert (config.answers, config.pairs, config.lr, config.beta, config.out) == (16, 10, 5e-5, 0.5, "runs/bird-smollm2-seed0")
     assert parse(["--answers", "3", "--device", "cpu"]).answers == 3 != parse(["--device", "cpu"]).answers
 
 

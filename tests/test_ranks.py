@@ -1,0 +1,43 @@
+"""Two processes make the run that one makes: the same answers, verdicts and pairs, the same adapter up to rounding."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from test_codelutra import command, finished  # noqa: F401 (a fixture)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def torchrun(count, arguments):
+    started = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "codelutra.py"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*started, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_two_processes_make_the_run_of_one(folders, spider, finished, tmp_path):  # noqa: F811
+    run = tmp_path / "two"
+    done = torchrun(2, command(folders, spider, run))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("best on validation") == 1  # the first process alone speaks
+    for t in (1, 2):
+        for name in ("answers.jsonl", "pairs.jsonl"):
+            assert (run / f"iter_{t}" / name).read_bytes() == (finished / f"iter_{t}" / name).read_bytes(), (t, name)
+        mine, theirs = (load_file(r / f"iter_{t}/adapter/adapter_model.safetensors") for r in (run, finished))
+        assert mine.keys() == theirs.keys()
+        for key, value in theirs.items():
+            torch.testing.assert_close(mine[key], value, rtol=0, atol=1e-5)
+    assert not list(run.rglob("*.part"))
+
+
+def test_a_run_of_two_goes_on_with_one_and_a_process_that_fails_ends_it(folders, spider, finished, tmp_path):  # noqa: F811
+    run = tmp_path / "run"
+    broken = torchrun(2, [*command(folders, spider, run), "--lr", "1e30"])  # the loss is not finite after the first step
+    assert broken.returncode != 0 and "lower --lr" in broken.stderr
+    alone = [sys.executable, "codelutra.py", *command(folders, spider, run)]
+    one = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True)
+    assert one.returncode == 2 and "was made with lr" in one.stderr  # nothing of it is lost: the settings are refused by name
+    assert (run / "iter_1" / "pairs.jsonl").read_bytes() == (finished / "iter_1" / "pairs.jsonl").read_bytes()
