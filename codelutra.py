@@ -448,7 +448,8 @@ def keep(path, parameters, optimizer, scaler, log):
     """Write what the rest of the epoch depends on, so that a killed run goes on from here."""
     state = {"adapter": [p.detach() for p in parameters], "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
     temporary = path.with_suffix(".part")
-    torch.save(state | {"log": log}, temporary)
+    with open(temporary, "wb") as file:
+        torch.save(state | {"log": log}, file)
     commit(temporary, path)
 
 
