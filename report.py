@@ -1,6 +1,7 @@
 """Figures and one page from run folders.
 
     python report.py runs/shop-smollm2-seed0 [more runs]     writes report.html and PNG figures into the first run's folder
+    python report.py runs/shop-smollm2-seed0 --pairs FILE    writes its preference pairs as JSON lines that TRL's trainers read
 
 The page is one file that works offline: accuracy by iteration with intervals, error classes (Fig. 4a), log-probabilities
 through training (Fig. 2), pair yield and time by stage, a table beside the paper's Table 1, and every held-out question with
@@ -232,10 +233,36 @@ def page(runs, figures: dict[str, Path]) -> str:
     )  # fmt: skip
 
 
+def export_pairs(folder: Path, path: Path) -> int:
+    """Every pair of the run as {"prompt", "chosen", "rejected"}, one a line, texts; returns how many.
+
+    The prompt has its chat template in it. Pairs without a rejected answer (objective sft) have none here either.
+    """
+    from sample import load_tokenizer
+
+    config = load_run(folder)["config"]
+    tokenizer, count = load_tokenizer(config["model"]), 0
+    questions = {q.index: q for q in data.load(config["data"], config["data_dir"], "train")[0]}
+    with open(path, "w", encoding="utf-8") as file:
+        for row in (row for p in sorted(folder.glob("iter_*/pairs.jsonl")) for row in lines(p)):
+            prompt = tokenizer.decode(data.prompt_ids(questions[row["question"]], tokenizer))
+            texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in row["answers"]]
+            for chosen, rejected in row["pairs"]:
+                pair = {"prompt": prompt, "chosen": texts[chosen]}
+                pair |= {} if rejected is None else {"rejected": texts[rejected]}
+                file.write(json.dumps(pair, ensure_ascii=False) + "\n")
+                count += 1
+    return count
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders; details are of the first")
+    parser.add_argument("--pairs", type=Path, metavar="FILE", help="write the first run's preference pairs here instead")
     args = parser.parse_args(argv)
+    if args.pairs:
+        print(f"{args.pairs}: {export_pairs(args.runs[0], args.pairs)} pairs")
+        return
     runs = [load_run(folder) for folder in args.runs]
     figures = draw(runs, args.runs[0])
     path = args.runs[0] / "report.html"

@@ -85,6 +85,20 @@ def locate(name: str) -> tuple[str, dict]:
     return name, {}
 
 
+def load_tokenizer(name: str):
+    """Raises UserError where there is none, or one without an end token."""
+    from transformers import AutoTokenizer
+
+    source, extra = locate(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+    except Exception as error:
+        raise UserError(f"the tokenizer of {name} cannot be loaded: {first_line(error)}")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {name} has no end token (eos_token), so no answer could ever end.")
+    return tokenizer
+
+
 def load_policy(name: str, precision: str = "auto", device: str = "auto") -> Policy:
     """Load a model for tree attention.
 
@@ -94,19 +108,14 @@ def load_policy(name: str, precision: str = "auto", device: str = "auto") -> Pol
     """
     source, extra = locate(name)
     keep_memory()
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     device, precision = settle_device(device, precision)
     dtype = getattr(torch, precision)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
-    except Exception as error:
-        raise UserError(f"the tokenizer of {name} cannot be loaded: {first_line(error)}")
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer of {name} has no end token (eos_token), so no answer could ever end.")
+    tokenizer = load_tokenizer(name)
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="tree", **extra)
     except Exception as error:
