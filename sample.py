@@ -174,7 +174,8 @@ def check_tree(policy: Policy):
                 logps = logits[len(prompt) - 1 : -1].float().log_softmax(-1)
                 alone.append(logps.gather(1, torch.tensor(answer, device=policy.device)[:, None]).sum())
             policy.model.set_attn_implementation("tree")
-        fits = torch.allclose(both, torch.stack(alone), rtol=1e-4 if policy.dtype == torch.float32 else 0.02)
+        # random tokens: in bfloat16 two exact ways to compute their scores were measured to differ by up to 8 %
+        fits = torch.allclose(both, torch.stack(alone), rtol=1e-4 if policy.dtype == torch.float32 else 0.15)
     except Exception as error:  # every family fails in its own way where its attention is another one
         raise UserError(f"model {policy.name} cannot be served by a tree: {first_line(error)}")
     if not fits:

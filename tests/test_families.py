@@ -105,3 +105,9 @@ def test_the_families_are_those_of_the_readme():
     text = (Path(__file__).resolve().parent.parent / "README.md").read_text()
     for name in FAMILIES:
         assert all(part in text for part in name.split(", ")), name
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_demo_s_model_loads_in_both_precisions(precision):
+    policy = load_policy("smollm2", precision, "cpu")
+    assert policy.dtype == getattr(torch, precision) and policy.model.config.num_hidden_layers == 30
