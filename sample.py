@@ -491,12 +491,16 @@ def main():
     parser.add_argument("--temperature", type=float, default=1.0, help="0: the most likely token")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws and of the choice of questions")
     args = parser.parse_args()
+    if args.answers < 1 or args.limit < 0 or args.seed < 0 or not 0 <= args.temperature < math.inf:
+        parser.error("--answers must be at least 1; --limit, --seed and --temperature must not be negative")
     questions, _ = data.load(args.data, args.data_dir or f"data/{args.data}", args.split)
     policy = load_policy(args.model)
     if args.adapter:
         lora.load(policy.model, args.adapter)
     chosen = data.subset(questions, args.limit, args.seed)
-    for unit in sample(policy, chosen, args.answers, temperature=args.temperature, seed=args.seed, progress="sampling"):
+    for unit in sample(
+        policy, chosen, args.answers, data.MAX_NEW[args.data], args.temperature, seed=args.seed, progress="sampling"
+    ):
         by_index = {q.index: q for q in chosen}
         for a in unit:
             question = by_index[a.question]

@@ -9,8 +9,11 @@ Both sides are in this file: `Zygote` belongs to the main program, the rest runs
 If the main program dies, the supervisors see the end of their socket, kill what runs, clean up and leave.
 """
 
+import builtins
 import contextlib
 import gc
+import importlib.abc
+import importlib.util
 import io
 import json
 import os
@@ -31,11 +34,15 @@ import walls
 from judge_python import LARGE, LOCAL, dying, load, one_line, run_judge
 from sandbox import InfrastructureError
 
-# Imported once, by the zygote. What is missing is missed by the programs that need it. scikit-learn's parts are not
-# here: `import sklearn` alone must not make `sklearn.cluster` appear, as it does not in a fresh interpreter.
+# Imported once, by the zygote. What is missing is missed by the programs that need it.
 LIBRARIES = ("numpy", "pandas", "scipy.sparse", "scipy.stats", "scipy.optimize", "scipy.spatial", "scipy.interpolate",
              "scipy.integrate", "scipy.signal", "scipy.ndimage", "matplotlib.pyplot", "seaborn", "PIL.Image", "sklearn",
              "torch")  # fmt: skip
+# Loaded and hidden (see Hidden): `import sklearn` alone must not make `sklearn.cluster` appear, as in a fresh interpreter.
+PARTS = ("sklearn.preprocessing", "sklearn.datasets", "sklearn.svm", "sklearn.feature_extraction.text", "sklearn.linear_model",
+         "sklearn.model_selection", "sklearn.pipeline", "sklearn.cluster", "sklearn.decomposition", "sklearn.ensemble",
+         "sklearn.feature_selection", "sklearn.metrics.pairwise", "sklearn.calibration", "sklearn.compose", "sklearn.impute",
+         "sklearn.tree", "sklearn.neighbors", "scipy.cluster.hierarchy")  # fmt: skip
 NO_VERDICTS = ("broken test", "killed", "infrastructure")  # never believed once the program runs in its judge's process
 VERDICTS = ("correct", "wrong", "error", "denied", "timeout", "crash", *NO_VERDICTS)
 MAX_FOLDER = 256 << 20  # bytes in a program's folder, counted from outside
@@ -171,6 +178,7 @@ def zygote(sockets: list[int], temporary: str, strict: bool) -> None:
     os.environ["SEABORN_DATA"] = os.path.join(share, "seaborn-data")
     os.environ["SCIKIT_LEARN_DATA"] = os.path.join(share, "scikit-learn-data")
     missing = [name for name in LIBRARIES if not load(name)]
+    sys.meta_path.insert(0, Hidden(PARTS))
     warm_up()
     walls.readable_paths()
     hello = {"missing": missing, "threads": threads(os.getpid())}
@@ -197,6 +205,57 @@ def zygote(sockets: list[int], temporary: str, strict: bool) -> None:
         with contextlib.suppress(OSError):
             os.kill(child, signal.SIGKILL)
     sandbox.remove(temporary)
+
+
+class Hidden(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Modules that are in memory and not yet in sight: to import one shows it, and what it imports, without running it again.
+
+    Until then a program sees what a fresh interpreter would, and fails where that would fail. (What compiled modules import
+    among themselves is not recorded: it stays out of sight until a program names it.)
+    """
+
+    def __init__(self, names):
+        self.modules, self.specs, self.imports = {}, {}, {}  # by name; the names that a module has imported, in order
+        visible, original = set(sys.modules), builtins.__import__
+
+        def record(name, globals=None, locals=None, fromlist=(), level=0):
+            result = original(name, globals, locals, fromlist, level)
+            own = globals or {}
+            if level:
+                name = importlib.util.resolve_name("." * level + name, own.get("__package__"))
+            parts = [f"{name}.{part}" for part in fromlist or () if f"{name}.{part}" in sys.modules]
+            self.imports.setdefault(own.get("__name__"), []).extend([name, *parts])
+            return result
+
+        builtins.__import__ = record
+        try:
+            for name in names:
+                load(name)
+        finally:
+            builtins.__import__ = original
+        hidden = [name for name in sys.modules if name not in visible]
+        self.modules = {name: sys.modules[name] for name in hidden}
+        for name in hidden:
+            parent, _, leaf = name.rpartition(".")
+            parent = sys.modules.get(parent) or self.modules.get(parent)
+            if vars(parent or self).get(leaf) is self.modules[name]:
+                delattr(parent, leaf)
+            self.specs[name] = getattr(self.modules[name], "__spec__", None)
+            del sys.modules[name]
+
+    def find_spec(self, name, path=None, target=None):
+        if name in self.modules:
+            return importlib.util.spec_from_loader(name, self, is_package=hasattr(self.modules[name], "__path__"))
+
+    def create_module(self, spec):
+        return self.modules[spec.name]
+
+    def exec_module(self, module):
+        name = module.__spec__.name
+        module.__spec__ = self.specs[name]
+        for other in self.imports.get(name, ()):
+            with contextlib.suppress(ImportError):  # it had a way to do without
+                importlib.import_module(other)
 
 
 def finished(pid: int) -> bool:

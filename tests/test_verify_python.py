@@ -840,3 +840,36 @@ def nothing_is_left(tmp_path_factory):
     assert processes() <= before[0]
     assert not list(Path(own).iterdir())
     assert (digest_of_packages(), socket.gethostname()) == before[2:]
+
+
+def test_hidden_modules_are_out_of_sight_until_imported_and_run_once(tmp_path):
+    package = tmp_path / "pkg"
+    (package / "deep").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "a.py").write_text("import pkg\npkg.runs = getattr(pkg, 'runs', 0) + 1\nfrom . import b\nfrom .deep import d\n")
+    (package / "b.py").write_text("import colorsys\nvalue = 5\n")
+    (package / "c.py").write_text("value = 7\n")
+    (package / "deep" / "__init__.py").write_text("")
+    (package / "deep" / "d.py").write_text("from ..b import value\nfrom importlib import import_module\n")
+    program = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(tmp_path)!r}]
+import zygote, pkg
+sys.meta_path.insert(0, zygote.Hidden(["pkg.a", "pkg.c", "pkg.missing"]))
+seen = lambda: sorted(name for name in sys.modules if name.startswith("pkg") or name == "colorsys")
+assert seen() == ["pkg"] and not hasattr(pkg, "a") and not hasattr(pkg, "deep"), seen()
+import pkg.deep
+assert seen() == ["pkg", "pkg.deep"] and not hasattr(pkg.deep, "d"), seen()
+import pkg.a
+assert seen() == ["colorsys", "pkg", "pkg.a", "pkg.b", "pkg.deep", "pkg.deep.d"], seen()
+assert pkg.a.b is pkg.b and pkg.deep.d.value == pkg.b.value == 5 and pkg.runs == 1
+assert pkg.b.__spec__.origin.endswith("b.py") and not hasattr(pkg, "c")
+from pkg.c import value
+assert value == 7
+try:
+    import pkg.missing
+except ModuleNotFoundError:
+    print("good")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "good\n", done.stderr
