@@ -131,6 +131,7 @@ def read_predictions(path: Path, questions: list[Question], total: int) -> dict[
             raise UserError(f"{path} has {len(lines)} lines; the split has {total} questions, and each needs one.")
         return {q.index: lines[q.index].removesuffix(f"\t{q.db_id}") for q in questions}
     by_id = {q.question_id: q.index for q in questions if q.question_id is not None}
+    databases = {q.index: q.db_id for q in questions}
     found = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -146,8 +147,14 @@ def read_predictions(path: Path, questions: list[Question], total: int) -> dict[
             )
         if not isinstance(code, str) or not isinstance(index, int | None):
             raise UserError(f"{path}, line {number}: answer must be a string and index a number.")
+        if index is not None and not 0 <= index < total:
+            raise UserError(f"{path}, line {number}: index {index}, but the split has {total} questions.")
+        if row.get("db_id", databases.get(index)) != databases.get(index, row.get("db_id")):
+            raise UserError(f"{path}, line {number}: database {row['db_id']}, but question {index} is on {databases[index]}.")
         if index is not None:
             found[index] = code
+    if found.keys().isdisjoint(databases):
+        raise UserError(f"{path}: no line answers a question of this split.")
     return found
 
 
@@ -180,9 +187,13 @@ def main(argv=None):
     if args.limit < 0:
         parser.error(f"--limit must not be negative, but is {args.limit}")
 
+    if args.out and not args.out.parent.is_dir():
+        raise UserError(f"--out: {args.out.parent} is not a folder.")
+
     folder = args.data_dir or f"data/{args.data}"
     questions, notes = data.load(args.data, folder, args.split)
     total = data.count(args.data, folder, args.split)
+    total_left_out = total - len(questions) if args.data != "ds1000" else 0  # one file holds both of its halves
     comparison = args.comparison or data.COMPARISON[args.data]
     if args.predictions:
         predictions = read_predictions(args.predictions, questions, total)
@@ -193,6 +204,8 @@ def main(argv=None):
         import lora
         from sample import load_policy
 
+        if args.adapter:
+            lora.read(args.adapter)  # a wrong one is noticed before the model is loaded
         policy = load_policy(args.model, args.precision, args.device)
         if args.adapter:
             lora.load(policy.model, args.adapter)
@@ -225,7 +238,10 @@ def main(argv=None):
     for name, part in result.groups.items():
         em = "" if part["em"] is None else f"  EM {part['em']:6.1%}"
         print(f"{name:>12}  n {part['n']:5d}  {'EX' if em else 'pass@1'} {part['ex']:6.1%}{em}")
-    print(json.dumps({k: v for k, v in dataclasses.asdict(result).items() if v is not None}))
+    if not result.n:
+        raise UserError("no question is left to score.")
+    result = {k: v for k, v in dataclasses.asdict(result).items() if v is not None}
+    print(json.dumps(result | {"left_out": len(questions) - len(kept) + total_left_out}))
 
 
 if __name__ == "__main__":

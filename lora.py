@@ -106,18 +106,22 @@ def save(model: nn.Module, folder: Path, base_name: str):
     save_file(state(model), folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
+def read(folder: Path) -> tuple[int, float, dict[str, torch.Tensor]]:
+    """(rank, alpha, tensors) of a saved adapter; raises UserError where the folder holds none."""
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        return config["r"], config["lora_alpha"], load_file(folder / "adapter_model.safetensors")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"{folder} holds no readable adapter (adapter_config.json, adapter_model.safetensors): {error}")
+
+
 def load(model: nn.Module, folder: Path):
     """Load an adapter, injecting the LoRA layers it was made with where the model has none yet.
 
     Raises UserError where the folder holds no adapter or one made for another model.
     """
-    folder = Path(folder)
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text())
-        tensors = load_file(folder / "adapter_model.safetensors")
-        rank, alpha = config["r"], config["lora_alpha"]
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"{folder} holds no readable adapter (adapter_config.json, adapter_model.safetensors): {error}")
+    rank, alpha, tensors = read(folder)
     if not layers(model):
         inject(model, rank, alpha)
     mine = {f"{PREFIX}{n}.{k}.weight": getattr(m, k) for n, m in layers(model).items() for k in ("lora_A", "lora_B")}
@@ -150,6 +154,7 @@ def main():
     args = parser.parse_args()
     if args.out.exists():
         raise UserError(f"{args.out} exists already.")
+    read(args.adapter)
     from sample import load_policy
 
     policy = load_policy(args.model, args.precision, "cpu")

@@ -14,6 +14,7 @@ import argparse
 import base64
 import html
 import json
+from collections import Counter
 from pathlib import Path
 
 import matplotlib
@@ -173,6 +174,14 @@ def table(runs) -> str:
     return "<table><tr>" + "".join(f"<th>{h}</th>" for h in head) + "</tr>" + "".join(rows) + "</table>"
 
 
+def faults(run, most=10) -> str:
+    """The commonest faults of the last policy's answers: verdict and message, names left out."""
+    rows = [row for row in run["dev"][-1] if row["verdict"] != "correct"]
+    count = Counter((row["verdict"], row["message"].split(":")[0]) for row in rows)
+    cells = [f"<tr><td>{v}</td><td>{html.escape(m)}</td><td>{n}</td></tr>" for (v, m), n in count.most_common(most)]
+    return f"<table><tr><th>verdict</th><th>message</th><th>answers, of {len(run['dev'][-1])}</th></tr>{''.join(cells)}</table>"
+
+
 def samples(run) -> list[dict]:
     """One row per held-out question: its text, its gold code, and each policy's answer, verdict and message."""
     by_index: dict[int, dict] = {}
@@ -189,7 +198,8 @@ img{{max-width:100%;margin:.5em 0}} table{{border-collapse:collapse;width:100%}}
 padding:.35em .5em;text-align:left;vertical-align:top}} th{{cursor:pointer;background:#f6f6f6}}
 code{{font:13px ui-monospace,monospace;white-space:pre-wrap;word-break:break-word}}
 .v{{border-radius:3px;color:#fff;padding:0 .4em;font-size:12px}} {colours} .controls{{margin:1em 0}} small{{color:#777}}
-</style><h1>{name}</h1><p>{summary}</p>{table}<h2>Figures</h2>{figures}
+</style><h1>{name}</h1><p>{summary}</p>{table}<h2>What π_{last} still gets wrong</h2>{faults}
+<h2>Figures</h2>{figures}
 <h2>Held-out questions</h2><div class="controls">policy <select id="t"></select> verdict <select id="v"><option value="">any
 </option></select> contains <input id="q" placeholder="text of question, gold or answer"> <span id="n"></span></div>
 <table><thead><tr><th data-k="index">#</th><th data-k="db_id">database</th><th data-k="question">question</th>
@@ -200,7 +210,8 @@ for(let t=0;t<T;t++)$("t").add(new Option("all, by π_"+t,t)); $("t").value=T-1;
 VERDICTS.forEach(v=>$("v").add(new Option(v,v)));
 const esc=s=>String(s).replace(/[&<>"]/g,c=>({{"&":"&amp;","<":"&lt;",">":"&gt;",'"':"&quot;"}}[c]));
 function draw(){{const t=+$("t").value,v=$("v").value,q=$("q").value.toLowerCase();
-let rows=DATA.filter(r=>r.answers[t]&&(!v||r.answers[t][1]===v)&&(!q||JSON.stringify(r).toLowerCase().includes(q)));
+let rows=DATA.filter(r=>r.answers[t]&&(!v||r.answers[t][1]===v)&&(!q||
+[r.db_id,r.question,r.gold,...r.answers[t]].join("\\n").toLowerCase().includes(q)));
 const val=r=>key==="verdict"?r.answers[t][1]:r[key];
 rows.sort((a,b)=>(val(a)>val(b)?1:val(a)<val(b)?-1:a.index-b.index)*up);
 $("n").textContent=rows.length+" of "+DATA.length;
@@ -228,7 +239,7 @@ def page(runs, figures: dict[str, Path]) -> str:
     rows = json.dumps(samples(run), ensure_ascii=False).replace("</", "<\\/")  # no answer may close the script
     return PAGE.format(
         name=html.escape(run["name"]), summary=html.escape(summary), table=table(runs), figures=images, rows=rows,
-        count=len(run["dev"]), verdicts=json.dumps(VERDICTS),
+        count=len(run["dev"]), last=len(run["dev"]) - 1, faults=faults(run), verdicts=json.dumps(VERDICTS),
         colours=" ".join(f".{v}{{background:{colour}}}" for v, colour in COLOURS.items()),
     )  # fmt: skip
 
@@ -260,6 +271,8 @@ def main(argv=None):
     parser.add_argument("runs", nargs="+", type=Path, help="run folders; details are of the first")
     parser.add_argument("--pairs", type=Path, metavar="FILE", help="write the first run's preference pairs here instead")
     args = parser.parse_args(argv)
+    if args.pairs and not args.pairs.parent.is_dir():
+        raise UserError(f"--pairs: {args.pairs.parent} is not a folder.")
     if args.pairs:
         print(f"{args.pairs}: {export_pairs(args.runs[0], args.pairs)} pairs")
         return

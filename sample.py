@@ -494,6 +494,8 @@ def main():
     if args.answers < 1 or args.limit < 0 or args.seed < 0 or not 0 <= args.temperature < math.inf:
         parser.error("--answers must be at least 1; --limit, --seed and --temperature must not be negative")
     questions, _ = data.load(args.data, args.data_dir or f"data/{args.data}", args.split)
+    if args.adapter:
+        lora.read(args.adapter)
     policy = load_policy(args.model)
     if args.adapter:
         lora.load(policy.model, args.adapter)

@@ -171,8 +171,12 @@ class Verifier:
         head = {"imports": imports_of(job.context), "timeout": job.timeout}
         verdict, message, seconds = self.python.ask(head, [job.context, job.answer], job.timeout)
         if verdict == "broken test":
-            missing = ", ".join(self.python.missing)
-            raise GoldError(message + (f" (libraries missing in {self.python.python}: {missing})" if missing else ""))
+            if any(f"No module named '{name.split('.')[0]}" in message for name in self.python.missing):
+                raise InfrastructureError(
+                    f"{message}; {self.python.python} lacks {', '.join(self.python.missing)}: `make ds1000` builds one"
+                    " that has them, for --python"
+                )
+            raise GoldError(message)
         if verdict == "infrastructure":
             raise InfrastructureError(message)
         return Verdict(verdict, message, seconds)
@@ -336,7 +340,7 @@ def main(arguments: list[str] | None = None) -> int:
                 identifier, future = item
                 try:
                     verdict = future.result()
-                    fields = {"verdict": verdict.verdict, "message": verdict.message, "seconds": verdict.seconds}
+                    fields = {"verdict": verdict.verdict, "message": verdict.message, "seconds": round(verdict.seconds, 6)}
                 except (InfrastructureError, GoldError) as error:
                     faults.append(identifier)
                     fields = {"verdict": None, "message": str(error), "seconds": 0.0}

@@ -267,7 +267,7 @@ def test_the_timeout_is_the_data_sets_own(reached, spider, write, tmp_path):
     row = {"metadata": meta, "prompt": "?", "reference_code": "result = 1", "code_context": CONTEXT}
     with gzip.open(tmp_path / "ds1000.jsonl.gz", "wt") as file:
         file.write(2 * (json.dumps(row) + "\n"))
-    predictions = str(write('{"index": 0, "answer": ""}'))
+    predictions = str(write('{"index": 0, "answer": ""}\n{"index": 1, "answer": ""}'))
     for name, folder, *flags in (("spider", spider), ("ds1000", tmp_path), ("ds1000", tmp_path, "--timeout", "7")):
         with pytest.raises(Reached):
             evaluation.main(["--data", name, "--data-dir", str(folder), "--predictions", predictions, *flags])
@@ -326,3 +326,30 @@ def test_a_broken_file_is_exit_code_2_and_one_line(spider, write):
 def test_a_folder_without_the_data_is_exit_code_2_and_one_line(tmp_path):
     done = command("--data", "bird", "--data-dir", tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("row, message", [
+    ({"index": 6, "answer": "SELECT 1"}, "line 2: index 6, but the split has 6 questions"),
+    ({"index": -1, "answer": "SELECT 1"}, "line 2: index -1"),
+    ({"index": 0, "db_id": "books", "answer": "SELECT 1"}, "line 2: database books, but question 0 is on pets"),
+])  # fmt: skip
+def test_predictions_for_another_split_are_refused(spider, tmp_path, row, message):
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(json.dumps({"index": 1, "db_id": "pets", "answer": "SELECT 1"}) + "\n" + json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=message):
+        evaluation.main(["--data", "spider", "--data-dir", str(spider), "--predictions", str(path)])
+
+
+def test_predictions_of_which_none_belongs_to_a_question_are_refused(spider, tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(json.dumps({"question_id": 717, "answer": "SELECT 1"}) + "\n")
+    with pytest.raises(UserError, match="no line answers a question of this split"):
+        evaluation.main(["--data", "spider", "--data-dir", str(spider), "--predictions", str(path)])
+
+
+def test_a_folder_that_is_not_there_and_an_adapter_that_is_none_are_noticed_first(spider, tmp_path, monkeypatch):
+    monkeypatch.setattr("sample.load_policy", None)
+    with pytest.raises(UserError, match="--out: .*nowhere is not a folder"):
+        evaluation.main(["--data", "spider", "--data-dir", str(spider), "--out", str(tmp_path / "nowhere" / "x.jsonl")])
+    with pytest.raises(UserError, match="no readable adapter"):
+        evaluation.main(["--data", "spider", "--data-dir", str(spider), "--adapter", str(tmp_path)])
