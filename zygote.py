@@ -53,7 +53,8 @@ TICK = 0.05  # seconds between looks at a program's folder and threads
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
                             "LOKY_MAX_CPU_COUNT", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1")
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "CUDA_VISIBLE_DEVICES": "",
-         "JOBLIB_MULTIPROCESSING": "0", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "Agg"}
+         "JOBLIB_MULTIPROCESSING": "0", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "Agg",
+         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # large pages: a fork copies fewer entries
 
 
 class Zygote:
@@ -294,6 +295,8 @@ def supervise(fd: int, hello: dict, temporary: str, strict: bool) -> None:
         for name in LARGE:
             if any(module.split(".")[0] == name for module in head["imports"]) and name not in sys.modules:
                 load(name)
+                gc.collect()
+                gc.freeze()
         folder = os.path.join(temporary, f"{os.getpid()}-{time.monotonic_ns()}")
         os.mkdir(folder, 0o700)
         try:
