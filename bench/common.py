@@ -59,11 +59,17 @@ def matmul_peak(dtype=torch.float32, device="cpu", size=2048, seconds=1.0):
 
 
 def forward_flops(model, tokens, projected):
-    """Of the linear layers: 2 · weights · tokens, and the output projection where it runs. Attention is left out."""
+    """Of the linear layers: 2 · weights · tokens, and the output projection where it runs."""
     head = model.get_output_embeddings().weight.numel()
     names = ("embed_tokens", "wte", "wpe", "lm_head", "embed_in", "embed_out", "lora_")
     body = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and not any(x in n for x in names))
     return 2 * (body * tokens + head * projected)
+
+
+def attention_flops(model, pairs):
+    """Of the attention: scores and mixing, 4 · heads · size for each pair of a query and a key that it may see, in every layer."""
+    c = model.config
+    return 4 * c.num_hidden_layers * c.hidden_size * pairs
 
 
 def prompts(tokenizer, length, count, folder=None):

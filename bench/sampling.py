@@ -11,7 +11,7 @@ import time
 from functools import partial
 
 import torch
-from common import PeakMemory, forward_flops, matmul_peak, prompts, report
+from common import PeakMemory, attention_flops, forward_flops, matmul_peak, prompts, report
 from transformers import AutoModelForCausalLM
 
 import data
@@ -67,6 +67,7 @@ def fixed(args, policy, model):
         rows.append((f"prompt {length}", tokens / seconds, theirs_tokens / theirs_seconds, "tokens/s"))
         rows.append((f"prompt {length}, peak memory", ours_memory, theirs_memory, "MiB"))
         flops = forward_flops(policy.model, len(batch) * length + tokens - len(answers), tokens)
+        flops += attention_flops(policy.model, len(batch) * length**2 / 2 + tokens * (length + args.new / 2))
         extra[f"prompt {length}, share of the matmul peak"] = flops / seconds / matmul_peak(policy.dtype, policy.device.type)
     return rows, extra
 

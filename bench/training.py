@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import PeakMemory, forward_flops, matmul_peak, prompts, report
+from common import PeakMemory, attention_flops, forward_flops, matmul_peak, prompts, report
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
@@ -72,8 +72,10 @@ def case(args, policy, prompt_length, answer_length):
         for key in ("lora_A", "lora_B")
     }
     tokens = prompt_length + 16 * answer_length
-    share = 2 * forward_flops(policy.model, tokens, 16 * answer_length) / seconds
-    share /= matmul_peak(policy.dtype, policy.device.type)
+    seen = prompt_length**2 / 2 + 16 * answer_length * (prompt_length + answer_length / 2)
+    # backward: as much again for the frozen linear layers, twice for attention
+    flops = 2 * forward_flops(policy.model, tokens, 16 * answer_length) + 3 * attention_flops(policy.model, seen)
+    share = flops / seconds / matmul_peak(policy.dtype, policy.device.type)
 
     source, extra = locate(args.model)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=policy.dtype, attn_implementation="sdpa", **extra)
