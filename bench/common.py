@@ -67,7 +67,7 @@ def forward_flops(model, tokens, projected):
 
 
 def attention_flops(model, pairs):
-    """Of the attention: scores and mixing, 4 · heads · size for each pair of a query and a key that it may see, in every layer."""
+    """Of the attention: 4 · heads · size for each pair of a query and a key that it may see, in every layer."""
     c = model.config
     return 4 * c.num_hidden_layers * c.hidden_size * pairs
 
