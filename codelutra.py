@@ -719,7 +719,7 @@ def work(config, run, splits, notes):
             f" isolation {isolation}"
         )
         history = codelutra(config, policy, train_questions, validation, held_out, run, verifier)
-    best = max(range(len(history)), key=lambda t: (deciding(config, history[t]), t)) if validation else len(history) - 1
+    best = max(range(len(history)), key=lambda t: deciding(config, history[t])) if validation else len(history) - 1
     write(run / "summary.json", json.dumps({"best": best, "scores": history}, indent=2) + "\n")
     print(f"\n{table(history, run)}\n{'best on validation' if validation else 'last'}: π_{best}", end="")
     print(f", adapter in {run / f'iter_{best}' / 'adapter'}" if best else ", the base model")
