@@ -314,10 +314,12 @@ def test_a_model_that_adds_a_bias_to_its_attention_is_refused(tokenizer, tmp_pat
     from transformers import BloomConfig, BloomForCausalLM
 
     config = BloomConfig(vocab_size=352, hidden_size=32, n_layer=2, n_head=2, initializer_range=0.5)
-    BloomForCausalLM(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UserError):
-        load_policy(str(tmp_path))
+    for seed in range(5):  # whatever its weights: in bfloat16 the scores of some are near enough
+        torch.manual_seed(seed)
+        BloomForCausalLM(config).save_pretrained(tmp_path)
+        with pytest.raises(UserError, match="tree can serve"):
+            load_policy(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["nothing", "./nothing", "a/b/c", "/nothing.gguf"])
