@@ -4,7 +4,8 @@
 
 SQL: theirs is a new process per query, which opens the database and runs answer and gold. Python: theirs is a fresh interpreter
 in an empty folder per DS-1000 program. Both sides run as many at once as there are workers; cache hits are avoided on ours by
-a comment with a running number. The last line is JSON.
+a comment with a running number. For Python a third figure is the most that a warm interpreter could do: it forks for each
+program and runs it there, without judge, walls or deadline. The last line is JSON.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
+import zygote
 from verify import PythonJob, SqlJob, Verifier
 
 ONE_QUERY = """
@@ -31,6 +33,30 @@ try:
     print(sorted(map(repr, run(answer))) == sorted(map(repr, run(gold))))
 except sqlite3.Error:
     print(False)
+"""
+
+FORKS_ALONE = """
+import sys; sys.path.append(sys.argv[1])
+import contextlib, gc, json, os, tempfile
+import zygote
+from judge_python import load
+programs = json.loads(sys.stdin.readline())
+for name in (*zygote.LIBRARIES, *zygote.PARTS, "tensorflow"):
+    load(name)
+zygote.warm_up()
+gc.collect()
+gc.freeze()
+print("ready", flush=True)
+sys.stdin.readline()
+for program in programs:
+    with tempfile.TemporaryDirectory() as folder:
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(BaseException):
+                os.chdir(folder)
+                exec(program, {"__name__": "__test__"})
+            os._exit(0)
+        os.waitpid(child, 0)
 """
 
 
@@ -73,12 +99,13 @@ def python(args, count):
     # 15 problems fetch a data set from the network in their test: no verdict where there is none
     rows = [r for r in rows if "load_dataset" not in r[0].context and "fetch_california" not in r[0].context][:count]
 
+    def whole(question, answer):
+        program = f"{question.context}\ncode = {answer!r}\ntest_execution(code)\n"
+        return program + ("test_string(code)\n" if "def test_string" in question.context else "")
+
     def official(job):
-        question, answer = job
         with tempfile.TemporaryDirectory() as folder:
-            program = f"{question.context}\ncode = {answer!r}\ntest_execution(code)\n"
-            program += "test_string(code)\n" if "def test_string" in question.context else ""
-            Path(folder, "program.py").write_text(program, encoding="utf-8")
+            Path(folder, "program.py").write_text(whole(*job), encoding="utf-8")
             return new_process([args.python, "program.py"], folder, {**os.environ, "OMP_NUM_THREADS": "1"})
 
     with ThreadPoolExecutor(args.workers) as pool:
@@ -92,7 +119,32 @@ def python(args, count):
         ours, verdicts = per_second(verifier.run, jobs)
     same = sum((v.verdict == "correct") == p for v, p in zip(verdicts, passed))
     print(f"Python: {same} of {len(passed)} verdicts as those of the fresh interpreters")
+    most = forks_alone(args, [whole(*row) for row in rows])
+    print(f"Python: forks alone, no judge, no walls: {most:.1f} programs/s, {most / theirs:.1f} times theirs")
     return ours, theirs
+
+
+def forks_alone(args, programs):
+    """Programs per second of warm interpreters, one a worker, that fork for each program and do nothing else."""
+    environment = {**os.environ, **zygote.ONE_THREAD, **zygote.QUIET}
+    command = [args.python, "-s", "-c", FORKS_ALONE, str(Path(zygote.__file__).parent)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    running = [subprocess.Popen(command, env=environment, **pipes) for _ in range(args.workers)]
+    for i, process in enumerate(running):
+        process.stdin.write(json.dumps(programs[i :: args.workers]) + "\n")
+        process.stdin.flush()
+    for process in running:
+        while process.stdout.readline() != "ready\n":
+            assert process.poll() is None, "it ended while loading"
+    started = time.time()
+    for process in running:
+        process.stdin.write("go\n")
+        process.stdin.close()
+    for process in running:
+        for _ in process.stdout:  # what programs print
+            pass
+        process.wait()
+    return len(programs) / (time.time() - started)
 
 
 def main():
