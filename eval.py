@@ -19,6 +19,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 import data
@@ -87,6 +88,16 @@ def _shares(rows) -> Scores:
     n, ems = max(len(rows), 1), [em for *_, em in rows if em is not None]
     right, ran = sum(verdict == "correct" for _, verdict, *_ in rows), sum(ran for _, _, ran, _ in rows)
     return Scores(len(rows), right / n, ran / n, {}, sum(ems) / n if ems else None)
+
+
+def interval(values, repeats: int = 2000) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of one number a question; (0, 0) where there is none."""
+    values = np.asarray(values, dtype=float)
+    if not len(values):
+        return 0.0, 0.0
+    draws = np.random.default_rng(0).integers(0, len(values), (repeats, len(values)))
+    low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
+    return float(low), float(high)
 
 
 def greedy(policy, questions, max_new: int, batch_tokens: int, progress: str | None = None) -> list[str]:
@@ -241,6 +252,7 @@ def main(argv=None):
     if not result.n:
         raise UserError("no question is left to score.")
     result = {k: v for k, v in dataclasses.asdict(result).items() if v is not None}
+    result["ex_interval"] = interval([v.verdict == "correct" for v in verdicts])
     print(json.dumps(result | {"left_out": len(questions) - len(kept) + total_left_out}))
 
 

@@ -2,6 +2,7 @@
 
     python report.py runs/shop-smollm2-seed0 [more runs]     writes report.html and PNG figures into the first run's folder
     python report.py runs/shop-smollm2-seed0 --pairs FILE    writes its preference pairs as JSON lines that TRL's trainers read
+    python report.py RUN RUN … --results FILE                writes the scores of all runs, a mean over seeds for each method
 
 The page is one file that works offline: accuracy by iteration with intervals, error classes (Fig. 4a), log-probabilities
 through training (Fig. 2), pair yield and time by stage, a table beside the paper's Table 1, and every held-out question with
@@ -14,6 +15,8 @@ import argparse
 import base64
 import html
 import json
+import os
+import platform
 from collections import Counter
 from pathlib import Path
 
@@ -25,6 +28,7 @@ import matplotlib.pyplot as plt
 
 import data
 from data import UserError
+from eval import interval
 from verify import VERDICTS
 
 COLOURS = dict(zip(VERDICTS, ("#2a9d8f", "#e9c46a", "#e76f51", "#6d597a", "#457b9d", "#333333")))
@@ -64,20 +68,16 @@ def load_run(folder: Path) -> dict:
         raise UserError(f"{folder} is not the folder of a run: {error}")
 
 
-def interval(rows: list[dict], repeats: int = 2000) -> tuple[float, float]:
+def ex_interval(rows: list[dict]) -> tuple[float, float]:
     """95 % bootstrap interval of EX over questions, in points."""
-    right = np.array([row["verdict"] == "correct" for row in rows], dtype=float)
-    if not len(right):
-        return 0.0, 0.0
-    draws = np.random.default_rng(0).integers(0, len(right), (repeats, len(right)))
-    low, high = np.percentile(right[draws].mean(1), [2.5, 97.5])
-    return 100 * float(low), 100 * float(high)
+    low, high = interval([row["verdict"] == "correct" for row in rows])
+    return 100 * low, 100 * high
 
 
 def accuracy(runs, ax):
     for run in runs:
         ex = [100 * s["dev"]["ex"] for s in run["scores"] if "dev" in s]
-        spread = [interval(rows) for rows in run["dev"]][: len(ex)]
+        spread = [ex_interval(rows) for rows in run["dev"]][: len(ex)]
         errors = np.array([[max(0, e - low), max(0, high - e)] for e, (low, high) in zip(ex, spread)]).T
         ax.errorbar(range(len(ex)), ex, yerr=errors, marker="o", capsize=4, label=run["name"])
     ax.set(xlabel="iteration", ylabel="held-out EX, %", title="Accuracy by iteration (95 % bootstrap intervals)")
@@ -165,7 +165,7 @@ def table(runs) -> str:
         for t, scores in enumerate(run["scores"]):
             dev = scores.get("dev")
             if dev:
-                low, high = interval(run["dev"][t])
+                low, high = ex_interval(run["dev"][t])
                 em = "" if dev.get("em") is None else f"{100 * dev['em']:.1f}"
                 cells = [run["name"], f"π<sub>{t}</sub>", dev["n"], f"{100 * dev['ex']:.1f} ({low:.1f} to {high:.1f})", em,
                          f"{100 * dev['executable']:.1f}", paper.get(t, "")]  # fmt: skip
@@ -266,17 +266,97 @@ def export_pairs(folder: Path, path: Path) -> int:
     return count
 
 
+def method(config: dict, others: list[dict]) -> str:
+    """What a run is called beside the others: its objective, and each setting in which some of them differ."""
+    objective, gold = config["objective"], config["gold"]
+    name = {"dual": "codelutra", "dpo": "dpo only"}.get(objective) or ("sft on gold" if gold == "only" else "positives only")
+    told = {
+        "seed",
+        "out",
+        "data_dir",
+        "python",
+        "objective",
+        "gold",
+        "code",
+        "workers",
+        "save_every",
+        "iterations",
+        "min_gain",
+        "device",
+    }
+    differ = [k for k in config if k not in told and any(o.get(k) != config[k] for o in others)]
+    if len({o["gold"] for o in others if o["objective"] == objective}) > 1 and gold != "only":
+        differ.append("gold")
+    return ", ".join([name, *(f"{k} {config[k]}" for k in differ)])
+
+
+def results(runs) -> dict:
+    """The scores of all runs, and for each method the mean over its seeds with 95 % bootstrap intervals over questions.
+
+    `best` is the policy with the highest EX on the validation questions, as in the runs themselves; the differences are in
+    points of EX between the methods' best policies, question by question. Raises UserError for runs on other data or another
+    model, and for two of one method and seed.
+    """
+    configs = [run["config"] for run in runs]
+    if len({(c["data"], c["model"]) for c in configs}) > 1:
+        raise UserError("--results: these runs are not all on one data set and one model.")
+    common = {k: v for k, v in configs[0].items() if all(c.get(k) == v for c in configs)}
+    for path in ("out", "data_dir", "python"):  # of this machine alone
+        common.pop(path, None)
+    methods, right = {}, {}  # right: method → iteration or "best" → one {question: right?} a run
+    for run in runs:
+        name = method(run["config"], configs)
+        decide = [s.get("validation", s["dev"])["ex"] for s in run["scores"]]
+        best = decide.index(max(decide))
+        if any(row["seed"] == run["config"]["seed"] for row in methods.get(name, ())):
+            raise UserError(f"--results: two runs of {name!r} with seed {run['config']['seed']}.")
+        for t, scores in enumerate(run["scores"]):
+            row = {"seed": run["config"]["seed"], "iteration": t} | {k: scores["dev"][k] for k in ("ex", "em", "executable")}
+            minutes = round(sum(run["seconds"][t].values()) / 60, 1)
+            methods.setdefault(name, []).append(row | {"best": t == best, "minutes": minutes})
+            correct = {q["index"]: q["verdict"] == "correct" for q in run["dev"][t]}
+            for key in [t] + ["best"] * (t == best):
+                right.setdefault(name, {}).setdefault(key, []).append(correct)
+    questions = sorted(set.intersection(*(set(c) for of in right.values() for c in of["best"])))
+    share = {n: {k: [np.mean([c[q] for c in of[k]]) for q in questions] for k in of} for n, of in right.items()}
+    mean = lambda values: [round(100 * x, 1) for x in (np.mean(values), *interval(values))]  # noqa: E731
+    base = {"π_0": np.mean([of[0] for of in share.values()], 0)}
+    best = base | {n: np.array(of["best"]) for n, of in share.items()}
+    pairs = [(a, b) for a in best for b in best if a != b and a != "π_0"]
+    return {
+        "data": common["data"], "model": common["model"], "split": "dev", "n": len(questions),
+        "seeds": sorted({c["seed"] for c in configs}), "settings": common, "machine": machine(), "methods": methods,
+        "mean over seeds: ex, 95 % interval": {n: {str(k): mean(v) for k, v in of.items()} for n, of in share.items()},
+        "difference of the best policies": {f"{a} − {b}": mean(best[a] - best[b]) for a, b in pairs},
+    }  # fmt: skip
+
+
+def machine() -> str:
+    """Its processor, as long as these runs were made here."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} cores, {names[0] if names else platform.machine()}"
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders; details are of the first")
     parser.add_argument("--pairs", type=Path, metavar="FILE", help="write the first run's preference pairs here instead")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="write the scores of all runs here instead")
     args = parser.parse_args(argv)
-    if args.pairs and not args.pairs.parent.is_dir():
-        raise UserError(f"--pairs: {args.pairs.parent} is not a folder.")
+    for flag, path in (("--pairs", args.pairs), ("--results", args.results)):
+        if path and not path.parent.is_dir():
+            raise UserError(f"{flag}: {path.parent} is not a folder.")
     if args.pairs:
         print(f"{args.pairs}: {export_pairs(args.runs[0], args.pairs)} pairs")
         return
     runs = [load_run(folder) for folder in args.runs]
+    if args.results:
+        found = results(runs)
+        args.results.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        for name, of in found["mean over seeds: ex, 95 % interval"].items():
+            print(f"{name}: " + ", ".join(f"{k} {ex} ({low} to {high})" for k, (ex, low, high) in of.items()))
+        return
     figures = draw(runs, args.runs[0])
     path = args.runs[0] / "report.html"
     path.write_text(page(runs, figures), encoding="utf-8")

