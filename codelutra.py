@@ -13,7 +13,6 @@ Kept from the paper: Algorithm 1, equation 6, Table 5. Decided here, where the p
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -593,7 +592,7 @@ def check_settings(config: Config, run: Path):
 
 
 def parse(argv=None) -> Config:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = data.flags(__doc__)
     for f in dataclasses.fields(Config):
         flag = "--" + f.name.replace("_", "-")
         presets = ", ".join(f"{d}: {p[f.name]}" for d, p in PRESETS.items() if f.name in p)

@@ -6,6 +6,7 @@ the list of notes it returns. No torch here.
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import random
@@ -19,6 +20,13 @@ from pathlib import Path
 
 class UserError(Exception):
     """Something the user can mend: shown as one sentence, exit code 2."""
+
+
+def flags(description: str) -> argparse.ArgumentParser:
+    """A parser for a command; its flags cannot be abbreviated."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
 
 
 def run(main, *errors):

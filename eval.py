@@ -10,7 +10,6 @@ Executable: the share that runs at all. The error analysis of Fig. 4a is the cou
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
@@ -170,7 +169,7 @@ def read_predictions(path: Path, questions: list[Question], total: int) -> dict[
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = data.flags(__doc__)
     parser.add_argument("--data", default="shop", choices=sorted(data.LAYOUT), help="data set (default shop)")
     parser.add_argument("--data-dir", help="its folder (default data/NAME)")
     parser.add_argument("--split", default="dev", choices=("train", "dev"), help="default dev")

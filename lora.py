@@ -6,7 +6,6 @@ them. `python lora.py merge --model BASE --adapter FOLDER --out FOLDER` writes a
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -145,7 +144,7 @@ def merge(model: nn.Module):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = data.flags(__doc__)
     parser.add_argument("command", choices=["merge"])
     parser.add_argument("--model", required=True, help="the base model the adapter was trained on")
     parser.add_argument("--adapter", required=True, help="folder of the adapter")

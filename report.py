@@ -11,7 +11,6 @@ its gold code and the answers of all iterations, to filter and sort.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import html
 import json
@@ -339,7 +338,7 @@ def machine() -> str:
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = data.flags(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders; details are of the first")
     parser.add_argument("--pairs", type=Path, metavar="FILE", help="write the first run's preference pairs here instead")
     parser.add_argument("--results", type=Path, metavar="FILE", help="write the scores of all runs here instead")

@@ -12,7 +12,6 @@ function of (seed, t, i, m, j) alone. Rounding depends on what is computed toget
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import math
 from contextlib import nullcontext
@@ -490,7 +489,7 @@ def sample(
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Draw answers from a policy and print them.")
+    parser = data.flags("Draw answers from a policy and print them.")
     parser.add_argument("--model", default="smollm2", help="hub id, folder, .gguf file, or smollm2")
     parser.add_argument("--adapter", help="folder of a LoRA adapter")
     parser.add_argument("--data", default="shop", choices=sorted(data.LAYOUT), help="data set")

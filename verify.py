@@ -318,7 +318,8 @@ def job_of(line: str, number: int) -> tuple[object, SqlJob | PythonJob]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Jobs in (JSON lines), verdicts out (JSON lines), in the same order.")
+    about = "Jobs in (JSON lines), verdicts out (JSON lines), in the same order."
+    parser = argparse.ArgumentParser(description=about, allow_abbrev=False)
     parser.add_argument("--workers", type=int, default=2, help="how many programs run at a time (default 2)")
     parser.add_argument("--python", default=sys.executable, metavar="PATH",
                         help="the interpreter that has DS-1000's libraries (default: this one; `make ds1000` builds one)")
