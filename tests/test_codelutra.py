@@ -532,7 +532,8 @@ def test_every_problem_at_the_door_is_said_before_a_model_is_loaded(folders, tmp
 @pytest.mark.parametrize(
     "argv",
     [
-        "--unknown 1", "--iter 3", "--answers 0", "--answers -3", "--answers two", "--pairs 0", "--lr 0", "--lr -1", "--lr nan", "--lr inf",
+        "--unknown 1", "--iter 3", "--answers 0", "--answers -3", "--answers two", "--pairs 0", "--lr 0", "--lr -1",
+        "--lr nan", "--lr inf",
         "--beta 0", "--beta nan", "--batch-size 0", "--accumulation 0", "--iterations 0", "--max-new 0", "--lora-rank 0",
         "--temperature -0.5", "--top-p 0", "--top-p 1.5", "--limit -1", "--validation -1", "--eval-limit -1", "--lam -1",
         "--warmup -0.1", "--warmup 1.5", "--gold sometimes", "--criterion executable --gold always", "--precision int8",
