@@ -96,7 +96,7 @@ class Config:
 
 
 # Table 5; `shop` is for a 135M model on two CPU cores, found on its training questions (README, results)
-PRESETS = {
+PRESETS: dict[str, dict] = {
     "spider": {"max_new": data.MAX_NEW["spider"]},
     "bird": {"max_new": data.MAX_NEW["bird"]},
     "ds1000": {
@@ -600,7 +600,7 @@ def parse(argv=None) -> Config:
         if f.type == "bool":
             parser.add_argument(flag, action="store_true", default=None, help=f.metadata["help"])
         else:
-            kind = {"int": int, "float": float, "str": str}[f.type]
+            kind = {"int": int, "float": float, "str": str}[str(f.type)]
             parser.add_argument(flag, type=kind, choices=f.metadata["choices"], help=help)
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
     name = given.get("data", "shop")

@@ -213,7 +213,7 @@ class Schema:
 def read_query(node, schema, outer=None, ctes=None, nested=False) -> Clauses:
     """`outer` is the Scope of the query around this one; `nested` ones keep DISTINCT and their columns as they are."""
     ctes, selects, operators = dict(ctes or {}), [], []
-    stack = [(node, ())]
+    stack: list[tuple] = [(node, ())]
     while stack:  # a UNION b EXCEPT c: a tree to the left in sqlglot, a chain to the right in Spider
         node, around = stack.pop()
         if isinstance(node, str):

@@ -21,6 +21,7 @@ import time
 from collections import Counter, deque
 from functools import lru_cache, partial
 from itertools import islice
+from typing import Any
 
 import sandbox
 from sandbox import InfrastructureError
@@ -110,7 +111,7 @@ def open_database(path: str, deadline: float, denials: list[str]) -> sqlite3.Con
     return connection
 
 
-def rows_of(database: str, query: str, timeout: float, take) -> tuple[int, object]:
+def rows_of(database: str, query: str, timeout: float, take) -> tuple[int, Any]:
     """The number of columns and `take(cursor)`. Raises Rejected or InfrastructureError."""
     first = next((word for word in words(query) if word not in (";", "\ufeff")), "")  # SQLite skips these
     if first == "explain":  # it executes, and may give no row at all

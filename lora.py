@@ -28,15 +28,15 @@ class LoRALinear(nn.Module):
     A is float32 (r, in), Kaiming-uniform as in Hu et al.'s code; B is float32 (out, r), zero: the start is the identity.
     """
 
-    def __init__(self, base: nn.Module, rank: int, alpha: float, generator: torch.Generator):
+    def __init__(self, base: nn.Linear | Conv1D, rank: int, alpha: float, generator: torch.Generator):
         super().__init__()
         self.base, self.scaling = base, alpha / rank
-        shape = base.weight.shape
-        inside, outside = shape if isinstance(base, Conv1D) else shape[::-1]
+        weight = base.weight
+        inside, outside = weight.shape if isinstance(base, Conv1D) else weight.shape[::-1]
         bound = 1 / math.sqrt(inside)
         a = torch.empty(rank, inside).uniform_(-bound, bound, generator=generator)
-        self.lora_A = nn.Parameter(a.to(base.weight.device))
-        self.lora_B = nn.Parameter(torch.zeros(outside, rank, device=base.weight.device))
+        self.lora_A = nn.Parameter(a.to(weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(outside, rank, device=weight.device))
 
     def forward(self, x):  # (…, in) → (…, out)
         exact = x if torch.is_autocast_enabled(x.device.type) else x.to(self.lora_A.dtype)  # autocast makes no copy

@@ -346,10 +346,10 @@ class Decoding:
         new[rows] = torch.arange(len(rows), device=rows.device)
         self.shared = [shared for shared in self.shared if shared.keep(new)]
         for layer, pair in self.own.items():
-            fresh = tuple(x.new_empty(len(rows), *x.shape[1:]) for x in pair)
-            for new, old in zip(fresh, pair):
-                new[:, :, : self.step] = old[rows, :, : self.step]
-            self.own[layer] = fresh
+            keys, values = (x.new_empty(len(rows), *x.shape[1:]) for x in pair)
+            for fresh, old in zip((keys, values), pair):
+                fresh[:, :, : self.step] = old[rows, :, : self.step]
+            self.own[layer] = keys, values
         self.first = self.first[rows]
 
     def attend(self, layer, query, key, value, scaling):

@@ -79,7 +79,7 @@ class Child:
 
     def __init__(self, module: str, function: str):
         self.module, self.function = module, function
-        self.process = None
+        self.process: subprocess.Popen | None = None
 
     def start(self) -> None:
         code = f"import sys; sys.path.append({HERE!r}); import {self.module} as m; m.{self.function}({os.getpid()})"

@@ -66,7 +66,7 @@ class Unpacker(pickle._Unpickler):
             raise pickle.UnpicklingError("a call that is not allowed")
         self.stack[-1] = function(*arguments)
 
-    dispatch[pickle.REDUCE[0]] = load_reduce
+    dispatch[pickle.REDUCE[0]] = load_reduce  # type: ignore[assignment]
 
     def fill(kind, instruction):  # noqa: N805 (a helper of the class body, not a method)
         original = pickle._Unpickler.dispatch[instruction[0]]
@@ -82,7 +82,7 @@ class Unpacker(pickle._Unpickler):
 
     for kind, instruction in ((list, pickle.APPEND), (list, pickle.APPENDS), (dict, pickle.SETITEM),
                               (dict, pickle.SETITEMS), (set, pickle.ADDITEMS)):  # fmt: skip
-        dispatch[instruction[0]] = fill(kind, instruction)
+        dispatch[instruction[0]] = fill(kind, instruction)  # type: ignore[arg-type]
     del fill, kind, instruction
 
 

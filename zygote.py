@@ -67,9 +67,12 @@ class Zygote:
         self.workers, self.allow_unsandboxed = workers, allow_unsandboxed
         # it starts in another folder; a link is not followed, since that is how a venv's interpreter knows its libraries
         self.python = os.path.abspath(python) if os.path.dirname(python) else shutil.which(python) or python
-        self.process, self.sockets, self.idle, self.folder, self.closed = None, [], None, None, False
+        self.process: subprocess.Popen | None = None
+        self.sockets: list[socket.socket] = []
+        self.idle: queue.LifoQueue[socket.socket] = queue.LifoQueue()
+        self.folder, self.closed = "", False
         self.lock = threading.Lock()
-        self.missing = []  # libraries that the interpreter does not have
+        self.missing: list[str] = []  # libraries that the interpreter does not have
 
     def ask(self, head: dict, body: list[str], timeout: float) -> list:
         """[one of VERDICTS, message, seconds] of a program. A supervisor that dies is no verdict: it is asked once more."""
