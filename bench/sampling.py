@@ -39,14 +39,18 @@ def generate(model, policy: Policy, batch, answers, new, fixed):
 
 
 def timed(run):
+    """(result, seconds, peak MiB). The first of two runs gives the memory, which starts trimmed; the second the time."""
+    with PeakMemory() as memory:
+        once(run)
+    return *once(run), memory.mib
+
+
+def once(run):
+    started = time.time()
+    result = run()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    started = time.time()
-    with PeakMemory() as memory:
-        result = run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-    return result, time.time() - started, memory.mib
+    return result, time.time() - started
 
 
 def fixed(args, policy, model):
@@ -78,12 +82,12 @@ def real(args, policy, model):
     ours_time = theirs_time = 0.0
     for unit in units(batch, args.answers, args.new, args.batch_tokens):
         mine = [questions[i] for i in unit], [batch[i] for i in unit]
-        _, seconds, _ = timed(partial(draw_unit, policy, *mine, args.answers, args.new, 1.0, 1.0, 0, 0))
+        _, seconds = once(partial(draw_unit, policy, *mine, args.answers, args.new, 1.0, 1.0, 0, 0))
         ours_time += seconds
     order = sorted(range(len(batch)), key=lambda i: len(batch[i]))  # theirs: like lengths together, so little padding
     for start in range(0, len(order), args.their_batch):
         part = [batch[i] for i in order[start : start + args.their_batch]]
-        _, seconds, _ = timed(partial(generate, model, policy, part, args.answers, args.new, False))
+        _, seconds = once(partial(generate, model, policy, part, args.answers, args.new, False))
         theirs_time += seconds
     total = len(questions) * args.answers
     return [(f"{len(questions)} Spider questions", total / ours_time, total / theirs_time, "answers/s")], {}
