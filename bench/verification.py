@@ -52,6 +52,7 @@ for program in programs:
     with tempfile.TemporaryDirectory() as folder:
         child = os.fork()
         if child == 0:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             with contextlib.suppress(BaseException):
                 os.chdir(folder)
                 exec(program, {"__name__": "__test__"})
@@ -141,8 +142,6 @@ def forks_alone(args, programs):
         process.stdin.write("go\n")
         process.stdin.close()
     for process in running:
-        for _ in process.stdout:  # what programs print
-            pass
         process.wait()
     return len(programs) / (time.time() - started)
 

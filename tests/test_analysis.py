@@ -14,9 +14,10 @@ from data import UserError
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer():
     n, right = 6, [0, 2, 5, 6]
-    for k, share in analysis.pass_at_k(right, n).items():
-        subsets = [any(i < c for i in chosen) for c in right for chosen in itertools.combinations(range(n), k)]
-        assert share == pytest.approx(sum(subsets) / len(subsets))
+    for k, shares in analysis.pass_at_k(right, n).items():
+        for c, share in zip(right, shares, strict=True):
+            subsets = [any(i < c for i in chosen) for chosen in itertools.combinations(range(n), k)]
+            assert share == pytest.approx(sum(subsets) / len(subsets))
     assert list(analysis.pass_at_k([1], 6)) == [1, 2, 4, 6] and list(analysis.pass_at_k([1], 1)) == [1]
 
 
@@ -48,24 +49,38 @@ def test_preferences_pair_right_with_wrong_answers_of_other_systems(spider, fold
     for i, codes in enumerate(systems):
         files.append(tmp_path / f"{i}.txt")
         files[-1].write_text("".join(code + "\n" for code in codes))
-    longer = lambda *arguments: [  # noqa: E731
-        torch.tensor([[len(c), len(c)] for c in codes], dtype=torch.float64).numpy() for codes in arguments[2]
-    ]
-    monkeypatch.setattr(analysis, "answer_scores", longer)
+    files[1].write_text(files[1].read_text().replace("SELECT 18\n", "SELECT 18 \n"))  # white space makes no other answer
+
+    def scores(policy, questions, codes, progress):
+        """π_0 likes long answers; the policy dislikes SELECT 17 and likes SELECT 18."""
+        like = lambda c: {"SELECT 17": 5, "SELECT 18": 99}.get(c, 50 if progress == "policy" else len(c))  # noqa: E731
+        return [torch.tensor([[like(c), 1.0] for c in of], dtype=torch.float64).numpy() for of in codes]
+
+    monkeypatch.setattr(analysis, "answer_scores", scores)
+    monkeypatch.setattr(analysis.lora, "read", lambda folder: None)
+    monkeypatch.setattr(analysis.lora, "load", lambda model, folder: None)
     arguments = ["preferences", "--model", folders["gpt2"], "--data", "spider", "--data-dir", str(spider), "--workers", "1"]
     analysis.main([*arguments, *map(str, files)])
     found = last(capsys)
-    assert (found["n"], found["pairs"]) == (3, 4)  # questions 1 (two wrong), 2 and 3; each gold is the longer text
-    assert found["π_0, summed"] == [1, 1, 1] and "policy, summed" not in found
+    assert (found["n"], found["pairs"]) == (3, 4)  # question 1 with SELECT 17 and 19 wrong, 2 and 3 with SELECT 18 wrong
+    assert found["π_0, summed"][0] == pytest.approx((1 + 0 + 0) / 3) and "policy, summed" not in found
+    assert found["π_0, per token"] == [0.5, 0.5, 0.5]  # all alike: ties
+    analysis.main([*arguments, "--adapter", "x", *map(str, files)])
+    found = last(capsys)
+    assert found["policy, summed"][0] == pytest.approx((0.75 + 0 + 0) / 3)  # 17 below gold, 19 equal to it
+    assert found["policy against π_0, summed"][0] == pytest.approx((1 / 2 + 1 + 1) / 3)
     with pytest.raises(UserError, match="both a right and a wrong"):
         analysis.main([*arguments, str(files[0])])
 
 
 def test_passes_counts_what_the_verifier_finds_right(spider, folders, capsys, monkeypatch):
-    monkeypatch.setattr(data, "extract_code", lambda text, language: "SELECT count(*) FROM owner")  # right for question 0
+    codes = itertools.cycle(["SELECT count(*) FROM owner", "SELECT 7"])  # the first is right for question 0 alone
+    monkeypatch.setattr(data, "extract_code", lambda text, language: next(codes))
     arguments = ["passes", "--model", folders["gpt2"], "--data", "spider", "--data-dir", str(spider), "--workers", "1"]
     analysis.main([*arguments, "--answers", "2"])
-    assert last(capsys) == {"n": 6, "answers": 2, "pass": {"1": pytest.approx(1 / 6), "2": pytest.approx(1 / 6)}}
+    found = last(capsys)
+    assert (found["n"], found["answers"]) == (6, 2)
+    assert [found["pass"][k][0] for k in ("1", "2")] == pytest.approx([0.5 / 6, 1 / 6]) and found["pass"]["2"][2] > 1 / 6
 
 
 class Letters:

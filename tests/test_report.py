@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 
 import report
@@ -75,22 +76,24 @@ def test_a_folder_that_is_no_run_is_one_sentence(tmp_path):
 
 
 def several(run, tmp_path):
-    """Copies of the run: two seeds of the dual loss, one of fine-tuning on gold; what is right differs."""
+    """Copies of the run: two seeds of the dual loss, one of fine-tuning on gold; what is right differs, and what is best."""
     folders = []
-    for name, change, right in (("a", {"seed": 0}, 3), ("b", {"seed": 1}, 1), ("sft", {"objective": "sft", "gold": "only"}, 2)):
+    dual = {"objective": "dual", "gold": "if-empty"}
+    for name, change, right, best in (
+        ("a", dual | {"seed": 0}, 3, 1), ("b", dual | {"seed": 1}, 2, 0), ("sft", {"objective": "sft", "gold": "only"}, 2, 1),
+    ):  # fmt: skip
         folder = tmp_path / "runs" / name
         shutil.copytree(run, folder, ignore=shutil.ignore_patterns("runs"))
-        config = json.loads((folder / "config.json").read_text()) | {"gold": "if-empty", "data_dir": f"/{name}"} | change
+        config = json.loads((folder / "config.json").read_text()) | {"data_dir": f"/{name}", "code": "x"} | change
         (folder / "config.json").write_text(json.dumps(config))
+        (folder / "summary.json").write_text(json.dumps({"best": best}))
         path = folder / "iter_1" / "dev.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         rows = [row | {"verdict": "correct" if row["index"] < right else "wrong"} for row in rows]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         scores = json.loads((folder / "iter_1" / "scores.json").read_text())
-        scores["dev"]["ex"], scores["validation"] = right / 4, {"ex": 0.5}
+        scores["dev"]["ex"] = right / 4
         (folder / "iter_1" / "scores.json").write_text(json.dumps(scores))
-        base = json.loads((folder / "iter_0" / "scores.json").read_text())
-        (folder / "iter_0" / "scores.json").write_text(json.dumps(base | {"validation": {"ex": 0.6 if name == "b" else 0.1}}))
         folders.append(str(folder))
     return folders
 
@@ -102,23 +105,59 @@ def test_results_of_several_runs_by_hand(run, tmp_path):
     assert (found["data"], found["n"], found["seeds"]) == ("spider", 4, [0, 1]) and "/a" not in file.read_text()
     rows = found["methods"]["codelutra"]
     assert [(r["seed"], r["iteration"], r["ex"], r["best"]) for r in rows] == [
-        (0, 0, 0.25, False), (0, 1, 0.75, True), (1, 0, 0.25, True), (1, 1, 0.25, False),
+        (0, 0, 0.25, False), (0, 1, 0.75, True), (1, 0, 0.25, True), (1, 1, 0.5, False),
     ]  # fmt: skip
-    means = {n: {k: v[0] for k, v in of.items()} for n, of in found["mean over seeds: ex, 95 % interval"].items()}
-    assert means == {"codelutra": {"0": 25, "1": 50, "best": 50}, "sft on gold": {"0": 25, "1": 50, "best": 50}}
-    gaps = found["difference of the best policies"]
-    assert gaps["codelutra − π_0"][0] == 25 and gaps["codelutra − sft on gold"][0] == 0
-    assert gaps["sft on gold − codelutra"][0] == 0 and gaps["codelutra − π_0"][1] >= 0  # no question got worse
+    means = {n: {k: (v["ex"], v["runs"]) for k, v in of.items()} for n, of in found["means"].items()}
+    assert means == {
+        "codelutra": {"0": (0.25, 2), "1": (0.625, 2), "best": (0.5, 2)},  # best: 3 of 4 and 1 of 4
+        "sft on gold": {"0": (0.25, 1), "1": (0.5, 1), "best": (0.5, 1)},
+    }
+    gaps = {name: gap["ex"] for name, gap in found["differences of the best"].items()}
+    assert gaps == {"codelutra − sft on gold": 0, "codelutra − π_0": 0.25, "sft on gold − π_0": 0.25}
 
 
-def test_runs_that_differ_in_a_setting_are_methods_of_their_own_and_a_run_twice_is_refused(run, tmp_path):
+def test_the_interval_of_a_mean_over_runs_is_that_of_runs_and_questions():
+    rng = np.random.default_rng(1)
+    alike, apart = np.tile(rng.random(400) < 0.5, (3, 1)), np.array([[0.2], [0.5], [0.8]]) > rng.random((3, 400))
+    widths = [report.mean_interval(group.astype(float)) for group in (alike, apart)]
+    width = lambda m: m["high"] - m["low"]  # noqa: E731
+    assert width(widths[0]) == pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.15)  # the runs agree: only questions differ
+    assert width(widths[1]) > 4 * width(widths[0])
+    gap = report.mean_interval(alike.astype(float), alike.astype(float))
+    assert gap["ex"] == gap["low"] == gap["high"] == 0  # the same questions on both sides
+
+
+def test_runs_that_differ_in_a_setting_are_methods_of_their_own(run, tmp_path):
     folders, file = several(run, tmp_path), tmp_path / "results.json"
-    config = json.loads((tmp_path / "runs/b/config.json").read_text()) | {"lr": 0.2}
-    (tmp_path / "runs/b/config.json").write_text(json.dumps(config))
-    report.main([*folders, "--results", str(file)])
-    assert list(json.loads(file.read_text())["methods"]) == ["codelutra, lr 0.1", "codelutra, lr 0.2", "sft on gold, lr 0.1"]
-    with pytest.raises(UserError, match="two runs of"):
-        report.main([folders[0], folders[0], "--results", str(file)])
-    (tmp_path / "runs/b/config.json").write_text(json.dumps(config | {"data": "bird"}))
-    with pytest.raises(UserError, match="one data set"):
+    config = json.loads((tmp_path / "runs/b/config.json").read_text())
+    for change, names in (
+        ({"lr": 0.2}, ["codelutra, lr 0.1", "codelutra, lr 0.2", "sft on gold, lr 0.1"]),
+        ({"gold": "always"}, ["codelutra, gold if-empty", "codelutra, gold always", "sft on gold"]),
+        ({"gold": "only"}, ["codelutra", "codelutra, gold only", "sft on gold"]),
+        ({"objective": "dpo"}, ["codelutra", "dpo only", "sft on gold"]),
+    ):
+        (tmp_path / "runs/b/config.json").write_text(json.dumps(config | change))
         report.main([*folders, "--results", str(file)])
+        assert list(json.loads(file.read_text())["methods"]) == names
+
+
+def test_runs_that_cannot_be_compared_are_one_sentence(run, tmp_path):
+    folders, file = several(run, tmp_path), str(tmp_path / "results.json")
+    with pytest.raises(UserError, match="two runs of"):
+        report.main([folders[0], folders[0], "--results", file])
+    with pytest.raises(UserError, match="cannot be a file's name"):
+        report.main([*folders, "--results", str(tmp_path)])
+    config, dev = tmp_path / "runs/b/config.json", tmp_path / "runs/b/iter_0/dev.jsonl"
+    text, rows = config.read_text(), dev.read_text()
+    config.write_text(json.dumps(json.loads(text) | {"data": "bird"}))
+    with pytest.raises(UserError, match="one data set"):
+        report.main([*folders, "--results", file])
+    config.write_text(text)
+    for other in (rows.split("\n")[0] + "\n", ""):
+        dev.write_text(other)
+        with pytest.raises(UserError, match="same held-out questions"):
+            report.main([*folders, "--results", file])
+    dev.write_text(rows)
+    (tmp_path / "runs/b/summary.json").unlink()
+    with pytest.raises(UserError, match="has not ended"):
+        report.main([*folders, "--results", file])

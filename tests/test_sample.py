@@ -319,7 +319,7 @@ def test_a_model_that_adds_a_bias_to_its_attention_is_refused(tokenizer, tmp_pat
         torch.manual_seed(seed)
         BloomForCausalLM(config).save_pretrained(tmp_path)
         with pytest.raises(UserError, match="tree can serve"):
-            load_policy(str(tmp_path))
+            load_policy(str(tmp_path), "bfloat16", "cpu")
 
 
 @pytest.mark.parametrize("name", ["nothing", "./nothing", "a/b/c", "/nothing.gguf"])

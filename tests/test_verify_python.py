@@ -179,6 +179,13 @@ def test_random_numbers_continue_as_in_one_process(judge):
     assert judge("np.random.seed(6)\nresult = np.random.rand(3)", test).verdict == "wrong"
 
 
+def test_torchs_random_numbers_continue_as_in_one_process(judge):
+    test = context(value="[torch.manual_seed(7)] and 1", expected="[torch.manual_seed(5), torch.rand(3).tolist(), "
+                     "torch.manual_seed(5)][1]", before="import torch", imports="import copy\nimport torch",
+                     check="assert result == ans")
+    assert judge("result = torch.rand(3).tolist()", test).verdict == "correct"
+
+
 def test_answers_are_remembered_and_faults_are_not(verifier):
     first = verifier.submit(PythonJob(PLAIN, "result = x * 2  # once"))
     first.result()
