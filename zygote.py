@@ -31,7 +31,7 @@ import time
 
 import sandbox
 import walls
-from judge_python import LARGE, LOCAL, dying, load, one_line, run_judge
+from judge_python import LARGE, LOCAL, SEED, dying, load, one_line, run_judge
 from sandbox import InfrastructureError
 
 # Imported once, by the zygote. What is missing is missed by the programs that need it.
@@ -270,7 +270,14 @@ def finished(pid: int) -> bool:
 
 
 def warm_up() -> None:
-    """What libraries do once per process, done once for all: the first picture searches the fonts."""
+    """What libraries do once per process, done once for all: the first picture searches the fonts.
+
+    And the generators start alike in every zygote: a program that draws without a seed gets the same verdict every time.
+    """
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(SEED)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(SEED)
     with contextlib.suppress(Exception):
         plt = sys.modules["matplotlib.pyplot"]
         plt.figure().gca().set_title("$x$")

@@ -179,6 +179,16 @@ def test_random_numbers_continue_as_in_one_process(judge):
     assert judge("np.random.seed(6)\nresult = np.random.rand(3)", test).verdict == "wrong"
 
 
+def test_a_program_that_draws_without_a_seed_gets_the_same_verdict_from_every_pool():
+    test = context(imports="import copy\nimport random\nimport numpy as np", check="raise AssertionError(result)")
+    answer = "import random\nimport numpy as np\nresult = [random.random(), float(np.random.rand())]"
+    seen = set()
+    for _ in range(2):
+        with Verifier(1, python=PYTHON) as verifier:
+            seen.add(verifier.run([PythonJob(test, answer)])[0].message)
+    assert len(seen) == 1 and "[0.13436424411240122, 0.417022004702574]" in seen.pop()
+
+
 def test_torchs_random_numbers_continue_as_in_one_process(judge):
     test = context(value="[torch.manual_seed(7)] and 1", expected="[torch.manual_seed(5), torch.rand(3).tolist(), "
                      "torch.manual_seed(5)][1]", before="import torch", imports="import copy\nimport torch",
