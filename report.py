@@ -272,9 +272,13 @@ NOT_A_METHOD = {"objective", "gold", "seed", "out", "data_dir", "python", "code"
 def method(config: dict, others: list[dict]) -> str:
     """What a run is called beside the others: its objective, and each setting in which some of them differ."""
     objective, gold = config["objective"], config["gold"]
-    name = {"dual": "codelutra", "dpo": "dpo only"}.get(objective) or ("sft on gold" if gold == "only" else "positives only")
-    differ = [k for k in config if k not in NOT_A_METHOD and any(o.get(k) != config[k] for o in others)]
-    if name != "sft on gold" and any(o["gold"] not in (gold, "only") for o in others) or (objective, gold) == ("dual", "only"):
+    on_gold = lambda c: (c["objective"], c["gold"]) == ("sft", "only")  # noqa: E731 (its answers train nothing)
+    name = {"dual": "codelutra", "dpo": "dpo only"}.get(objective) or ("sft on gold" if on_gold(config) else "positives only")
+    differ = [
+        k for k in config if k not in NOT_A_METHOD
+        and any(o.get(k) != config[k] for o in others if k != "answers" or not (on_gold(o) or on_gold(config)))
+    ]  # fmt: skip
+    if not on_gold(config) and (gold == "only" or any(o["gold"] not in (gold, "only") for o in others)):
         differ.append("gold")
     return ", ".join([name, *(f"{k} {config[k]}" for k in differ)])
 

@@ -79,8 +79,9 @@ def several(run, tmp_path):
     """Copies of the run: two seeds of the dual loss, one of fine-tuning on gold; what is right differs, and what is best."""
     folders = []
     dual = {"objective": "dual", "gold": "if-empty"}
+    sft = {"objective": "sft", "gold": "only", "answers": 1}
     for name, change, right, best in (
-        ("a", dual | {"seed": 0}, 3, 1), ("b", dual | {"seed": 1}, 2, 0), ("sft", {"objective": "sft", "gold": "only"}, 2, 1),
+        ("a", dual | {"seed": 0}, 3, 1), ("b", dual | {"seed": 1}, 2, 0), ("sft", sft, 2, 1),
     ):  # fmt: skip
         folder = tmp_path / "runs" / name
         shutil.copytree(run, folder, ignore=shutil.ignore_patterns("runs"))
@@ -131,6 +132,7 @@ def test_runs_that_differ_in_a_setting_are_methods_of_their_own(run, tmp_path):
     folders, file = several(run, tmp_path), tmp_path / "results.json"
     config = json.loads((tmp_path / "runs/b/config.json").read_text())
     for change, names in (
+        ({"lr": 0.1}, ["codelutra", "sft on gold"]),
         ({"lr": 0.2}, ["codelutra, lr 0.1", "codelutra, lr 0.2", "sft on gold, lr 0.1"]),
         ({"gold": "always"}, ["codelutra, gold if-empty", "codelutra, gold always", "sft on gold"]),
         ({"gold": "only"}, ["codelutra", "codelutra, gold only", "sft on gold"]),
