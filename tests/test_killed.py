@@ -82,7 +82,9 @@ def test_killed_at_random_moments_and_in_the_writer_of_checkpoints(folders, spid
     assert child(run_in("whole")) == 0
     expected, whole = files(tmp_path / "whole"), time.monotonic() - started
     rng, killed, calls = random.Random(0), 0, 0
-    for n in range(MOMENTS):
+    for n in range(4 * MOMENTS):  # on a busy machine the first run is the slowest, and some kills come too late
+        if killed == MOMENTS:
+            break
         killed += child(run_in(f"moment{n}"), seconds=rng.uniform(0, whole)) == -signal.SIGKILL
         assert child(run_in(f"moment{n}")) == 0
         assert files(tmp_path / f"moment{n}") == expected
@@ -92,5 +94,5 @@ def test_killed_at_random_moments_and_in_the_writer_of_checkpoints(folders, spid
         calls += 1
         assert child(run_in(f"call{number}")) == 0
         assert files(tmp_path / f"call{number}") == expected
-    print(f"killed at {killed} of {MOMENTS} random moments and before {calls} calls of the writer")
-    assert 4 * killed > MOMENTS and calls >= min(CALLS, 20)  # on a busy machine the first run is the slowest
+    print(f"killed at {killed} random moments and before {calls} calls of the writer")
+    assert killed == MOMENTS and calls >= min(CALLS, 20)
