@@ -67,7 +67,7 @@ def answer_scores(policy, questions, codes: list[list[str]], progress: str) -> l
     """log π(code|x), summed and per token, of each code with its end token: for each question an array (codes, 2)."""
     found = []
     for q, texts in tqdm(list(zip(questions, codes)), desc=progress, unit="question", dynamic_ncols=True):
-        ids = [(*policy.tokenizer(c, add_special_tokens=False)["input_ids"], policy.tokenizer.eos_token_id) for c in texts]
+        ids = [data.code_ids(c, policy.tokenizer) for c in texts]
         with policy.autocast():
             tree = Tree([data.prompt_ids(q, policy.tokenizer)], [ids], policy.device)
             logps = answer_logps(policy.model, tree).cpu().double().numpy()
@@ -83,9 +83,9 @@ def preferences(args, policy, questions, verifier, systems):
     """
     answers, long = [], 0
     for q in questions:
-        room = policy.max_positions - len(data.prompt_ids(q, policy.tokenizer)) - 1
+        room = policy.max_positions - len(data.prompt_ids(q, policy.tokenizer))
         texts = sorted({s[q.index].strip() for s in systems if q.index in s} - {""})
-        answers.append([c for c in texts if len(policy.tokenizer(c, add_special_tokens=False)["input_ids"]) <= room])
+        answers.append([c for c in texts if len(data.code_ids(c, policy.tokenizer)) <= room])
         long += len(texts) - len(answers[-1])
     if long:
         print(f"{long} answers are longer than the model can read, and left out")

@@ -222,8 +222,8 @@ def make_pairs(config, policy, questions, answers, verdicts, folder, t) -> list[
 
 
 def gold_ids(question, policy) -> tuple[int, ...]:
-    """The gold code as an answer: its tokens and the end token."""
-    return (*policy.tokenizer(question.gold, add_special_tokens=False)["input_ids"], policy.tokenizer.eos_token_id)
+    """The gold code as an answer."""
+    return data.code_ids(question.gold, policy.tokenizer)
 
 
 def question_pairs(config, index, gold, drawn, t, counts) -> QuestionPairs | None:

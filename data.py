@@ -252,6 +252,11 @@ def prompt_ids(question: Question, tokenizer) -> list[int]:
     return tokenizer(prompt(question) + ("\n" if question.language == "python" else "\nSQL:\n"))["input_ids"]
 
 
+def code_ids(code: str, tokenizer) -> tuple[int, ...]:
+    """Code as an answer: its tokens and the end token."""
+    return (*tokenizer(code, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
+
+
 # where a query begins: a fence, or SELECT or WITH at the start of a line; and where it ends, outside quoted text. What
 # makes WITH a beginning holds nothing that could end a query, or a text that had ended could get another beginning.
 GAP = r"(?:[^\S\n]+\n?|\n)[^\S\n]*"
