@@ -12,10 +12,14 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import signal
 import sys
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+
+if __name__ == "__main__":  # until data.run takes over: Ctrl-C while the libraries are imported ends it, without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
 import torch

@@ -20,10 +20,15 @@ import math
 import os
 import random
 import shutil
+import signal
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+
+if __name__ == "__main__":  # until data.run takes over: Ctrl-C while the libraries are imported ends it, without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -36,7 +41,7 @@ from data import Answer, Question, UserError
 from eval import evaluate, job, usable
 from folder import UNIT_END, commit, complete_units, lock, missing, read_answers, read_lines, timed, write
 from loss import dpo_loss, dpo_margin, dual_loss, sft_loss
-from sample import Policy, halving, load_policy, locate, sample, settle_device
+from sample import Policy, empty_pass, halving, load_policy, locate, sample, settle_device
 from tree import Tree, answer_logps
 from verify import GoldError, InfrastructureError, Verdict, Verifier
 from walls import tier
@@ -89,6 +94,7 @@ class Config:
     allow_unsandboxed: bool = setting(False, "DS-1000: run programs though this machine lacks some of the walls")
     precision: str = setting("auto", "of the frozen weights", ["auto", "float32", "bfloat16", "float16"])
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, …")
+    shard: bool = setting(False, "torchrun: each process keeps its part of the frozen layers, for a model larger than one GPU")
     checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, a third more time")
     batch_tokens: int = setting(32768, "sampling: cached tokens per unit of questions", above=0)
     train_tokens: int = setting(4096, "training: tokens per forward pass", above=0)
@@ -339,7 +345,8 @@ def reference_logps(config, policy, prompts, pairs, path) -> list[torch.Tensor]:
             return [halving(score_pack, pack) for pack in tqdm(own, desc="reference", unit="pack", dynamic_ncols=True)]
 
         every = list(packs(order, size, config.train_tokens))
-        found = dict(zip(order, (values for scored in ranks.spread(every, score_packs) for values in scored)))
+        scored = ranks.spread(every, score_packs, partial(empty_pass, policy))
+        found = dict(zip(order, (values for pack in scored for values in pack)))
         if ranks.rank() == 0:
             temporary = path.with_suffix(".part")
             save_file({"logps": torch.cat([found[i] for i in range(len(pairs))])}, temporary)
@@ -437,6 +444,7 @@ def add_gradients(config, policy, prompts, pairs, reference, batch, scaler, wher
     for pack in every[ranks.rank() :: ranks.count()]:
         for sums in halving(add, pack):
             totals.update(sums)
+    ranks.catch_up(partial(empty_pass, policy, parameters))
     ranks.add_up(parameters)
     sums = Counter()
     for part in ranks.gather(totals):
@@ -690,6 +698,8 @@ def main(argv=None):
         check_settings(config, run)
     except UserError as error:
         problems.append(str(error))
+    if config.shard and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        problems.append("--shard needs several processes: torchrun --nproc-per-node N codelutra.py …")
     if problems:
         raise UserError("\nerror: ".join(problems))
     try:
@@ -705,7 +715,7 @@ def main(argv=None):
 
 def work(config, run, splits, notes):
     """The whole run, in its folder."""
-    policy = load_policy(config.model, config.precision, config.device)
+    policy = load_policy(config.model, config.precision, config.device, config.shard)
     lora.inject(policy.model, config.lora_rank, config.lora_alpha, config.seed)
     write(run / "config.json", json.dumps(dataclasses.asdict(config) | {"code": fingerprint()}, indent=2) + "\n")
     isolation = tier()

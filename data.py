@@ -11,6 +11,7 @@ import gzip
 import json
 import random
 import re
+import signal
 import sqlite3
 import sys
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ def flags(description: str) -> argparse.ArgumentParser:
 
 def run(main, *errors):
     """Call `main`; a UserError, one of `errors` or Ctrl-C becomes a line on stderr and exit code 2 or 130, no traceback."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except (UserError, *errors) as error:

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from pathlib import Path
+
+if __name__ == "__main__":  # until data.run takes over: Ctrl-C while the libraries are imported ends it, without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
 from safetensors import SafetensorError

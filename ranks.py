@@ -1,7 +1,9 @@
 """Many processes on one run: `torchrun --nproc-per-node N codelutra.py …`.
 
-Every process has the whole model and does its share of the questions; gradients are added up, so all hold the same adapter,
-and the first process alone writes. Without torchrun there is one process and nothing here does anything.
+Every process does its share of the questions; gradients are added up, so all hold the same adapter, and the first process
+alone writes. Each has the whole model, or with `--shard` its part of every frozen layer, which is then gathered whole while
+it computes: all processes must run as many passes, so those with less to do add empty ones (`catch_up`). Without torchrun
+there is one process and nothing here does anything.
 """
 
 from __future__ import annotations
@@ -34,6 +36,50 @@ def end():
         dist.destroy_process_group()
 
 
+_sharded = False  # this process holds a part of each layer
+_empty = False  # it is running a pass that the others have announced
+
+
+def shard(model: torch.nn.Module):
+    """Leave each process its part of every decoder layer's weights, on its own device (torch's `fully_shard`).
+
+    Adapters are injected later, and stay whole; so do embeddings and output projection, used outside the layers.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    global _sharded
+    _sharded = True
+    stacks = [m for m in model.base_model.modules() if isinstance(m, torch.nn.ModuleList)]
+    for layer in max(stacks, key=len):
+        fully_shard(layer)
+
+    def before(*_):  # a value that a hook returns would be the pass's new input
+        if not _empty:
+            _announce(True)
+
+    model.base_model.register_forward_pre_hook(before)
+
+
+def sharded() -> bool:
+    return _sharded
+
+
+def _announce(working: bool) -> bool:
+    """Called by all processes before each pass; returns whether any of them has one to run."""
+    flag = torch.tensor(int(working))
+    dist.all_reduce(flag)
+    return flag.item() > 0
+
+
+def catch_up(empty_pass):
+    """Own work is done: while others still run passes of the sharded layers, take part in them with empty ones."""
+    global _empty
+    while _sharded and _announce(False):
+        _empty = True
+        empty_pass()
+        _empty = False
+
+
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
@@ -57,10 +103,15 @@ def wait():
         dist.barrier()
 
 
-def spread(items: list, run) -> list:
-    """run(items), with each process running its share; all the results on all of them, in the order of the items."""
-    result = [None] * len(items)
-    for r, part in enumerate(gather(run(items[rank() :: count()]))):
+def spread(items: list, run, empty_pass=None) -> list:
+    """run(items), with each process running its share; all the results on all of them, in the order of the items.
+
+    empty_pass: where `run` calls the model, see `catch_up`.
+    """
+    result, mine = [None] * len(items), run(items[rank() :: count()])
+    if empty_pass:
+        catch_up(empty_pass)
+    for r, part in enumerate(gather(mine)):
         result[r :: count()] = part
     return result
 

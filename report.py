@@ -14,9 +14,13 @@ from __future__ import annotations
 import base64
 import html
 import json
+import signal
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
+
+if __name__ == "__main__":  # until data.run takes over: Ctrl-C while the libraries are imported ends it, without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import matplotlib
 import numpy as np

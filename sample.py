@@ -14,10 +14,15 @@ from __future__ import annotations
 
 import ctypes
 import math
+import signal
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+
+if __name__ == "__main__":  # until data.run takes over: Ctrl-C while the libraries are imported ends it, without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
 import torch
@@ -98,8 +103,8 @@ def load_tokenizer(name: str):
     return tokenizer
 
 
-def load_policy(name: str, precision: str = "auto", device: str = "auto") -> Policy:
-    """Load a model for tree attention.
+def load_policy(name: str, precision: str = "auto", device: str = "auto", shard: bool = False) -> Policy:
+    """Load a model for tree attention; with `shard` each of torchrun's processes keeps its part of the layers alone.
 
     precision auto: bfloat16 where the GPU has it or the CPU has matrix units for it (AMX: 3 to 4 times as fast as float32
     there; a CPU without is many times slower in bfloat16), float16 on an older GPU, float32 on any other CPU.
@@ -129,7 +134,10 @@ def load_policy(name: str, precision: str = "auto", device: str = "auto") -> Pol
     limit = getattr(config, "max_position_embeddings", None) or 1 << 30
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     end = {tokenizer.eos_token_id, *_as_list(getattr(model.generation_config, "eos_token_id", None))}
-    model.eval().requires_grad_(False).to(device)
+    model.eval().requires_grad_(False)
+    if shard:
+        ranks.shard(model)
+    model.to(device)
     pieces = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
     stop = frozenset(i for i, piece in enumerate(pieces) if not data.END_CHARACTERS.isdisjoint(piece))
     policy = Policy(model, tokenizer, name, device, dtype, tuple(sorted(end)), min(limit, window or limit), stop)
@@ -432,6 +440,14 @@ def draw_unit(policy, questions, prompts, answers, max_new, temperature, top_p, 
     ]
 
 
+def empty_pass(policy: Policy, parameters=()):
+    """A pass of one token that changes nothing, with a backward pass where there are `parameters` (see ranks.catch_up)."""
+    with torch.set_grad_enabled(bool(parameters)), policy.autocast():
+        logps = answer_logps(policy.model, Tree([[0]], [[[0]]], policy.device))
+    if parameters:
+        torch.autograd.grad(logps.sum(), parameters)
+
+
 def halving(run, items: list) -> list:
     """`run(items)`, a list; where the GPU's memory does not hold all of them, in halves one after the other, saying so.
 
@@ -440,6 +456,8 @@ def halving(run, items: list) -> list:
     try:
         return run(items)
     except torch.OutOfMemoryError:
+        if ranks.sharded():  # the other processes are in the middle of the same pass
+            raise UserError("out of GPU memory: with --shard use a smaller --batch-tokens or --train-tokens.")
         if len(items) == 1:
             raise UserError("one question does not fit the GPU's memory: try --checkpointing or a smaller --max-length.")
     torch.cuda.empty_cache()
@@ -477,7 +495,9 @@ def sample(
     bar.update(sum(map(len, todo[:skip])))
     for start in range(skip, len(todo), ranks.count()):  # each process draws one unit, and all get all
         mine = start + ranks.rank()
-        results = ranks.gather(halving(draw, todo[mine]) if mine < len(todo) else [])
+        own = halving(draw, todo[mine]) if mine < len(todo) else []
+        ranks.catch_up(partial(empty_pass, policy))
+        results = ranks.gather(own)
         for unit, result in zip(todo[start:], results):
             drawn, ended = drawn + sum(len(a.ids) for a in result), ended + sum(a.finished for a in result)
             total += len(result)

@@ -517,6 +517,14 @@ def test_a_marginal_gain_stops_the_loop_and_the_first_of_the_best_is_named(again
     assert "less than --min-gain" in capsys.readouterr().out
 
 
+def test_a_data_set_without_questions_is_one_sentence(folders, spider, tmp_path, monkeypatch):
+    monkeypatch.setattr(codelutra, "load_policy", None)
+    shutil.copytree(spider, tmp_path / "data")
+    (tmp_path / "data" / "train_spider.json").write_text("[]")
+    with pytest.raises(UserError, match="leaves none of the 0 questions for training"):
+        codelutra.main(command(folders, tmp_path / "data", tmp_path / "run"))
+
+
 def test_every_problem_at_the_door_is_said_before_a_model_is_loaded(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(codelutra, "load_policy", None)
     argv = command(folders, tmp_path / "no-data", tmp_path / "run", "--model", str(tmp_path))

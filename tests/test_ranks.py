@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from test_codelutra import command, finished  # noqa: F401 (a fixture)
@@ -12,15 +13,16 @@ from test_codelutra import command, finished  # noqa: F401 (a fixture)
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def torchrun(count, arguments):
-    started = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "codelutra.py"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def torchrun(count, arguments, program="codelutra.py"):
+    started = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), program]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run([*started, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def test_two_processes_make_the_run_of_one(folders, spider, finished, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("sharded", [[], ["--shard"], ["--shard", "--checkpointing"]], ids=" ".join)
+def test_two_processes_make_the_run_of_one(folders, spider, finished, tmp_path, sharded):  # noqa: F811
     run = tmp_path / "two"
-    done = torchrun(2, command(folders, spider, run))
+    done = torchrun(2, [*command(folders, spider, run), *sharded])
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("best on validation") == 1  # the first process alone speaks
     for t in (1, 2):
@@ -41,3 +43,19 @@ def test_a_run_of_two_goes_on_with_one_and_a_process_that_fails_ends_it(folders,
     one = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True)
     assert one.returncode == 2 and "was made with lr" in one.stderr  # nothing of it is lost: the settings are refused by name
     assert (run / "iter_1" / "pairs.jsonl").read_bytes() == (finished / "iter_1" / "pairs.jsonl").read_bytes()
+
+
+HELD = """
+import sys, torch, ranks, sample
+ranks.start(torch.device("cpu"))
+model = sample.load_policy(sys.argv[1], "float32", "cpu", shard=True).model
+weights = [p for name, p in model.named_parameters() if ".layers." in name]
+print(sum(p.to_local().numel() for p in weights) / sum(p.numel() for p in weights))
+"""
+
+
+def test_a_process_of_two_keeps_half_of_the_layers(folders, tmp_path):
+    program = tmp_path / "held.py"
+    program.write_text(HELD)
+    done = torchrun(2, [folders["llama"]], str(program))
+    assert done.returncode == 0 and float(done.stdout) == pytest.approx(0.5, abs=0.01), done.stderr[-3000:]

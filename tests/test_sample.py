@@ -328,6 +328,12 @@ def test_a_name_that_is_no_model_is_a_user_error(name):
         locate(name)
 
 
+def test_a_hub_that_cannot_be_reached_is_a_user_error_that_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="neither in the local cache nor reachable.*hf download meta-llama/Meta-Llama-3-8B"):
+        locate("meta-llama/Meta-Llama-3-8B")
+
+
 def test_a_folder_without_a_model_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="config.json"):
         locate(str(tmp_path))

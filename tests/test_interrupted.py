@@ -1,0 +1,83 @@
+"""A full disk, a folder that cannot be written, Ctrl-C: one sentence, the right exit code, and the same command goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_codelutra import again, command, finished  # noqa: F401 (fixtures)
+
+import codelutra
+from data import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """`disk(options)` mounts a file system of its own there, or changes it; skips where that is not allowed."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def disk(options, *flags):
+        done = subprocess.run(["mount", "-t", "tmpfs", *flags, "-o", options, "none", place], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"cannot mount: {done.stderr.strip()}")
+        return place
+
+    yield disk
+    subprocess.run(["umount", "--lazy", place], capture_output=True)
+
+
+@pytest.mark.parametrize("kib", [4, 16, 24, 32, 48, 64, 96, 128])
+def test_a_full_disk_is_one_sentence_and_nothing_is_lost(again, disk, kib):  # noqa: F811
+    again.run = disk(f"size={kib}k") / "run"
+    with pytest.raises(UserError, match="No space left on device.*What is complete stays"):
+        again("--save-every", "1e-9")
+    disk("size=64m,remount")
+    again("--save-every", "1e-9")
+    assert again.same()
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(again, disk):  # noqa: F811
+    again.run = disk("size=64m") / "run"
+    again("--iterations", "1")
+    disk("ro,remount")
+    with pytest.raises(UserError, match="Read-only file system"):
+        again()
+    disk("rw,remount")
+    again()
+    assert again.same()
+
+
+def interrupted(arguments, moment):
+    """Ctrl-C after `moment` seconds, or when the run has printed that text; returns (exit code as a shell gives it, stderr)."""
+    argv = [sys.executable, "-u", "codelutra.py", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(argv, cwd=ROOT, start_new_session=True, **pipes) as process:
+        if isinstance(moment, str):
+            assert any(moment in line for line in process.stdout)
+        else:
+            time.sleep(moment)
+        os.killpg(process.pid, signal.SIGINT)  # what a terminal does: all of its processes get the signal
+        _, errors = process.communicate(timeout=60)
+    return process.returncode if process.returncode >= 0 else 128 - process.returncode, errors
+
+
+@pytest.mark.parametrize("moment", [0.2, 0.7, 1.5, 3, "held-out questions", "pairs of iteration 1", "pairs of iteration 2"])
+def test_ctrl_c_is_exit_code_130_and_no_traceback(again, folders, spider, moment):  # noqa: F811
+    code, errors = interrupted(command(folders, spider, again.run), moment)
+    assert code == 130 and "Traceback" not in errors, errors
+    if isinstance(moment, str):
+        assert "interrupted" in errors
+    again()
+    assert again.same()
+
+
+def test_a_process_alone_cannot_shard(folders, spider, tmp_path):
+    with pytest.raises(UserError, match="torchrun"):
+        codelutra.main([*command(folders, spider, tmp_path / "run"), "--shard"])
+    assert not (tmp_path / "run").exists()
