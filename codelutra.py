@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
@@ -27,11 +28,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-if __name__ == "__main__":  # until data.run takes over: Ctrl-C while the libraries are imported ends it, without a traceback
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # until data.run takes over: Ctrl-C while the libraries are imported ends it, without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from tqdm import tqdm
 
 import data
@@ -113,7 +116,7 @@ PRESETS: dict[str, dict] = {
         "lr": 3e-4, "max_length": 512, "max_new": data.MAX_NEW["shop"],
     },
 }
-FREE = {"out", "iterations", "min_gain", "workers", "save_every"}  # may differ when a run goes on
+FREE = {"out", "iterations", "min_gain", "workers", "save_every", "shard"}  # may differ when a run goes on
 
 
 @dataclass(frozen=True)
@@ -349,7 +352,7 @@ def reference_logps(config, policy, prompts, pairs, path) -> list[torch.Tensor]:
         found = dict(zip(order, (values for pack in scored for values in pack)))
         if ranks.rank() == 0:
             temporary = path.with_suffix(".part")
-            save_file({"logps": torch.cat([found[i] for i in range(len(pairs))])}, temporary)
+            temporary.write_bytes(serialize({"logps": torch.cat([found[i] for i in range(len(pairs))])}))
             commit(temporary, path)
         ranks.wait()
     return list(load_file(path)["logps"].split([len(p.answers) for p in pairs]))
@@ -441,6 +444,7 @@ def add_gradients(config, policy, prompts, pairs, reference, batch, scaler, wher
         return [sums]
 
     every = list(microbatches(batch, prompts, pairs, config.train_tokens))
+    scaler.scale(torch.zeros((), device=policy.device))  # begins it, also where this process has no pack
     for pack in every[ranks.rank() :: ranks.count()]:
         for sums in halving(add, pack):
             totals.update(sums)
@@ -455,9 +459,9 @@ def add_gradients(config, policy, prompts, pairs, reference, batch, scaler, wher
 def keep(path, parameters, optimizer, scaler, log):
     """Write what the rest of the epoch depends on, so that a killed run goes on from here."""
     state = {"adapter": [p.detach() for p in parameters], "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-    temporary = path.with_suffix(".part")
-    with open(temporary, "wb") as file:
-        torch.save(state | {"log": log}, file)
+    whole, temporary = io.BytesIO(), path.with_suffix(".part")
+    torch.save(state | {"log": log}, whole)
+    temporary.write_bytes(whole.getbuffer())  # not by torch itself, which hides what a full disk says
     commit(temporary, path)
 
 
@@ -709,8 +713,7 @@ def main(argv=None):
             work(config, run, splits, notes)
     except OSError as error:  # a full disk, a folder that cannot be written; what is complete stays
         raise UserError(f"{error.filename or run}: {error.strerror or error}. What is complete stays.")
-    finally:
-        ranks.end()
+    ranks.end()  # not after an error: it would wait for processes that are in the middle of a pass
 
 
 def work(config, run, splits, notes):

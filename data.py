@@ -32,7 +32,8 @@ def flags(description: str) -> argparse.ArgumentParser:
 
 def run(main, *errors):
     """Call `main`; a UserError, one of `errors` or Ctrl-C becomes a line on stderr and exit code 2 or 130, no traceback."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except (UserError, *errors) as error:

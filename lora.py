@@ -11,12 +11,14 @@ import math
 import signal
 from pathlib import Path
 
-if __name__ == "__main__":  # until data.run takes over: Ctrl-C while the libraries are imported ends it, without a traceback
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # until data.run takes over: Ctrl-C while the libraries are imported ends it, without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -106,7 +108,7 @@ def save(model: nn.Module, folder: Path, base_name: str):
         "inference_mode": True,
     }
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file(state(model), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / "adapter_model.safetensors").write_bytes(serialize(state(model), metadata={"format": "pt"}))
 
 
 def read(folder: Path) -> tuple[int, float, dict[str, torch.Tensor]]:

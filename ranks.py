@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from data import UserError
+
 
 def start(device: torch.device) -> torch.device:
     """Join the processes that torchrun has started; returns the device of this one."""
@@ -40,24 +42,32 @@ _sharded = False  # this process holds a part of each layer
 _empty = False  # it is running a pass that the others have announced
 
 
-def shard(model: torch.nn.Module):
+def shard(model: torch.nn.Module, device: torch.device):
     """Leave each process its part of every decoder layer's weights, on its own device (torch's `fully_shard`).
 
     Adapters are injected later, and stay whole; so do embeddings and output projection, used outside the layers.
+    Raises UserError where the model's layers are not to be found.
     """
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     global _sharded
     _sharded = True
-    stacks = [m for m in model.base_model.modules() if isinstance(m, torch.nn.ModuleList)]
-    for layer in max(stacks, key=len):
-        fully_shard(layer)
+    base, depth = model.base_model, model.config.num_hidden_layers
+    stacks = [m for m in base.children() if isinstance(m, torch.nn.ModuleList) and len(m) == depth]
+    if len(stacks) != 1:
+        raise UserError(f"--shard: a {model.config.model_type} has no single list of {depth} layers.")
+    mesh = init_device_mesh(device.type, (count(),))
+    for layer in stacks[0]:
+        fully_shard(layer, mesh=mesh)
+    # the root decides when layers are given back; it has no weights of its own to share out
+    fully_shard(base, mesh=mesh, ignored_params={p for p in base.parameters() if not hasattr(p, "to_local")})
 
     def before(*_):  # a value that a hook returns would be the pass's new input
         if not _empty:
             _announce(True)
 
-    model.base_model.register_forward_pre_hook(before)
+    base.register_forward_pre_hook(before)
 
 
 def sharded() -> bool:

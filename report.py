@@ -19,7 +19,8 @@ from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
-if __name__ == "__main__":  # until data.run takes over: Ctrl-C while the libraries are imported ends it, without a traceback
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # until data.run takes over: Ctrl-C while the libraries are imported ends it, without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import matplotlib

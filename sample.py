@@ -21,7 +21,8 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-if __name__ == "__main__":  # until data.run takes over: Ctrl-C while the libraries are imported ends it, without a traceback
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # until data.run takes over: Ctrl-C while the libraries are imported ends it, without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
@@ -136,7 +137,7 @@ def load_policy(name: str, precision: str = "auto", device: str = "auto", shard:
     end = {tokenizer.eos_token_id, *_as_list(getattr(model.generation_config, "eos_token_id", None))}
     model.eval().requires_grad_(False)
     if shard:
-        ranks.shard(model)
+        ranks.shard(model, device)
     model.to(device)
     pieces = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
     stop = frozenset(i for i, piece in enumerate(pieces) if not data.END_CHARACTERS.isdisjoint(piece))
@@ -457,7 +458,7 @@ def halving(run, items: list) -> list:
         return run(items)
     except torch.OutOfMemoryError:
         if ranks.sharded():  # the other processes are in the middle of the same pass
-            raise UserError("out of GPU memory: with --shard use a smaller --batch-tokens or --train-tokens.")
+            raise UserError("out of GPU memory: try --checkpointing or a smaller --batch-tokens, --train-tokens, --max-length.")
         if len(items) == 1:
             raise UserError("one question does not fit the GPU's memory: try --checkpointing or a smaller --max-length.")
     torch.cuda.empty_cache()

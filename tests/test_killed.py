@@ -17,7 +17,7 @@ MOMENTS, CALLS = (int(os.environ.get(name, few)) for name, few in (("MOMENTS", 3
 
 SAME = ("answers.jsonl", "reference.safetensors", "pairs.jsonl", "scores.json", "dev.jsonl", "validation.jsonl",
         "adapter/adapter_model.safetensors", "../summary.json")  # fmt: skip
-WRITES = {"open", "write_record", "write_end_of_file", "flush", "fsync", "close", "replace"}
+WRITES = {"open", "write", "write_record", "write_end_of_file", "flush", "fsync", "close", "replace"}
 
 
 def child(arguments, seconds=None, dies_at=None):
