@@ -42,9 +42,10 @@ _sharded = False  # this process holds a part of each layer
 _empty = False  # it is running a pass that the others have announced
 
 
-def shard(model: torch.nn.Module, device: torch.device):
+def shard(model, device: torch.device):
     """Leave each process its part of every decoder layer's weights, on its own device (torch's `fully_shard`).
 
+    model: a transformers model for causal language modelling.
     Adapters are injected later, and stay whole; so do embeddings and output projection, used outside the layers.
     Raises UserError where the model's layers are not to be found.
     """

@@ -135,10 +135,10 @@ def load_policy(name: str, precision: str = "auto", device: str = "auto", shard:
     limit = getattr(config, "max_position_embeddings", None) or 1 << 30
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     end = {tokenizer.eos_token_id, *_as_list(getattr(model.generation_config, "eos_token_id", None))}
-    model.eval().requires_grad_(False)
+    model.requires_grad_(False)
     if shard:
         ranks.shard(model, device)
-    model.to(device)
+    model.eval().requires_grad_(False).to(device)
     pieces = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
     stop = frozenset(i for i, piece in enumerate(pieces) if not data.END_CHARACTERS.isdisjoint(piece))
     policy = Policy(model, tokenizer, name, device, dtype, tuple(sorted(end)), min(limit, window or limit), stop)
