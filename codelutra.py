@@ -295,7 +295,8 @@ def refine(config, policy, prompts, pairs, folder, t):
             lora.save(policy.model, folder / "adapter.part", config.model)
             commit(folder / "adapter.part", adapter)
         ranks.wait()
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    for name in ("checkpoint.pt", "checkpoint.part"):
+        (folder / name).unlink(missing_ok=True)
     lora.load(policy.model, adapter)
 
 

@@ -56,8 +56,10 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(again, disk):  # noqa: 
 def interrupted(arguments, moment):
     """Ctrl-C after `moment` seconds, or when the run has printed that text; returns (exit code as a shell gives it, stderr)."""
     argv = [sys.executable, "-u", "codelutra.py", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(argv, cwd=ROOT, start_new_session=True, **pipes) as process:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as many threads as the run it is compared with
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731  the tests' own shell may ignore it
+    with subprocess.Popen(argv, cwd=ROOT, start_new_session=True, preexec_fn=heard, **pipes) as process:
         if isinstance(moment, str):
             assert any(moment in line for line in process.stdout)
         else:
