@@ -5,7 +5,7 @@
     python bench/sampling.py --spider FOLDER --draws 2048        do both draw from the same distribution? chi-square
 
 Tokens per second, peak memory, and the share of the machine's measured matmul peak. Ours takes as many questions at once
-as the sampler does by itself (`--batch-tokens`), generate `--their-batch`, which is its best (measured: more is no faster).
+as the sampler does by itself (`--batch-tokens`), generate `--their-batch` (more was not tried: its cache soon fills 24 GB).
 """
 
 import argparse
