@@ -138,7 +138,7 @@ def load_policy(name: str, precision: str = "auto", device: str = "auto", shard:
     model.requires_grad_(False)
     if shard:
         ranks.shard(model, device)
-    model.eval().requires_grad_(False).to(device)
+    model.eval().to(device)
     pieces = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
     stop = frozenset(i for i, piece in enumerate(pieces) if not data.END_CHARACTERS.isdisjoint(piece))
     policy = Policy(model, tokenizer, name, device, dtype, tuple(sorted(end)), min(limit, window or limit), stop)
