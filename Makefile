@@ -16,7 +16,7 @@ demo: .venv/demo
 test: .venv/test .venv/demo
 	.venv/bin/ruff check .
 	.venv/bin/mypy $(TYPES) *.py
-	.venv/bin/python -m pytest -q tests
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist loadfile tests
 
 # DS-1000's libraries in a venv of their own (3 GB; Python 3.11), then its 1000 reference answers through the judge.
 ds1000: .venv/bin/python .venv-ds1000/done

@@ -779,7 +779,7 @@ def test_a_killed_parent_leaves_nothing(tmp_path):
     zygote = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
-    end = time.monotonic() + 8
+    end = time.monotonic() + 60  # on a busy machine it is still importing its libraries
     while Path(f"/proc/{zygote}").exists() and time.monotonic() < end:
         time.sleep(0.05)
     assert not Path(f"/proc/{zygote}").exists()
@@ -797,8 +797,9 @@ def test_folders_of_any_depth_and_rights_are_removed(judge, verifier):
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_a_normal_user_has_the_same_walls(tmp_path):
     os.chown(tmp_path, 65534, 65534)
-    for folder in (tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
+    for folder in tmp_path.parents:
+        if folder.name.startswith(("pytest-", "popen-")):
+            folder.chmod(0o755)
     code = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
 import os, tempfile, walls
