@@ -28,11 +28,11 @@ from tqdm import tqdm
 
 import data
 import lora
-from data import UserError
+from data import UserError, first_line
 from eval import interval, job, read_predictions, usable
-from folder import read_lines
+from folder import iterations, read_lines
 from loss import preference_accuracy
-from sample import first_line, load_policy, sample
+from sample import load_policy, sample
 from tree import Tree, answer_logps
 from verify import GoldError, InfrastructureError, Verifier
 
@@ -157,13 +157,11 @@ class Embedder:
 
 def similarity(args):
     """Fig. 4b: cosine between each policy's answer and the gold code, apart for what π_0 had right and what it had wrong."""
-    paths = sorted(args.run.glob("iter_*/dev.jsonl"), key=lambda p: int(p.parent.name.removeprefix("iter_")))
-    if not paths:
+    rows = [read_lines(path) for p in iterations(args.run) if (path := p / "dev.jsonl").exists()]
+    if not rows or not rows[0]:
         raise UserError(f"{args.run} is not the folder of a run with held-out answers.")
-    try:
-        rows = [read_lines(path) for path in paths]
-    except ValueError as error:
-        raise UserError(f"{args.run}: its held-out answers cannot be read: {error}")
+    if len({len(of) for of in rows}) > 1:
+        raise UserError(f"{args.run}: its iterations have answers to different numbers of held-out questions.")
     embed, table = Embedder(args.embedder), []
     gold = embed([row["gold"] for row in rows[0]])
     base = np.array([row["verdict"] == "correct" for row in rows[0]])

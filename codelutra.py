@@ -33,6 +33,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from tqdm import tqdm
@@ -42,7 +43,7 @@ import lora
 import ranks
 from data import Answer, Question, UserError
 from eval import evaluate, job, usable
-from folder import UNIT_END, commit, complete_units, lock, missing, read_answers, read_lines, timed, write
+from folder import UNIT_END, commit, complete_units, lock, missing, read_answers, read_lines, read_seconds, timed, whole, write
 from loss import dpo_loss, dpo_margin, dual_loss, sft_loss
 from sample import Policy, empty_pass, halving, load_policy, locate, sample, settle_device
 from tree import Tree, answer_logps
@@ -61,7 +62,7 @@ class Config:
     data: str = setting("shop", "data set", sorted(data.LAYOUT))
     data_dir: str = setting("", "the data set's folder; default data/NAME")
     out: str = setting("", "folder of the run; default runs/DATA-MODEL-seedN")
-    seed: int = setting(0, "seed of the choice of questions, of every draw and of the adapter's start", least=0)
+    seed: int = setting(0, "seed of the choice of questions, of every draw and of the adapter's start", least=0, most=2**63 - 1)
     limit: int = setting(0, "train on this many questions, chosen by seed; 0: all (Fig. 3b)", least=0)
     validation: int = setting(100, "training questions held back to decide when to stop and which policy is best", least=0)
     eval_limit: int = setting(0, "score on this many dev questions; 0: all", least=0)
@@ -90,7 +91,7 @@ class Config:
     max_length: int = setting(2048, "prompt and answer together, tokens; longer questions are left out", above=0)
     max_new: int = setting(256, "longest answer, tokens", above=0)
     pairs_per_tree: int = setting(10, "pairs of a question that are neighbours in an epoch: they share a forward pass", above=0)
-    min_gain: float = setting(0.5, "stop when validation EX rises by less than this many points; negative: never")
+    min_gain: float = setting(0.5, "stop when validation EX rises by less than this many points; negative: never", least=-1e9)
     timeout: float = setting(10.0, "seconds per query", above=0)
     workers: int = setting(2, "verification processes", above=0)
     python: str = setting("", "DS-1000: the interpreter that has its libraries; default this one")
@@ -186,7 +187,16 @@ def draw(config, policy, questions, folder, t, verifier) -> tuple[list[Answer], 
             os.replace(part, folder / "answers.jsonl")
         rows = [json.dumps(dataclasses.asdict(v), ensure_ascii=False) + "\n" for v in verdicts]
         write(folder / "verdicts.jsonl", "".join(rows))
-    return read_answers(folder / "answers.jsonl"), [Verdict(**row) for row in read_lines(folder / "verdicts.jsonl")]
+    answers, verdicts = read_answers(folder / "answers.jsonl"), read_verdicts(folder)
+    for name, found in (("answers.jsonl", answers), ("verdicts.jsonl", verdicts)):
+        with whole(folder / name):
+            if len(found) != config.answers * len(questions):
+                raise ValueError(f"{len(found)} of {config.answers * len(questions)}")
+    return answers, verdicts
+
+
+def read_verdicts(folder) -> list[Verdict]:
+    return read_lines(folder / "verdicts.jsonl", lambda row: Verdict(**row))
 
 
 def execute(config, question, answer, verifier):
@@ -224,10 +234,15 @@ def make_pairs(config, policy, questions, answers, verdicts, folder, t) -> list[
         counts["pairs"] = sum(len(p.pairs) for p in result)
         write(folder / "pairs_summary.json", json.dumps(counts, indent=2) + "\n")
         write(path, "".join(json.dumps(dataclasses.asdict(p)) + "\n" for p in result))
-    summary = json.loads((folder / "pairs_summary.json").read_text())
-    print(f"pairs of iteration {t}: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in summary.items()))
-    rows = read_lines(path)
-    return [QuestionPairs(r["question"], *(tuple(map(tuple, r[k])) for k in ("answers", "pairs"))) for r in rows]
+    kind = lambda r: QuestionPairs(r["question"], *(tuple(map(tuple, r[k])) for k in ("answers", "pairs")))  # noqa: E731
+    with whole(folder / "pairs_summary.json"):
+        summary = json.loads((folder / "pairs_summary.json").read_text())
+        print(f"pairs of iteration {t}: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in summary.items()))
+    result = read_lines(path, kind)
+    with whole(path):
+        if sum(len(p.pairs) for p in result) != summary["pairs"]:
+            raise ValueError(f"not {summary['pairs']} pairs")
+    return result
 
 
 def gold_ids(question, policy) -> tuple[int, ...]:
@@ -311,7 +326,8 @@ def score(config, policy, validation, held_out, folder, verifier) -> dict:
                 if questions:
                     result[split] = score_split(config, policy, questions, folder, split, verifier)
         write(path, json.dumps(result, indent=2) + "\n")
-    return json.loads(path.read_text())
+    with whole(path):
+        return dict(json.loads(path.read_text()))
 
 
 def score_split(config, policy, questions, folder, split, verifier) -> dict:
@@ -356,7 +372,8 @@ def reference_logps(config, policy, prompts, pairs, path) -> list[torch.Tensor]:
             temporary.write_bytes(serialize({"logps": torch.cat([found[i] for i in range(len(pairs))])}))
             commit(temporary, path)
         ranks.wait()
-    return list(load_file(path)["logps"].split([len(p.answers) for p in pairs]))
+    with whole(path, SafetensorError, RuntimeError):
+        return list(load_file(path)["logps"].split([len(p.answers) for p in pairs]))
 
 
 def batches(config, pairs, t) -> list[list[tuple[int, int, int]]]:
@@ -470,13 +487,16 @@ def restore(path, parameters, optimizer, scaler) -> list[str]:
     """Load what `keep` has written; returns the lines of train.jsonl until then, one a step, none where there is no file."""
     if not path.exists():
         return []
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    with torch.no_grad():
-        for p, value in zip(parameters, state["adapter"], strict=True):
-            p.copy_(value)
-    optimizer.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
-    return state["log"]
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        with torch.no_grad():
+            for p, value in zip(parameters, state["adapter"], strict=True):
+                p.copy_(value)
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+        return state["log"]
+    except Exception:  # half a file, another file: torch has an exception for each
+        raise UserError(f"{path} is damaged: delete it, and the same command begins the epoch again.")
 
 
 def check_first_step(dpo: float, beta: float, dtype: torch.dtype):
@@ -560,15 +580,15 @@ def table(history, run) -> str:
     lines = ["iteration  answers right  executable   pairs  validation EX  held-out EX  executable  minutes"]
     for t, row in enumerate(history):
         folder = run / f"iter_{t}"
-        summary, verdicts = folder / "pairs_summary.json", folder / "verdicts.jsonl"
+        summary = folder / "pairs_summary.json"
         right = ran = pairs = ""
         if summary.exists():
             counts = json.loads(summary.read_text())
-            drawn = [Verdict(**row) for row in read_lines(verdicts)]
+            drawn = read_verdicts(folder)
             right = f"{counts.get('answers_right', 0) / counts['answers']:.1%}"
             ran = f"{sum(v.ran for v in drawn) / len(drawn):.1%}"
             pairs = counts["pairs"]
-        minutes = sum(json.loads((folder / "seconds.json").read_text()).values()) / 60
+        minutes = sum(read_seconds(folder).values()) / 60
         ex = [f"{row[s]['ex']:.1%}" if s in row else "" for s in ("validation", "dev")]
         executable = f"{row['dev']['executable']:.1%}" if "dev" in row else ""
         lines.append(
@@ -588,6 +608,10 @@ def check_settings(config: Config, run: Path):
     """A run that goes on must have the settings it was made with; raises UserError naming the one that differs."""
     path = run / "config.json"
     if not path.exists():
+        if (run.exists() or run.is_symlink()) and not run.is_dir():
+            raise UserError(f"--out: {run} is not a folder.")
+        if (run / "iter_0").exists():
+            raise UserError(f"{run} has iterations and no config.json: name another --out, or delete the folder.")
         return
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
@@ -603,6 +627,16 @@ def check_settings(config: Config, run: Path):
             )
     if theirs.get("code") != fingerprint():
         print(f"the code has changed since {run} was begun: its finished stages stay as they are (--out starts another)")
+
+
+def check_data(run: Path, splits):
+    """A run that goes on must find the questions it was begun with; raises UserError where they have changed."""
+    path = run / "questions.json"
+    if path.exists():
+        with whole(path):
+            same = json.loads(path.read_text())["digest"] == digest(splits)
+        if not same:
+            raise UserError(f"the data have changed since {run} was begun: name another --out, or delete the folder.")
 
 
 def parse(argv=None) -> Config:
@@ -635,7 +669,7 @@ def parse(argv=None) -> Config:
         if least is not None and not least <= value < math.inf:
             parser.error(f"{flag} must be at least {least}, not {value}")
         if (above is not None or least is not None) and value > most:
-            parser.error(f"{flag} is a share, at most {most}, not {value}")
+            parser.error(f"{flag} must be at most {most}, not {value}")
     if config.criterion == "executable":
         if given.get("gold", "never") != "never":
             parser.error("--criterion executable uses no gold code: --gold must be never")
@@ -647,6 +681,8 @@ def load_questions(config):
     """(train, validation, held-out) questions and a note for each reason that left some out."""
     questions, train_notes = data.load(config.data, config.data_dir, "train")
     held_out, dev_notes = data.load(config.data, config.data_dir, "dev")
+    for split in ("train", "dev"):
+        data.tables(config.data, config.data_dir, split)  # a file that cannot be read is noticed now
     if config.validation >= len(questions):
         raise UserError(f"--validation {config.validation} leaves none of the {len(questions)} questions for training.")
     # validation first, so that it is the same slice for every --limit
@@ -663,10 +699,12 @@ def choose_questions(config, policy, splits, notes, run, verifier):
     if missing(path):
         chosen = fitting_questions(config, policy, splits, notes, verifier) if ranks.rank() == 0 else None
         write(path, json.dumps(chosen, indent=1) + "\n")
-    stored = json.loads(path.read_text())
+    with whole(path):
+        stored = json.loads(path.read_text())
+        chosen = [[q for q in questions if q.index in kept] for questions, kept in zip(splits, map(set, stored["kept"]))]
     for note in stored["left out"]:
         print(f"left out: {note}")
-    return [[q for q in questions if q.index in kept] for questions, kept in zip(splits, map(set, stored["kept"]))]
+    return chosen
 
 
 def fitting_questions(config, policy, splits, notes, verifier) -> dict:
@@ -688,7 +726,13 @@ def fitting_questions(config, policy, splits, notes, verifier) -> dict:
         if name == "train" and not fits:
             raise UserError(f"no training question is left; the last ones left out: {'; '.join(notes[-3:])}.")
         kept.append([q.index for q in fits])
-    return {"kept": kept, "left out": notes}
+    return {"kept": kept, "left out": notes, "digest": digest(splits)}
+
+
+def digest(splits) -> str:
+    """A hash of all that a run takes from its data: prompts and gold code of the questions that it chose from."""
+    found = [(q.index, data.prompt(q), q.gold, q.context) for questions in splits for q in questions]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
 
 
 def main(argv=None):
@@ -701,6 +745,8 @@ def main(argv=None):
     try:
         locate(config.model)
         check_settings(config, run)
+        if not problems:
+            check_data(run, splits)
     except UserError as error:
         problems.append(str(error))
     if config.shard and int(os.environ.get("WORLD_SIZE", 1)) == 1:

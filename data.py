@@ -14,13 +14,19 @@ import re
 import signal
 import sqlite3
 import sys
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from urllib.parse import quote
 
 
 class UserError(Exception):
     """Something the user can mend: shown as one sentence, exit code 2."""
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def flags(description: str) -> argparse.ArgumentParser:
@@ -31,12 +37,15 @@ def flags(description: str) -> argparse.ArgumentParser:
 
 
 def run(main, *errors):
-    """Call `main`; a UserError, one of `errors` or Ctrl-C becomes a line on stderr and exit code 2 or 130, no traceback."""
+    """Call `main`; what the user can mend becomes a line on stderr and exit code 2, Ctrl-C 130, without a traceback.
+
+    That is a UserError, one of `errors`, or what the system refuses: a full disk, a folder that cannot be written.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
-    except (UserError, *errors) as error:
+    except (UserError, OSError, *errors) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -104,15 +113,19 @@ def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], lis
     try:
         if name == "ds1000":
             half = ds1000_half([row["metadata"]["library"] for row in rows], split)
-            return [_problem(i, rows[i]) for i in half], []
-        questions = [_question(i, row, Path(folder) / databases) for i, row in enumerate(rows)]
+            questions = [_problem(i, rows[i]) for i in half]
+        else:
+            questions = [_question(i, row, Path(folder) / databases) for i, row in enumerate(rows)]
+        "".join(q.text + q.gold for q in questions).encode()  # a lone surrogate could not be written anywhere
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not in {name}'s layout: {type(error).__name__}: {error}.")
-    missing = {q.db_id for q in questions if not Path(q.database).is_file()}
+    if name == "ds1000":
+        return questions, []
+    missing = {q.db_id for q in questions if not (path := Path(q.database)).is_file() or not path.stat().st_size}
     kept = [q for q in questions if q.db_id not in missing]
     notes = []
     if missing:
-        notes.append(f"{len(questions) - len(kept)} questions: no database file ({_some(missing)})")
+        notes.append(f"{len(questions) - len(kept)} questions: no database file, or an empty one ({_some(missing)})")
     if split == "train":  # empty equals empty: an execution label on a database without rows says nothing
         empty = {q.db_id for q in kept if not has_rows(q.database)}
         if empty:
@@ -121,6 +134,12 @@ def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], lis
     if not kept:
         raise UserError(f"{path} has no question whose database lies under {Path(folder) / databases}.")
     return kept, notes
+
+
+def check_output(flag: str, path: Path):
+    """Raises UserError where no file of this name could be written: noticed before the work, not after it."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"{flag}: {path} cannot be a file's name.")
 
 
 def count(name: str, folder: str | Path, split: str) -> int:
@@ -139,7 +158,7 @@ def _rows(name, path):
             return json.loads(path.read_text(encoding="utf-8"))
         with gzip.open(path, "rt", encoding="utf-8") as file:
             return [json.loads(line) for line in file]
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, RecursionError) as error:
         raise UserError(f"{path} is not readable: {type(error).__name__}: {error}.")
 
 
@@ -154,11 +173,20 @@ def ds1000_half(libraries: list[str], split: str) -> list[int]:
     return sorted(train) if split == "train" else sorted(set(range(len(libraries))) - set(train))
 
 
+TABLES_KEYS = {"db_id", "table_names_original", "column_names_original", "foreign_keys"}
+
+
 def tables(name: str, folder: str | Path, split: str) -> dict[str, dict]:
-    """db_id → its entry in the release's tables.json (for EM's foreign keys); empty where there is no such file."""
+    """db_id → its entry in the release's tables.json (for EM's foreign keys); empty where there is no such file.
+
+    Raises UserError where the file is not in the release's layout.
+    """
     file = {"bird": f"{split}/{split}_tables.json", "ds1000": ""}.get(name, "tables.json")
     path = Path(folder) / file
-    return {row["db_id"]: row for row in _rows(name, path)} if file and path.is_file() else {}
+    rows = _rows(name, path) if file and path.is_file() else []
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= TABLES_KEYS for row in rows):
+        raise UserError(f"{path} is not in {name}'s layout: a list of objects with {', '.join(sorted(TABLES_KEYS))}.")
+    return {row["db_id"]: row for row in rows}
 
 
 def subset(questions: list[Question], limit: int, seed: int) -> list[Question]:
@@ -197,39 +225,30 @@ def _some(names, most=4):
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _open(database):
-    connection = sqlite3.connect(f"file:{database}?mode=ro&immutable=1", uri=True)
-    connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
-    return connection
-
-
-def _tables(connection):
-    return connection.execute(
-        "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid"
-    ).fetchall()
+@contextmanager
+def _tables(database):
+    """A connection that cannot write, and (name, CREATE statement) of each table; raises UserError for another file."""
+    try:
+        with closing(sqlite3.connect(f"file:{quote(database)}?mode=ro&immutable=1", uri=True)) as connection:
+            connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
+            yield connection, connection.execute(
+                "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid"
+            ).fetchall()
+    except sqlite3.DatabaseError as error:
+        raise UserError(f"{database} is not a readable SQLite file: {error}.")
 
 
 @cache
 def has_rows(database: str) -> bool:
-    connection = _open(database)
-    try:
-        return any(connection.execute(f'SELECT 1 FROM "{name}" LIMIT 1').fetchone() for name, _ in _tables(connection))
-    except sqlite3.DatabaseError as error:
-        raise UserError(f"{database} is not a readable SQLite file: {error}.")
-    finally:
-        connection.close()
+    with _tables(database) as (connection, found):
+        return any(connection.execute(f'SELECT 1 FROM "{name}" LIMIT 1').fetchone() for name, _ in found)
 
 
 @cache
 def schema(database: str) -> str:
     """The database's own CREATE TABLE statements, one a line, white space collapsed."""
-    connection = _open(database)
-    try:
-        return "\n".join(re.sub(r"\s+", " ", sql).strip() + ";" for _, sql in _tables(connection))
-    except sqlite3.DatabaseError as error:
-        raise UserError(f"{database} is not a readable SQLite file: {error}.")
-    finally:
-        connection.close()
+    with _tables(database) as (_, found):
+        return "\n".join(re.sub(r"\s+", " ", sql).strip() + ";" for _, sql in found)
 
 
 def prompt(question: Question) -> str:

@@ -151,16 +151,19 @@ def read_predictions(path: Path, questions: list[Question], total: int) -> dict[
             code = row["answer"]
             own = row["question_id"] if "question_id" in row else row.get("problem_id")  # DS-1000's name for it
             index = row["index"] if "index" in row else by_id.get(own) if own is not None else row["question_id"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            str(code).encode()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{path}, line {number}: expected a JSON object with answer and index or question_id ({error!r})."
             )
-        if not isinstance(code, str) or not isinstance(index, int | None):
+        if not isinstance(code, str) or not isinstance(index, int | None) or isinstance(index, bool):
             raise UserError(f"{path}, line {number}: answer must be a string and index a number.")
         if index is not None and not 0 <= index < total:
             raise UserError(f"{path}, line {number}: index {index}, but the split has {total} questions.")
         if row.get("db_id", databases.get(index)) != databases.get(index, row.get("db_id")):
             raise UserError(f"{path}, line {number}: database {row['db_id']}, but question {index} is on {databases[index]}.")
+        if index in found:
+            raise UserError(f"{path}, line {number}: question {index} has an answer already.")
         if index is not None:
             found[index] = code
     if found.keys().isdisjoint(databases):
@@ -197,13 +200,16 @@ def main(argv=None):
     if args.limit < 0:
         parser.error(f"--limit must not be negative, but is {args.limit}")
 
-    if args.out and not args.out.parent.is_dir():
-        raise UserError(f"--out: {args.out.parent} is not a folder.")
+    if args.predictions and args.adapter:
+        parser.error("--predictions are scored as they are: --adapter has no use")
+    if args.out:
+        data.check_output("--out", args.out)
 
     folder = args.data_dir or f"data/{args.data}"
     questions, notes = data.load(args.data, folder, args.split)
     total = data.count(args.data, folder, args.split)
     total_left_out = total - len(questions) if args.data != "ds1000" else 0  # one file holds both of its halves
+    tables = data.tables(args.data, folder, args.split)
     comparison = args.comparison or data.COMPARISON[args.data]
     if args.predictions:
         predictions = read_predictions(args.predictions, questions, total)
@@ -220,7 +226,6 @@ def main(argv=None):
         if args.adapter:
             lora.load(policy.model, args.adapter)
     questions = data.subset(questions, args.limit, args.seed)
-    tables = data.tables(args.data, folder, args.split)
     with Verifier(args.workers, args.python, args.allow_unsandboxed) as verifier:
         kept, failing = usable(questions, verifier, comparison, args.timeout, "gold code")
         for note in notes + failing:
@@ -237,12 +242,6 @@ def main(argv=None):
             result, codes, verdicts = evaluate(
                 policy, kept, verifier, comparison, args.timeout, args.max_new, args.batch_tokens, "answering", tables
             )
-    if args.out:
-        with open(args.out, "w", encoding="utf-8") as file:
-            for q, code, v in zip(kept, codes, verdicts):
-                row = {"index": q.index, "question_id": q.question_id, "verdict": v.verdict, "message": v.message}
-                row = {k: x for k, x in row.items() if x is not None} | {"answer": code}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
     for verdict, count in result.classes.items():
         print(f"{verdict:>8}  {count:5d}  {count / max(result.n, 1):6.1%}")
     for name, part in result.groups.items():
@@ -253,6 +252,12 @@ def main(argv=None):
     result = {k: v for k, v in dataclasses.asdict(result).items() if v is not None}
     result["ex_interval"] = interval([v.verdict == "correct" for v in verdicts])
     print(json.dumps(result | {"left_out": len(questions) - len(kept) + total_left_out}))
+    if args.out:
+        with open(args.out, "w", encoding="utf-8") as file:
+            for q, code, v in zip(kept, codes, verdicts):
+                row = {"index": q.index, "question_id": q.question_id, "verdict": v.verdict, "message": v.message}
+                row = {k: x for k, x in row.items() if x is not None} | {"answer": code}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

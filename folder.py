@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ranks
-from data import Answer, UserError
+from data import Answer, UserError, first_line
 
 UNIT_END = '{"unit": "complete"}\n'  # the line after the answers that were drawn together
 
@@ -44,13 +44,14 @@ def commit(temporary: Path, path: Path):
 @contextmanager
 def lock(run: Path):
     """Hold the run's folder for this process; raises UserError where another one does. Dying lets go as well."""
-    if ranks.rank():
-        yield
-        return
-    with open(run / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with open(run / "lock" if ranks.rank() == 0 else os.devnull, "w") as file:
+        held = False
+        if ranks.rank() == 0:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held = True
+        if ranks.gather(held)[0]:
             raise UserError(f"another process is working on {run}: wait for it, or name another --out.")
         try:
             yield
@@ -66,20 +67,50 @@ def timed(folder: Path, stage: str):
         yield
     finally:
         if ranks.rank() == 0:
-            seconds = json.loads(path.read_text()) if path.exists() else {}
+            seconds = read_seconds(folder)
             seconds[stage] = round(seconds.get(stage, 0) + time.time() - started, 1)
             temporary = path.with_suffix(".part")
             temporary.write_text(json.dumps(seconds) + "\n")
             commit(temporary, path)
 
 
-def read_lines(path: Path) -> list:
-    with open(path, encoding="utf-8") as file:  # not splitlines: an answer may hold U+2028 and its like
-        return [json.loads(line) for line in file]
+def read_seconds(folder: Path) -> dict:
+    """What `timed` has written; nothing where that is gone or damaged, since nothing depends on it."""
+    try:
+        return dict(json.loads((folder / "seconds.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+@contextmanager
+def whole(path: Path, *errors):
+    """Around the reading of a run's file: what a damaged one raises becomes a UserError that says what to delete."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, *errors) as error:
+        raise UserError(
+            f"{path} is damaged ({first_line(error)}): delete {path.parent}, with its iterations or the later ones, and start"
+            " the same command again."
+        )
+
+
+def read_lines(path: Path, kind=lambda row: row) -> list:
+    """Each line of the file as `kind` makes it of the line's JSON; raises UserError where the file is damaged."""
+    with whole(path), open(path, encoding="utf-8") as file:  # not splitlines: an answer may hold U+2028 and its like
+        return [kind(json.loads(line)) for line in file]
 
 
 def read_answers(path: Path) -> list[Answer]:
-    return [Answer(**{**row, "ids": tuple(row["ids"])}) for row in read_lines(path) if "unit" not in row]
+    rows = read_lines(path, lambda row: None if "unit" in row else Answer(**{**row, "ids": tuple(row["ids"])}))
+    return [answer for answer in rows if answer]
+
+
+def iterations(run: Path) -> list[Path]:
+    """The folders iter_0, iter_1, … of a run, in order; raises UserError where one of them is missing."""
+    found = {int(path.name[5:]): path for path in run.glob("iter_*") if path.name[5:].isdecimal()}
+    if sorted(found) != list(range(len(found))):
+        raise UserError(f"{run} has no iter_{next(t for t in range(len(found)) if t not in found)}.")
+    return [found[t] for t in range(len(found))]
 
 
 def complete_units(part: Path) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 from pathlib import Path
 
@@ -26,6 +27,8 @@ import data
 from data import UserError
 
 PREFIX = "base_model.model."  # PEFT's name for the wrapped model
+# settings of PEFT's that change what an adapter computes
+OTHER_KINDS = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "lora_bias", "modules_to_save", "use_qalora")
 
 
 class LoRALinear(nn.Module):
@@ -112,13 +115,21 @@ def save(model: nn.Module, folder: Path, base_name: str):
 
 
 def read(folder: Path) -> tuple[int, float, dict[str, torch.Tensor]]:
-    """(rank, alpha, tensors) of a saved adapter; raises UserError where the folder holds none."""
+    """(rank, alpha, tensors) of a saved adapter; raises UserError where the folder holds none, or one of another kind."""
     folder = Path(folder)
     try:
         config = json.loads((folder / "adapter_config.json").read_text())
-        return config["r"], config["lora_alpha"], load_file(folder / "adapter_model.safetensors")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        rank, alpha, tensors = config["r"], config["lora_alpha"], load_file(folder / "adapter_model.safetensors")
+        other = [name for name in OTHER_KINDS if config.get(name)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"{folder} holds no readable adapter (adapter_config.json, adapter_model.safetensors): {error}")
+    if config.get("peft_type", "LORA") != "LORA" or other:
+        raise UserError(f"the adapter in {folder} is not plain LoRA: {', '.join(other) or config['peft_type']}.")
+    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not math.isfinite(alpha):
+        raise UserError(f"{folder / 'adapter_config.json'}: r must be a number from 1 on and lora_alpha a number.")
+    if not all(tensor.is_floating_point() and tensor.isfinite().all() for tensor in tensors.values()):
+        raise UserError(f"{folder / 'adapter_model.safetensors'} holds weights that are not finite numbers.")
+    return rank, alpha, tensors
 
 
 def load(model: nn.Module, folder: Path):
@@ -157,8 +168,11 @@ def main():
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
     parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     args = parser.parse_args()
-    if args.out.exists():
+    if args.out.exists() or args.out.is_symlink():
         raise UserError(f"{args.out} exists already.")
+    above = next(path for path in args.out.absolute().parents if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"--out: no folder can be made in {above}.")
     read(args.adapter)
     from sample import load_policy
 

@@ -32,6 +32,7 @@ import matplotlib.pyplot as plt
 import data
 from data import UserError
 from eval import interval
+from folder import iterations, read_lines, read_seconds
 from verify import VERDICTS
 
 COLOURS = dict(zip(VERDICTS, ("#2a9d8f", "#e9c46a", "#e76f51", "#6d597a", "#457b9d", "#333333")))
@@ -43,32 +44,30 @@ PAPER = {
 }
 
 
-def lines(path: Path) -> list[dict]:
-    if not path.exists():
-        return []
-    with open(path, encoding="utf-8") as file:  # not splitlines: an answer may hold U+2028 and its like
-        return [json.loads(line) for line in file]
-
-
 def load_run(folder: Path) -> dict:
     """Everything the figures need; raises UserError where the folder is not a run with at least π_0's scores."""
     try:
-        config = json.loads((folder / "config.json").read_text())
-        iterations = sorted(folder.glob("iter_*"), key=lambda p: int(p.name.removeprefix("iter_")))
-        iterations = [p for p in iterations if (p / "scores.json").exists()]
-        if not iterations:
+        config = dict(json.loads((folder / "config.json").read_text()))
+        done = [p for p in iterations(folder) if (p / "scores.json").exists()]
+        if not done:
             raise UserError(f"{folder} has no scores yet.")
-        return {
+        if done[-1] != folder / f"iter_{len(done) - 1}":
+            raise UserError(f"{folder}: an iteration before {done[-1].name} has no scores.json.")
+        run = {
             "name": folder.name,
             "best": json.loads(q.read_text())["best"] if (q := folder / "summary.json").exists() else None,
             "config": config,
-            "scores": [json.loads((p / "scores.json").read_text()) for p in iterations],
-            "dev": [lines(p / "dev.jsonl") for p in iterations],
-            "train": [lines(p / "train.jsonl") for p in iterations],
-            "pairs": [json.loads(q.read_text()) if (q := p / "pairs_summary.json").exists() else {} for p in iterations],
-            "seconds": [json.loads(q.read_text()) if (q := p / "seconds.json").exists() else {} for p in iterations],
+            "scores": [dict(json.loads((p / "scores.json").read_text())) for p in done],
+            "dev": [read_lines(q) if (q := p / "dev.jsonl").exists() else [] for p in done],
+            "train": [read_lines(q) if (q := p / "train.jsonl").exists() else [] for p in done],
+            "pairs": [dict(json.loads(q.read_text())) if (q := p / "pairs_summary.json").exists() else {} for p in done],
+            "seconds": [read_seconds(p) for p in done],
         }
-    except (OSError, ValueError, KeyError) as error:
+        for p, scores, rows in zip(done, run["scores"], run["dev"]):
+            if "dev" in scores and len(rows) != scores["dev"]["n"]:
+                raise UserError(f"{p / 'dev.jsonl'} has {len(rows)} answers, scores.json counts {scores['dev']['n']}.")
+        return run
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} is not the folder of a run: {error}")
 
 
@@ -255,19 +254,19 @@ def export_pairs(folder: Path, path: Path) -> int:
     """
     from sample import load_tokenizer
 
+    made = lambda p: (p / "pairs.jsonl").exists() or (p / "adapter").exists()  # noqa: E731
+    rows = [row for p in iterations(folder) if made(p) for row in read_lines(p / "pairs.jsonl")]
     config = load_run(folder)["config"]
-    tokenizer, count = load_tokenizer(config["model"]), 0
+    tokenizer, found = load_tokenizer(config["model"]), []
     questions = {q.index: q for q in data.load(config["data"], config["data_dir"], "train")[0]}
-    with open(path, "w", encoding="utf-8") as file:
-        for row in (row for p in sorted(folder.glob("iter_*/pairs.jsonl")) for row in lines(p)):
-            prompt = tokenizer.decode(data.prompt_ids(questions[row["question"]], tokenizer))
-            texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in row["answers"]]
-            for chosen, rejected in row["pairs"]:
-                pair = {"prompt": prompt, "chosen": texts[chosen]}
-                pair |= {} if rejected is None else {"rejected": texts[rejected]}
-                file.write(json.dumps(pair, ensure_ascii=False) + "\n")
-                count += 1
-    return count
+    for row in rows:
+        prompt = tokenizer.decode(data.prompt_ids(questions[row["question"]], tokenizer))
+        texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in row["answers"]]
+        for chosen, rejected in row["pairs"]:
+            pair = {"prompt": prompt, "chosen": texts[chosen]}
+            found.append(pair | ({} if rejected is None else {"rejected": texts[rejected]}))
+    path.write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in found), encoding="utf-8")
+    return len(found)
 
 
 NOT_A_METHOD = {"objective", "gold", "seed", "out", "data_dir", "python", "code", "workers", "save_every", "iterations",
@@ -351,8 +350,8 @@ def main(argv=None):
     only.add_argument("--results", type=Path, metavar="FILE", help="write the scores of all runs here instead")
     args = parser.parse_args(argv)
     for flag, path in (("--pairs", args.pairs), ("--results", args.results)):
-        if path and (path.is_dir() or not path.parent.is_dir()):
-            raise UserError(f"{flag}: {path} cannot be a file's name.")
+        if path:
+            data.check_output(flag, path)
     if args.pairs:
         print(f"{args.pairs}: {export_pairs(args.runs[0], args.pairs)} pairs")
         return

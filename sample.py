@@ -32,7 +32,7 @@ from tqdm import tqdm
 import data
 import lora
 import ranks
-from data import Answer, Question, UserError
+from data import Answer, Question, UserError, first_line
 from tree import Tree, answer_logps, shared
 
 
@@ -161,10 +161,6 @@ def settle_device(device: str, precision: str) -> tuple[torch.device, str]:
     return device, precision
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 @torch.no_grad()
 def check_tree(policy: Policy):
     """Two answers under one prompt must score as each does alone by the model's own attention and logits.
@@ -229,6 +225,7 @@ def pick(logits: torch.Tensor, u: torch.Tensor, temperature: float, top_p: float
             if top_p < 1:  # the smallest set of most likely tokens whose mass reaches top_p
                 ordered, index = weights.sort(-1, descending=True)
                 outside = ordered.cumsum(-1) - ordered >= top_p * ordered.sum(-1, keepdim=True)
+                outside[:, 0] = False  # however small top_p is
                 weights = torch.zeros_like(weights).scatter(-1, index, ordered.masked_fill(outside, 0))
             token = invert(weights, v)
         tokens.append(token)

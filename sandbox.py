@@ -202,5 +202,5 @@ def _wait(fd: int, event: int, deadline: float | None) -> None:
     if deadline is not None:
         poll = select.poll()
         poll.register(fd, event)
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        if not poll.poll(min(max(0.0, deadline - time.monotonic()) * 1000, 1e9)):
             raise TimeoutError
