@@ -30,7 +30,7 @@ def test_a_missing_database_leaves_out_its_questions_and_keeps_the_indices(copy)
     shutil.rmtree(copy / "database" / "pets")
     questions, notes = data.load("spider", copy, "train")
     assert [q.index for q in questions] == [6, 7, 8, 9, 10, 11]
-    assert notes == ["6 questions: no database file (pets)"]
+    assert notes == ["6 questions: no database file, or an empty one (pets)"]
     assert data.count("spider", copy, "train") == 12
 
 

@@ -349,7 +349,7 @@ def test_predictions_of_which_none_belongs_to_a_question_are_refused(spider, tmp
 
 def test_a_folder_that_is_not_there_and_an_adapter_that_is_none_are_noticed_first(spider, tmp_path, monkeypatch):
     monkeypatch.setattr("sample.load_policy", None)
-    with pytest.raises(UserError, match="--out: .*nowhere is not a folder"):
+    with pytest.raises(UserError, match="--out: .*nowhere.* cannot be a file's name"):
         evaluation.main(["--data", "spider", "--data-dir", str(spider), "--out", str(tmp_path / "nowhere" / "x.jsonl")])
     with pytest.raises(UserError, match="no readable adapter"):
         evaluation.main(["--data", "spider", "--data-dir", str(spider), "--adapter", str(tmp_path)])
