@@ -157,7 +157,7 @@ class Embedder:
 
 def similarity(args):
     """Fig. 4b: cosine between each policy's answer and the gold code, apart for what π_0 had right and what it had wrong."""
-    rows = [read_lines(path) for p in iterations(args.run) if (path := p / "dev.jsonl").exists()]
+    rows = [read_lines(p / "dev.jsonl") for p in iterations(args.run, "dev.jsonl")]
     if not rows or not rows[0]:
         raise UserError(f"{args.run} is not the folder of a run with held-out answers.")
     if len({len(of) for of in rows}) > 1:

@@ -41,7 +41,7 @@ from tqdm import tqdm
 import data
 import lora
 import ranks
-from data import Answer, Question, UserError
+from data import Answer, Question, UserError, first_line
 from eval import evaluate, job, usable
 from folder import UNIT_END, commit, complete_units, lock, missing, read_answers, read_lines, read_seconds, timed, whole, write
 from loss import dpo_loss, dpo_margin, dual_loss, sft_loss
@@ -91,7 +91,7 @@ class Config:
     max_length: int = setting(2048, "prompt and answer together, tokens; longer questions are left out", above=0)
     max_new: int = setting(256, "longest answer, tokens", above=0)
     pairs_per_tree: int = setting(10, "pairs of a question that are neighbours in an epoch: they share a forward pass", above=0)
-    min_gain: float = setting(0.5, "stop when validation EX rises by less than this many points; negative: never", least=-1e9)
+    min_gain: float = setting(0.5, "stop when validation EX rises by less than this many points; negative: never")
     timeout: float = setting(10.0, "seconds per query", above=0)
     workers: int = setting(2, "verification processes", above=0)
     python: str = setting("", "DS-1000: the interpreter that has its libraries; default this one")
@@ -155,7 +155,7 @@ def draw(config, policy, questions, folder, t, verifier) -> tuple[list[Answer], 
     Answers are appended unit by unit: a stopped run draws the unit in flight again, whole.
     """
     part, by_index = folder / "answers.part", {q.index: q for q in questions}
-    if missing(folder / "verdicts.jsonl"):
+    if missing(folder / "verdicts.jsonl") or missing(folder / "answers.jsonl"):
         if ranks.rank() == 0 and (folder / "answers.jsonl").exists():  # stopped between the two files
             os.replace(folder / "answers.jsonl", part)
         done = ranks.gather(complete_units(part) if ranks.rank() == 0 else None)[0]
@@ -222,7 +222,7 @@ def outcome(config, future) -> Verdict:
 def make_pairs(config, policy, questions, answers, verdicts, folder, t) -> list[QuestionPairs]:
     """Draw K pairs per question, with replacement where a set holds fewer than K → pairs.jsonl, pairs_summary.json."""
     path = folder / "pairs.jsonl"
-    if missing(path):
+    if missing(path) or missing(folder / "pairs_summary.json"):
         drawn: dict[int, list] = {q.index: [] for q in questions}
         for answer, verdict in zip(answers, verdicts, strict=True):
             drawn[answer.question].append((answer, verdict))
@@ -237,11 +237,12 @@ def make_pairs(config, policy, questions, answers, verdicts, folder, t) -> list[
     kind = lambda r: QuestionPairs(r["question"], *(tuple(map(tuple, r[k])) for k in ("answers", "pairs")))  # noqa: E731
     with whole(folder / "pairs_summary.json"):
         summary = json.loads((folder / "pairs_summary.json").read_text())
-        print(f"pairs of iteration {t}: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in summary.items()))
+        expected = summary["pairs"]
+    print(f"pairs of iteration {t}: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in summary.items()))
     result = read_lines(path, kind)
     with whole(path):
-        if sum(len(p.pairs) for p in result) != summary["pairs"]:
-            raise ValueError(f"not {summary['pairs']} pairs")
+        if sum(len(p.pairs) for p in result) != expected:
+            raise ValueError(f"not {expected} pairs")
     return result
 
 
@@ -327,7 +328,8 @@ def score(config, policy, validation, held_out, folder, verifier) -> dict:
                     result[split] = score_split(config, policy, questions, folder, split, verifier)
         write(path, json.dumps(result, indent=2) + "\n")
     with whole(path):
-        return dict(json.loads(path.read_text()))
+        result = json.loads(path.read_text())
+        return {split: result[split] for split, questions in (("validation", validation), ("dev", held_out)) if questions}
 
 
 def score_split(config, policy, questions, folder, split, verifier) -> dict:
@@ -487,16 +489,19 @@ def restore(path, parameters, optimizer, scaler) -> list[str]:
     """Load what `keep` has written; returns the lines of train.jsonl until then, one a step, none where there is no file."""
     if not path.exists():
         return []
+    file = io.BytesIO(path.read_bytes())
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        state = torch.load(file, weights_only=True, map_location="cpu")
         with torch.no_grad():
             for p, value in zip(parameters, state["adapter"], strict=True):
                 p.copy_(value)
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
         return state["log"]
-    except Exception:  # half a file, another file: torch has an exception for each
-        raise UserError(f"{path} is damaged: delete it, and the same command begins the epoch again.")
+    except (MemoryError, torch.OutOfMemoryError):  # that is not the file's fault
+        raise
+    except Exception as error:  # half a file, another file: torch has an exception for each
+        raise UserError(f"{path} is damaged ({first_line(error)}): delete it, and this iteration's training begins again.")
 
 
 def check_first_step(dpo: float, beta: float, dtype: torch.dtype):
@@ -634,8 +639,8 @@ def check_data(run: Path, splits):
     path = run / "questions.json"
     if path.exists():
         with whole(path):
-            same = json.loads(path.read_text())["digest"] == digest(splits)
-        if not same:
+            known = dict(json.loads(path.read_text())).get("digest")
+        if known not in (None, digest(splits)):  # None: begun by a version that did not keep it
             raise UserError(f"the data have changed since {run} was begun: name another --out, or delete the folder.")
 
 
@@ -670,6 +675,8 @@ def parse(argv=None) -> Config:
             parser.error(f"{flag} must be at least {least}, not {value}")
         if (above is not None or least is not None) and value > most:
             parser.error(f"{flag} must be at most {most}, not {value}")
+    if math.isnan(config.min_gain):
+        parser.error("--min-gain must be a number")
     if config.criterion == "executable":
         if given.get("gold", "never") != "never":
             parser.error("--criterion executable uses no gold code: --gold must be never")
@@ -730,8 +737,9 @@ def fitting_questions(config, policy, splits, notes, verifier) -> dict:
 
 
 def digest(splits) -> str:
-    """A hash of all that a run takes from its data: prompts and gold code of the questions that it chose from."""
-    found = [(q.index, data.prompt(q), q.gold, q.context) for questions in splits for q in questions]
+    """A hash of the questions that a run chooses from: texts, gold code, schemas, and the sizes of the databases."""
+    of = lambda q: (data.schema(q.database), os.path.getsize(q.database)) if q.database else ()  # noqa: E731
+    found = [(q.index, q.text, q.evidence, q.gold, q.context, *of(q)) for questions in splits for q in questions]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
 
 

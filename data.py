@@ -18,7 +18,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from urllib.parse import quote
+
+from judge_sql import read_only_uri
 
 
 class UserError(Exception):
@@ -46,7 +47,7 @@ def run(main, *errors):
     try:
         main()
     except (UserError, OSError, *errors) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
@@ -116,7 +117,8 @@ def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], lis
             questions = [_problem(i, rows[i]) for i in half]
         else:
             questions = [_question(i, row, Path(folder) / databases) for i, row in enumerate(rows)]
-        "".join(q.text + q.gold for q in questions).encode()  # a lone surrogate could not be written anywhere
+        for q in questions:  # a lone surrogate could not be written anywhere
+            (q.text + q.evidence + q.gold + q.context).encode()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not in {name}'s layout: {type(error).__name__}: {error}.")
     if name == "ds1000":
@@ -173,20 +175,22 @@ def ds1000_half(libraries: list[str], split: str) -> list[int]:
     return sorted(train) if split == "train" else sorted(set(range(len(libraries))) - set(train))
 
 
-TABLES_KEYS = {"db_id", "table_names_original", "column_names_original", "foreign_keys"}
-
-
 def tables(name: str, folder: str | Path, split: str) -> dict[str, dict]:
     """db_id → its entry in the release's tables.json (for EM's foreign keys); empty where there is no such file.
 
     Raises UserError where the file is not in the release's layout.
     """
+    import exact_match
+
     file = {"bird": f"{split}/{split}_tables.json", "ds1000": ""}.get(name, "tables.json")
     path = Path(folder) / file
     rows = _rows(name, path) if file and path.is_file() else []
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= TABLES_KEYS for row in rows):
-        raise UserError(f"{path} is not in {name}'s layout: a list of objects with {', '.join(sorted(TABLES_KEYS))}.")
-    return {row["db_id"]: row for row in rows}
+    try:
+        for row in rows:
+            exact_match.Schema(row)  # what EM will read
+        return {row["db_id"]: row for row in rows}
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{path} is not in {name}'s layout: {type(error).__name__}: {error}.")
 
 
 def subset(questions: list[Question], limit: int, seed: int) -> list[Question]:
@@ -229,7 +233,7 @@ def _some(names, most=4):
 def _tables(database):
     """A connection that cannot write, and (name, CREATE statement) of each table; raises UserError for another file."""
     try:
-        with closing(sqlite3.connect(f"file:{quote(database)}?mode=ro&immutable=1", uri=True)) as connection:
+        with closing(sqlite3.connect(read_only_uri(database), uri=True)) as connection:
             connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
             yield connection, connection.execute(
                 "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid"

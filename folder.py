@@ -44,19 +44,21 @@ def commit(temporary: Path, path: Path):
 @contextmanager
 def lock(run: Path):
     """Hold the run's folder for this process; raises UserError where another one does. Dying lets go as well."""
-    with open(run / "lock" if ranks.rank() == 0 else os.devnull, "w") as file:
-        held = False
-        if ranks.rank() == 0:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                held = True
+    file, held = None, False
+    if ranks.rank() == 0:
+        file = open(run / "lock", "w")  # noqa: SIM115 (closed below)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held = True
+    try:
         if ranks.gather(held)[0]:
             raise UserError(f"another process is working on {run}: wait for it, or name another --out.")
-        try:
-            yield
-        finally:
+        yield
+    finally:
+        if file:
             fcntl.flock(file, fcntl.LOCK_UN)  # closing alone would not, while a child just forked has it open as well
+            file.close()
 
 
 @contextmanager
@@ -77,21 +79,18 @@ def timed(folder: Path, stage: str):
 def read_seconds(folder: Path) -> dict:
     """What `timed` has written; nothing where that is gone or damaged, since nothing depends on it."""
     try:
-        return dict(json.loads((folder / "seconds.json").read_text()))
-    except (OSError, ValueError, TypeError):
+        return {stage: float(s) for stage, s in json.loads((folder / "seconds.json").read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
 @contextmanager
 def whole(path: Path, *errors):
-    """Around the reading of a run's file: what a damaged one raises becomes a UserError that says what to delete."""
+    """Around the reading of a run's file: what a damaged one raises becomes a UserError that names it."""
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, *errors) as error:
-        raise UserError(
-            f"{path} is damaged ({first_line(error)}): delete {path.parent}, with its iterations or the later ones, and start"
-            " the same command again."
-        )
+        raise UserError(f"{path} is damaged ({first_line(error)}): delete it, and the same command makes it again.")
 
 
 def read_lines(path: Path, kind=lambda row: row) -> list:
@@ -105,12 +104,13 @@ def read_answers(path: Path) -> list[Answer]:
     return [answer for answer in rows if answer]
 
 
-def iterations(run: Path) -> list[Path]:
-    """The folders iter_0, iter_1, … of a run, in order; raises UserError where one of them is missing."""
-    found = {int(path.name[5:]): path for path in run.glob("iter_*") if path.name[5:].isdecimal()}
-    if sorted(found) != list(range(len(found))):
-        raise UserError(f"{run} has no iter_{next(t for t in range(len(found)) if t not in found)}.")
-    return [found[t] for t in range(len(found))]
+def iterations(run: Path, file: str) -> list[Path]:
+    """The folders iter_0, iter_1, … of a run that have this file, in order; raises UserError where one before has not."""
+    found = {int(path.parent.name[5:]) for path in run.glob(f"iter_*/{file}") if path.parent.name[5:].isdecimal()}
+    for t in range(len(found)):
+        if t not in found:
+            raise UserError(f"{run} has no iter_{t}/{file}, though it has one of a later iteration.")
+    return [run / f"iter_{t}" for t in range(len(found))]
 
 
 def complete_units(part: Path) -> int:

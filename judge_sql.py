@@ -81,6 +81,11 @@ class Rejected(Exception):
     """The query gave no result; carries the verdict and the message."""
 
 
+def read_only_uri(path: str) -> str:
+    quoted = os.path.abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    return f"file:{quoted}?mode=ro&immutable=1"
+
+
 def open_database(path: str, deadline: float, denials: list[str]) -> sqlite3.Connection:
     """A connection that can read this one file and nothing else; what it refuses to do is appended to `denials`."""
     if not os.path.isfile(path) or os.path.getsize(path) == 0:
@@ -88,9 +93,7 @@ def open_database(path: str, deadline: float, denials: list[str]) -> sqlite3.Con
     for suffix in ("-wal", "-journal"):  # read as immutable, the file would show old or half-written data
         if os.path.exists(path + suffix):
             raise InfrastructureError(f"{path}{suffix} exists: the database was not closed; open it once with sqlite3")
-    quoted = os.path.abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-    connection = sqlite3.connect(f"file:{quoted}?mode=ro&immutable=1", uri=True, isolation_level=None,
-                                 cached_statements=0)
+    connection = sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None, cached_statements=0)
     connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
     connection.execute("PRAGMA temp_store = memory")
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE)

@@ -28,7 +28,9 @@ from data import UserError
 
 PREFIX = "base_model.model."  # PEFT's name for the wrapped model
 # settings of PEFT's that change what an adapter computes
-OTHER_KINDS = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "lora_bias", "modules_to_save", "use_qalora")
+OTHER_KINDS = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "lora_bias", "modules_to_save", "use_qalora",
+               "alora_invocation_tokens")  # fmt: skip
+PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal")  # other starts also change the base model's own weights
 
 
 class LoRALinear(nn.Module):
@@ -121,6 +123,7 @@ def read(folder: Path) -> tuple[int, float, dict[str, torch.Tensor]]:
         config = json.loads((folder / "adapter_config.json").read_text())
         rank, alpha, tensors = config["r"], config["lora_alpha"], load_file(folder / "adapter_model.safetensors")
         other = [name for name in OTHER_KINDS if config.get(name)]
+        other += ["init_lora_weights"] if config.get("init_lora_weights") not in PLAIN_STARTS else []
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"{folder} holds no readable adapter (adapter_config.json, adapter_model.safetensors): {error}")
     if config.get("peft_type", "LORA") != "LORA" or other:

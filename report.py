@@ -48,11 +48,9 @@ def load_run(folder: Path) -> dict:
     """Everything the figures need; raises UserError where the folder is not a run with at least π_0's scores."""
     try:
         config = dict(json.loads((folder / "config.json").read_text()))
-        done = [p for p in iterations(folder) if (p / "scores.json").exists()]
+        done = iterations(folder, "scores.json")
         if not done:
             raise UserError(f"{folder} has no scores yet.")
-        if done[-1] != folder / f"iter_{len(done) - 1}":
-            raise UserError(f"{folder}: an iteration before {done[-1].name} has no scores.json.")
         run = {
             "name": folder.name,
             "best": json.loads(q.read_text())["best"] if (q := folder / "summary.json").exists() else None,
@@ -254,9 +252,9 @@ def export_pairs(folder: Path, path: Path) -> int:
     """
     from sample import load_tokenizer
 
-    made = lambda p: (p / "pairs.jsonl").exists() or (p / "adapter").exists()  # noqa: E731
-    rows = [row for p in iterations(folder) if made(p) for row in read_lines(p / "pairs.jsonl")]
     config = load_run(folder)["config"]
+    count = max(len(list(folder.glob(f"iter_*/{name}"))) for name in ("pairs.jsonl", "adapter"))
+    rows = [row for t in range(1, count + 1) for row in read_lines(folder / f"iter_{t}" / "pairs.jsonl")]
     tokenizer, found = load_tokenizer(config["model"]), []
     questions = {q.index: q for q in data.load(config["data"], config["data_dir"], "train")[0]}
     for row in rows:

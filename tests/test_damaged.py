@@ -3,10 +3,12 @@
 import json
 import shutil
 import sqlite3
+from contextlib import closing
 
 import pytest
 import torch
-from test_codelutra import again, command, finished  # noqa: F401 (fixtures)
+from test_codelutra import Stop, again, command, finished, stop_before  # noqa: F401 (fixtures)
+from transformers import AutoModelForCausalLM
 
 import analysis
 import codelutra
@@ -32,13 +34,13 @@ def test_a_damaged_file_of_a_run_is_named(copy, monkeypatch, name):
     path = copy.run / name
     whole = path.read_bytes()
     monkeypatch.setattr(codelutra, "train", None)
-    for damage in (b"", whole[: len(whole) // 2], b"\xff\x00garbage", b"null\n", b"\0" * len(whole)):
+    for damage in (b"", whole[: len(whole) // 2], b"\xff\x00garbage", b"null\n", b"{}", b"\0" * len(whole)):
         path.write_bytes(damage)
-        with pytest.raises(UserError, match=f"{path} is damaged"):
+        with pytest.raises(UserError, match=f"{path} is damaged .*: delete it, and the same command makes it again"):
             copy()
-    path.write_bytes(whole)
+    path.unlink()
     copy()
-    assert copy.same()
+    assert copy.same() and (path.read_bytes() == whole or "verdicts" in name)  # these hold times
 
 
 @pytest.mark.parametrize("name", ["iter_1/answers.jsonl", "iter_2/verdicts.jsonl", "iter_2/pairs.jsonl"])
@@ -49,11 +51,16 @@ def test_a_file_that_has_lost_a_line_is_named(copy, name):
         copy()
 
 
-def test_a_damaged_reference_or_checkpoint_is_named_and_can_be_deleted(copy):
+def test_a_damaged_reference_or_checkpoint_is_named_and_can_be_deleted(copy, monkeypatch):
     shutil.rmtree(copy.run / "iter_2" / "adapter")
-    for name in ("reference.safetensors", "checkpoint.pt"):
+    stop_at_the_second_checkpoint = lambda *_: (copy.run / "iter_2/checkpoint.pt").exists()  # noqa: E731
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_before(codelutra, "keep", patch, stop_at_the_second_checkpoint)
+        copy("--save-every", "1e-9")
+    for name in ("checkpoint.pt", "reference.safetensors"):
         path = copy.run / "iter_2" / name
-        for damage in (b"", b"garbage", (path.read_bytes() if path.exists() else b"PK")[:100]):
+        whole = path.read_bytes()
+        for damage in (b"", b"garbage", whole[:100], whole[: len(whole) // 2], b"\0" * len(whole)):
             path.write_bytes(damage)
             with pytest.raises(UserError, match=f"{path} is damaged"):
                 copy()
@@ -62,9 +69,23 @@ def test_a_damaged_reference_or_checkpoint_is_named_and_can_be_deleted(copy):
     assert copy.same()
 
 
+def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(copy, monkeypatch):
+    shutil.rmtree(copy.run / "iter_2" / "adapter")
+    (copy.run / "iter_2" / "checkpoint.pt").write_bytes(b"")
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), MemoryError("no memory")):
+
+        def fails(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(torch, "load", fails)
+        with pytest.raises(type(error), match=str(error)):
+            copy()
+
+
 def test_times_that_are_gone_or_damaged_stop_nothing(copy):
     (copy.run / "iter_0" / "seconds.json").unlink()
     (copy.run / "iter_1" / "seconds.json").write_text("{")
+    (copy.run / "iter_2" / "seconds.json").write_text('{"score": null}')
     copy()
     assert copy.same()
 
@@ -75,7 +96,7 @@ def test_a_run_without_its_settings_is_refused(copy):
         copy("--lr", "0.5")
 
 
-@pytest.mark.parametrize("change", ["order", "fewer held-out", "gold", "schema"])
+@pytest.mark.parametrize("change", ["order", "fewer held-out", "gold", "schema", "rows"])
 def test_data_that_have_changed_are_noticed_before_a_model_is_loaded(copy, folders, spider, tmp_path, monkeypatch, change):
     folder = tmp_path / "data"
     shutil.copytree(spider, folder)
@@ -83,11 +104,15 @@ def test_data_that_have_changed_are_noticed_before_a_model_is_loaded(copy, folde
     rows = json.loads(file.read_text())
     if change == "gold":
         rows[0]["query"] += " LIMIT 3"
-    elif change == "schema":
-        for path in folder.rglob("*.sqlite"):
-            with sqlite3.connect(path) as connection:
+    for path in folder.rglob("*.sqlite"):
+        with closing(sqlite3.connect(path)) as connection, connection:
+            if change == "schema":
                 connection.execute("CREATE TABLE one_more (x)")
-            connection.close()
+            elif change == "rows":
+                table = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchone()[0]
+                width = len(connection.execute(f"SELECT * FROM {table}").description)
+                for n in range(1000, 2000):
+                    connection.execute(f"INSERT INTO {table} VALUES ({', '.join([str(n)] * width)})")
     file.write_text(json.dumps(rows[::-1] if change == "order" else rows[:-1] if "held" in change else rows))
     config = copy.run / "config.json"
     config.write_text(config.read_text().replace(str(spider), str(folder)))
@@ -96,7 +121,14 @@ def test_data_that_have_changed_are_noticed_before_a_model_is_loaded(copy, folde
         codelutra.main(command(folders, folder, copy.run))
 
 
-@pytest.mark.parametrize("name", ["a#b", "a?b", "per%20cent", "ü \\ä", "100%", "a&mode=rwc"])
+def test_a_run_begun_before_its_data_were_remembered_goes_on(copy):
+    path = copy.run / "questions.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "digest"}))
+    copy()
+    assert copy.same()
+
+
+@pytest.mark.parametrize("name", ["a#b", "a?b", "per%20cent", "ü \\ä", "100%", "a&mode=rwc", "\udcff"])
 def test_any_character_may_be_in_the_name_of_the_data(spider, tmp_path, name):
     folder = tmp_path / name
     shutil.copytree(spider, folder)
@@ -106,7 +138,14 @@ def test_any_character_may_be_in_the_name_of_the_data(spider, tmp_path, name):
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("text", ["{", '[{"a": 1}]', "[[1]]", '[{"db_id": "pets"}]', "7", "[" * 100_000])
+TABLE = {"db_id": "pets", "table_names_original": ["t"], "column_names_original": [[-1, "*"], [0, "x"]], "foreign_keys": []}
+TABLES = [json.dumps([TABLE | change]) for change in (
+    {"foreign_keys": 7}, {"foreign_keys": [[1, 9]]}, {"column_names_original": [[5, "id"]]}, {"table_names_original": None},
+    {"table_names_original": [1]}, {"db_id": ["x"]},
+)]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["{", '[{"a": 1}]', "[[1]]", '[{"db_id": "pets"}]', "7", "[" * 100_000, *TABLES])
 def test_tables_in_another_layout_are_noticed_before_a_model_is_loaded(folders, spider, tmp_path, monkeypatch, text):
     folder = tmp_path / "data"
     shutil.copytree(spider, folder)
@@ -156,12 +195,38 @@ def test_an_output_that_is_no_file_is_noticed_first_and_a_full_one_loses_no_scor
     {"use_rslora": True}, {"use_dora": True}, {"alpha_pattern": {"x": 1}}, {"peft_type": "IA3"}, {"r": 0}, {"r": "8"},
     {"r": None}, {"r": True}, {"lora_alpha": None}, {"lora_alpha": "16"}, {"lora_alpha": float("inf")},
 ])  # fmt: skip
-def test_an_adapter_of_another_kind_is_refused_before_a_model_is_loaded(copy, change):
+def test_an_adapter_of_another_kind_is_refused(copy, change):
     folder = copy.run / "iter_2" / "adapter"
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | change))
-    with pytest.raises(UserError, match="adapter"):
+    with pytest.raises(UserError, match="is not plain LoRA|r must be a number"):
         lora.read(folder)
+
+
+@pytest.mark.parametrize("plain, settings", [
+    (True, {}), (True, {"init_lora_weights": "gaussian"}), (True, {"lora_dropout": 0.1}), (True, {"bias": "lora_only"}),
+    (False, {"use_rslora": True}), (False, {"use_dora": True}), (False, {"init_lora_weights": "pissa"}),
+    (False, {"init_lora_weights": "olora"}), (False, {"alora_invocation_tokens": [5, 6]}),
+    (False, {"rank_pattern": {"q_proj": 2}}),
+])  # fmt: skip
+def test_of_pefts_own_adapters_those_are_refused_that_compute_something_else(folders, tmp_path, plain, settings):
+    peft = pytest.importorskip("peft")
+    ids, load = torch.tensor([[5, 6, 7, 8]]), AutoModelForCausalLM.from_pretrained
+    torch.manual_seed(0)
+    model = peft.get_peft_model(load(folders["llama"]), peft.LoraConfig(r=4, target_modules="all-linear", **settings))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.3)
+    model.eval().save_pretrained(tmp_path / "adapter")
+    if not plain:
+        with pytest.raises(UserError, match="is not plain LoRA"):
+            lora.read(tmp_path / "adapter")
+        return
+    mine = load(folders["llama"])
+    lora.load(mine, tmp_path / "adapter")
+    with torch.no_grad():
+        torch.testing.assert_close(mine(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
 
 
 def test_weights_that_are_no_numbers_are_refused(copy):
@@ -199,16 +264,18 @@ def test_a_report_of_a_run_with_a_hole_is_refused(copy):
     dev.write_text("".join(rows))
     exported = copy.run / "exported"
     exported.write_text("kept")
+    (copy.run / "iter_2" / "pairs.jsonl").rename(copy.run / "away")
+    with pytest.raises(FileNotFoundError, match="iter_2/pairs.jsonl"):
+        report.main([str(copy.run), "--pairs", str(exported)])
+    (copy.run / "away").rename(copy.run / "iter_2" / "pairs.jsonl")
     (copy.run / "iter_1" / "pairs.jsonl").write_text("{")
     with pytest.raises(UserError, match="pairs.jsonl is damaged"):
         report.main([str(copy.run), "--pairs", str(exported)])
     assert exported.read_text() == "kept"
     (copy.run / "iter_1" / "scores.json").unlink()
-    with pytest.raises(UserError, match="before iter_2 has no scores"):
-        report.main([str(copy.run)])
-    shutil.rmtree(copy.run / "iter_1")
+    dev.unlink()
     for main in (report.main, similarity):
-        with pytest.raises(UserError, match="has no iter_1"):
+        with pytest.raises(UserError, match="has no iter_1/"):
             main([str(copy.run)])
 
 
