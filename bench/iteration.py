@@ -30,6 +30,7 @@ import data
 import lora
 from eval import usable
 from sample import load_policy, locate
+from settings import PRESETS, Config
 from verify import Verifier
 
 
@@ -120,7 +121,7 @@ def main():
         parser.error("--spider or --bird is needed")
     rows, stages = [], {}
     for name, folder in sets[:1] if args.quick else sets:
-        config = codelutra.Config(data=name, data_dir=folder, **codelutra.PRESETS[name])
+        config = Config(data=name, data_dir=folder, **PRESETS[name])
         count = args.questions
         if args.quick:
             config, count = dataclasses.replace(config, answers=4, pairs=4, max_new=32), 2

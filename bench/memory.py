@@ -19,8 +19,9 @@ import torch
 from common import prompts, report
 
 import lora
-from codelutra import Config, QuestionPairs, pack_loss, reference_logps
+from codelutra import QuestionPairs, pack_loss, reference_logps
 from sample import load_policy
+from settings import Config
 
 LLAMA3_8B = {
     "hidden": 4096, "inner": 14336, "layers": 32, "heads": 32, "kv_heads": 8, "head": 128, "vocab": 128256, "tied": False,

@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 import lora
-from codelutra import Config, QuestionPairs, pack_loss, reference_logps
+from codelutra import QuestionPairs, pack_loss, reference_logps
 from sample import load_policy, locate
+from settings import Config
 
 
 class PreTokenized(DPOTrainer):

@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 import codelutra
 import data
 import lora
-from codelutra import Config, QuestionPairs, batches, check_first_step, learning_rate, parse, reference_logps, train
+from codelutra import QuestionPairs, batches, check_first_step, learning_rate, reference_logps, train
 from data import Answer, UserError
 from sample import halving, load_policy
+from settings import Config, choose_questions, parse
 from verify import VERDICTS, Verdict, Verifier
 
 LN2 = math.log(2)
@@ -256,7 +257,7 @@ def test_no_training_question_left_is_one_sentence_and_no_file(spider, tmp_path)
     splits = [replace(q, gold="SELECT x FROM nowhere") for q in train], train[:1], dev
     policy = SimpleNamespace(max_positions=512)
     with Verifier(1) as verifier, pytest.raises(UserError, match="no training question is left.*question 11 .*no such table"):
-        codelutra.choose_questions(Config(data="spider"), policy, splits, [], tmp_path, verifier)
+        choose_questions(Config(data="spider"), policy, splits, [], tmp_path, verifier)
     assert not list(tmp_path.iterdir())
 
 

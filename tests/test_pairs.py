@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from codelutra import Config, QuestionPairs, gold_ids, is_degenerate, make_pairs, question_pairs
-from data import Answer, load
+from codelutra import QuestionPairs, is_degenerate, make_pairs, question_pairs
+from data import Answer, code_ids, load
+from settings import Config
 from verify import Verdict
 
 GOLD = (90, 91, 0)
@@ -192,6 +193,6 @@ def test_other_questions_do_not_move_a_questions_pairs(stage):
 
 def test_the_gold_answer_is_its_tokens_and_the_end_token(spider, tokenizer):
     question = load("spider", spider, "train")[0][0]
-    ids = gold_ids(question, Policy(tokenizer))
+    ids = code_ids(question.gold, tokenizer)
     assert ids[-1] == tokenizer.eos_token_id and ids.count(tokenizer.eos_token_id) == 1
     assert tokenizer.decode(ids[:-1]) == question.gold
