@@ -32,7 +32,8 @@ from data import UserError, first_line
 from eval import interval, job, read_predictions, usable
 from folder import iterations, read_lines
 from loss import preference_accuracy
-from sample import load_policy, sample
+from policy import load_policy
+from sample import sample
 from tree import Tree, answer_logps
 from verify import GoldError, InfrastructureError, Verifier
 

@@ -19,8 +19,10 @@ import json
 import math
 import os
 import random
+import shlex
 import shutil
 import signal
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -44,7 +46,8 @@ from data import Answer, Question, UserError, first_line
 from eval import evaluate, job
 from folder import UNIT_END, commit, complete_units, lock, missing, read_answers, read_lines, read_seconds, timed, whole, write
 from loss import dpo_loss, dpo_margin, dual_loss, sft_loss
-from sample import Policy, empty_pass, halving, load_policy, locate, sample
+from policy import Policy, empty_pass, halving, load_policy, locate
+from sample import sample
 from settings import Config, check_data, check_settings, choose_questions, fingerprint, load_questions, parse
 from tree import Tree, answer_logps
 from verify import GoldError, InfrastructureError, Verdict, Verifier
@@ -60,21 +63,39 @@ class QuestionPairs:
     pairs: tuple[tuple[int, int | None], ...]  # None: nothing is rejected (objective sft)
 
 
-def codelutra(config: Config, policy: Policy, train: list[Question], validation, held_out, run: Path, verifier) -> list:
-    """Algorithm 1; returns the table's rows, one for each policy π_0 … π_T."""
+def codelutra(config: Config, policy: Policy, train: list[Question], scored: dict, run: Path, verifier) -> list[dict]:
+    """Algorithm 1; returns the scores of every policy π_0 … π_T.
+
+    scored: the questions of "validation" and of "dev", the held-out ones, where there are any.
+    """
     prompts = {q.index: data.prompt_ids(q, policy.tokenizer) for q in train}
-    history = [score(config, policy, validation, held_out, run / "iter_0", verifier)]
+    history = [score(config, policy, scored, run / "iter_0", verifier)]
     for t in range(1, config.iterations + 1):
-        if validation and config.min_gain >= 0 and len(history) > 1 and gain(config, history) < config.min_gain:
-            print(f"π_{t - 1} gained {gain(config, history):.1f} points on validation, less than --min-gain: stopping")
+        if (gained := gain(config, history)) < config.min_gain:
+            print(f"π_{t - 1} gained {gained:.1f} points on validation, less than --min-gain: stopping")
             break
         folder = run / f"iter_{t}"
         answers, verdicts = draw(config, policy, train, folder, t, verifier)
         pairs = make_pairs(config, policy, train, answers, verdicts, folder, t)
         refine(config, policy, prompts, pairs, folder, t)
-        history.append(score(config, policy, validation, held_out, folder, verifier))
+        history.append(score(config, policy, scored, folder, verifier))
         print(table(history, run))
     return history
+
+
+def deciding(config, row: dict) -> float:
+    """The figure, in points, that stops a run and names its best policy: EX on the training questions held back.
+
+    Where the gold code may not be used, the executable share.
+    """
+    return 100 * row["validation"]["ex" if config.criterion == "match" else "executable"]
+
+
+def gain(config, history) -> float:
+    """How much the last policy is above the one before, in points; infinite where nothing decides (yet)."""
+    if config.min_gain < 0 or len(history) < 2 or "validation" not in history[-1]:
+        return math.inf
+    return deciding(config, history[-1]) - deciding(config, history[-2])
 
 
 # ---- the stages; each one's output is complete or absent, and a stage whose output is there is not run again ----
@@ -107,7 +128,8 @@ def draw(config, policy, questions, folder, t, verifier) -> tuple[list[Answer], 
                     file.write(json.dumps(dataclasses.asdict(answer), ensure_ascii=False) + "\n")
                 file.write(UNIT_END)
                 file.flush()
-                os.fsync(file.fileno()) if ranks.rank() == 0 else None
+                if ranks.rank() == 0:
+                    os.fsync(file.fileno())
                 answers += unit
                 start()
         with timed(folder, "verify"):
@@ -242,20 +264,19 @@ def refine(config, policy, prompts, pairs, folder, t):
     lora.load(policy.model, adapter)
 
 
-def score(config, policy, validation, held_out, folder, verifier) -> dict:
+def score(config, policy, scored, folder, verifier) -> dict:
     """Greedy EX on the validation slice (decides) and on the dev split (reported) → scores.json, dev.jsonl."""
     path = folder / "scores.json"
     if missing(path):
         folder.mkdir(parents=True, exist_ok=True)
         result = {}
         with timed(folder, "score"):
-            for split, questions in (("validation", validation), ("dev", held_out)):
-                if questions:
-                    result[split] = score_split(config, policy, questions, folder, split, verifier)
+            for split, questions in scored.items():
+                result[split] = score_split(config, policy, questions, folder, split, verifier)
         write(path, json.dumps(result, indent=2) + "\n")
     with whole(path):
         result = json.loads(path.read_text())
-        return {split: result[split] for split, questions in (("validation", validation), ("dev", held_out)) if questions}
+        return {split: result[split] for split in scored}
 
 
 def score_split(config, policy, questions, folder, split, verifier) -> dict:
@@ -382,7 +403,7 @@ def add_gradients(config, policy, prompts, pairs, reference, batch, scaler, wher
     def add(pack):
         loss, sums = pack_loss(config, policy, prompts, pairs, reference, pack)
         if not math.isfinite(sums["loss"]):
-            numbers = ", ".join(str(pairs[i].question) for i, _ in pack)
+            numbers = ", ".join(str(pairs[i].question) for i, *_ in pack)
             raise UserError(f"the loss is {sums['loss']} at {where}, question {numbers}: lower --lr.")
         gradients = torch.autograd.grad(scaler.scale(loss / len(batch)), parameters)  # all or, out of memory, nothing
         for p, gradient in zip(parameters, gradients):
@@ -441,15 +462,14 @@ def check_first_step(dpo: float, beta: float, dtype: torch.dtype):
 
 
 def microbatches(batch, prompts, pairs, limit):
-    """A step's pairs grouped by question, and the questions packed into forward passes of at most `limit` tokens."""
+    """A step's pairs in forward passes of at most `limit` tokens, lists of (question, its answers in use, its pairs)."""
     by_question: dict[int, list] = {}
     for i, c, r in batch:
         by_question.setdefault(i, []).append((c, r))
-    size = lambda i: len(prompts[pairs[i].question]) + sum(  # noqa: E731
-        len(pairs[i].answers[a]) for a in {a for pair in by_question[i] for a in pair if a is not None}
-    )
+    used = {i: sorted({a for pair in of for a in pair if a is not None}) for i, of in by_question.items()}
+    size = lambda i: len(prompts[pairs[i].question]) + sum(len(pairs[i].answers[a]) for a in used[i])  # noqa: E731
     for pack in packs(sorted(by_question), size, limit):
-        yield [(i, by_question[i]) for i in pack]
+        yield [(i, used[i], by_question[i]) for i in pack]
 
 
 def packs(items, size, limit):
@@ -467,21 +487,18 @@ def packs(items, size, limit):
 
 def pack_loss(config, policy, prompts, pairs, reference, pack):
     """Sum of the pairs' losses, and the sums that are logged. Each distinct answer is computed once, whatever K."""
-    used = [sorted({a for pair in chosen_rejected for a in pair if a is not None}) for _, chosen_rejected in pack]
-    answers = [[pairs[i].answers[a] for a in use] for (i, _), use in zip(pack, used)]
+    answers = [[pairs[i].answers[a] for a in used] for i, used, _ in pack]
     with policy.autocast():
-        logps = answer_logps(policy.model, Tree([prompts[pairs[i].question] for i, _ in pack], answers, policy.device))
-    number = {(i, a): n for n, (i, a) in enumerate((i, a) for (i, _), use in zip(pack, used) for a in use)}
-    place = lambda side: torch.tensor(  # noqa: E731
-        [number[i, pair[side]] for i, chosen_rejected in pack for pair in chosen_rejected], device=policy.device
-    )
+        logps = answer_logps(policy.model, Tree([prompts[pairs[i].question] for i, *_ in pack], answers, policy.device))
+    number = {answer: n for n, answer in enumerate((i, a) for i, used, _ in pack for a in used)}
+    place = lambda side: torch.tensor([number[i, p[side]] for i, _, of in pack for p in of], device=policy.device)  # noqa: E731
     lengths = torch.tensor([len(ids) for of_question in answers for ids in of_question], device=policy.device)
     c = place(0)
     loss = sft = sft_loss(logps[c], lengths[c], config.sft_reduction)
     logged = {"sft": sft, "chosen_logp": logps[c], "chosen_logp_per_token": logps[c] / lengths[c]}
     if config.objective != "sft":
         r = place(1)
-        before = torch.cat([reference[i][use] for (i, _), use in zip(pack, used)]).to(policy.device)
+        before = torch.cat([reference[i][used] for i, used, _ in pack]).to(policy.device)
         margin = dpo_margin(logps[c], logps[r], before[c], before[r])
         dpo = dpo_loss(margin, config.beta)
         loss = dpo if config.objective == "dpo" else dual_loss(dpo, sft, config.lam)
@@ -493,18 +510,6 @@ def pack_loss(config, policy, prompts, pairs, reference, pack):
 
 
 # ---- the run folder and the command --------------------------------------------------------------------------------------
-
-
-def deciding(config, row: dict) -> float:
-    """The figure, in points, that stops a run and names its best policy: EX on the training questions held back.
-
-    Where the gold code may not be used, the executable share.
-    """
-    return 100 * row["validation"]["ex" if config.criterion == "match" else "executable"]
-
-
-def gain(config, history) -> float:
-    return deciding(config, history[-1]) - deciding(config, history[-2])
 
 
 def table(history, run) -> str:
@@ -572,11 +577,14 @@ def work(config, run, splits, notes):
             f" {len(train_questions)} training, {len(validation)} validation, {len(held_out)} held-out questions; {run};"
             f" isolation {isolation}"
         )
-        history = codelutra(config, policy, train_questions, validation, held_out, run, verifier)
+        scored = {split: of for split, of in (("validation", validation), ("dev", held_out)) if of}
+        history = codelutra(config, policy, train_questions, scored, run, verifier)
     best = max(range(len(history)), key=lambda t: deciding(config, history[t])) if validation else len(history) - 1
     write(run / "summary.json", json.dumps({"best": best, "scores": history}, indent=2) + "\n")
     print(f"\n{table(history, run)}\n{'best on validation' if validation else 'last'}: π_{best}", end="")
     print(f", adapter in {run / f'iter_{best}' / 'adapter'}" if best else ", the base model")
+    command = shlex.join([os.path.relpath(sys.executable), "report.py", str(run)])
+    print(f"what it gets wrong, figures, every question to browse: {command}")
 
 
 if __name__ == "__main__":

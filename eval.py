@@ -218,7 +218,7 @@ def main(argv=None):
             print(f"{missing} questions have no prediction and count as not answered", file=sys.stderr)
     else:
         import lora
-        from sample import load_policy
+        from policy import load_policy
 
         if args.adapter:
             lora.read(args.adapter)  # a wrong one is noticed before the model is loaded

@@ -177,7 +177,7 @@ def main():
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"--out: no folder can be made in {above}.")
     read(args.adapter)
-    from sample import load_policy
+    from policy import load_policy
 
     policy = load_policy(args.model, args.precision, "cpu")
     load(policy.model, args.adapter)

@@ -5,8 +5,8 @@
     python report.py RUN RUN … --results FILE                writes the scores of all runs, a mean over seeds for each method
 
 The page is one file that works offline: accuracy by iteration with intervals, error classes (Fig. 4a), log-probabilities
-through training (Fig. 2), pair yield and time by stage, a table beside the paper's Table 1, and every held-out question with
-its gold code and the answers of all iterations, to filter and sort.
+through training (Fig. 2), pair yield and time by stage, a table beside the paper's Table 1, what the last policy gets wrong, by
+fault and by kind of question, and every held-out question with its gold code and all policies' answers, to filter and sort.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
 import signal
 from collections import Counter
 from itertools import combinations
@@ -108,7 +109,7 @@ def log_probabilities(runs, axes):
                 ax.plot(range(start, start + len(values)), values, color=colour, label=kind if t == 1 else None)
             start += len(rows)
             if rows:
-                ax.axvline(start, color="#bbbbbb", linewidth=0.8)
+                ax.axvline(start, color="#bbbbbb", linewidth=0.8, label="new answers, new pairs" if t == 1 else None)
         ax.set(xlabel="optimizer step", ylabel=f"log π(y|x), {title}", title=f"Log-probabilities, {title} (Fig. 2)")
         ax.legend(fontsize=8)
 
@@ -117,7 +118,7 @@ def yields(runs, ax):
     pairs = runs[0]["pairs"][1:]
     x = np.arange(len(pairs)) + 1
     parts = {
-        "answers right": [100 * p.get("answers_right", 0) / max(p.get("answers", 1), 1) for p in pairs],
+        "answers that are right": [100 * p.get("answers_right", 0) / max(p.get("answers", 1), 1) for p in pairs],
         "questions given the gold code": [
             100 * p.get("questions_given_gold", 0) / max(p.get("questions", 1), 1) for p in pairs
         ],
@@ -125,7 +126,7 @@ def yields(runs, ax):
     }
     for i, (name, share) in enumerate(parts.items()):
         ax.bar(x + (i - 1) * 0.25, share, 0.25, label=name)
-    ax.set(xlabel="iteration", ylabel="%", title="Where the pairs come from")
+    ax.set(xlabel="iteration", ylabel="% of all answers, or of all questions", title="Where the pairs come from")
     ax.set_xticks(x)
     ax.legend(fontsize=8)
 
@@ -159,64 +160,136 @@ def draw(runs, folder: Path) -> dict[str, Path]:
     return paths
 
 
+def html_table(head, rows) -> str:
+    """Cells are HTML already."""
+    lines = ["".join(f"<{tag}>{cell}</{tag}>" for cell in cells) for tag, cells in [("th", head), *(("td", r) for r in rows)]]
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
 def table(runs) -> str:
-    rows = []
+    rows, with_paper = [], any(run["config"]["data"] in PAPER for run in runs)
+    points = lambda of, key: "" if of.get(key) is None else f"{100 * of[key]:.1f}"  # noqa: E731
     for run in runs:
-        paper = PAPER.get(run["config"]["data"], {})
         for t, scores in enumerate(run["scores"]):
-            dev = scores.get("dev")
-            if dev:
+            if dev := scores.get("dev"):
                 low, high = ex_interval(run["dev"][t])
-                em = "" if dev.get("em") is None else f"{100 * dev['em']:.1f}"
-                cells = [run["name"], f"π<sub>{t}</sub>", dev["n"], f"{100 * dev['ex']:.1f} ({low:.1f} to {high:.1f})", em,
-                         f"{100 * dev['executable']:.1f}", paper.get(t, "")]  # fmt: skip
-                rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    head = ("run", "policy", "questions", "EX or pass@1 (95 % interval)", "EM", "executable", "the paper's Llama-3-8B")
-    return "<table><tr>" + "".join(f"<th>{h}</th>" for h in head) + "</tr>" + "".join(rows) + "</table>"
+                best = " (best on validation)" if t == run["best"] and "validation" in scores else ""
+                cells = [html.escape(run["name"]), f"π_{t}{best}", dev["n"], f"{points(dev, 'ex')} ({low:.1f} to {high:.1f})",
+                         points(dev, "em"), points(dev, "executable"), points(scores.get("validation", {}), "ex")]  # fmt: skip
+                rows.append(cells + [PAPER.get(run["config"]["data"], {}).get(t, "")] * with_paper)
+    head = ["run", "policy", "questions", "EX or pass@1, % (95 % interval)", "EM, %", "executable, %", "validation EX, %"]
+    return html_table(head + ["EX of the paper's Llama-3-8B"] * with_paper, rows)
 
 
-def faults(run, most=10) -> str:
-    """The commonest faults of the last policy's answers: verdict and message, names left out."""
-    rows = [row for row in run["dev"][-1] if row["verdict"] != "correct"]
-    count = Counter((row["verdict"], row["message"].split(":")[0]) for row in rows)
-    cells = [f"<tr><td>{v}</td><td>{html.escape(m)}</td><td>{n}</td></tr>" for (v, m), n in count.most_common(most)]
-    return f"<table><tr><th>verdict</th><th>message</th><th>answers, of {len(run['dev'][-1])}</th></tr>{''.join(cells)}</table>"
+def fault(message: str) -> tuple[str, str]:
+    """A verdict's message as a kind of fault and what differs from case to case: numbers of rows, names."""
+    message = message.removeprefix("in one process: ")
+    if re.fullmatch(r"\d+ rows, not \d+", message):
+        return ("no rows" if message.startswith("0 ") else "too few rows"), ""
+    if re.fullmatch(r"more than \d+ rows", message):
+        return "too many rows", ""
+    if re.fullmatch(r"\d+ columns, not \d+", message):
+        return "more or fewer columns", ""
+    if message.endswith(": syntax error"):
+        return "syntax error", message.removesuffix(": syntax error")
+    parts = message.split(": ")
+    head = 2 if parts[0] in ("the result", "the text of the answer") else 1
+    return ": ".join(parts[:head]), ": ".join(parts[head:])
+
+
+def faults(rows: list[dict]) -> str:
+    """Every fault of one policy's answers by kind, the commonest first."""
+    kinds: dict[tuple[str, str], list] = {}
+    for row in rows:
+        if row["verdict"] != "correct":
+            kind, detail = fault(row["message"])
+            kinds.setdefault((row["verdict"], kind), []).append((row["index"], detail[:60]))
+    lines = []
+    for (verdict, kind), cases in sorted(kinds.items(), key=lambda item: -len(item[1])):
+        details = [f"{d} ({n})" if n > 1 else d for d, n in Counter(d for _, d in cases if d).most_common(6)]
+        numbers = ", ".join(f"#{index}" for index, _ in cases[:6]) + (", …" if len(cases) > 6 else "")
+        share = f"{len(cases)} ({len(cases) / len(rows):.0%})"
+        lines.append([verdict, html.escape(kind), share, html.escape(", ".join(details)), numbers])
+    return html_table(("verdict", "fault", f"answers, of {len(rows)}", "commonest", "questions"), lines)
+
+
+ORDER = ("easy", "medium", "hard", "extra", "simple", "moderate", "challenging")
+CLAUSES = {"JOIN": r"\bjoin\b", "GROUP BY": r"\bgroup\s+by\b", "ORDER BY": r"\border\s+by\b",
+           "a set operation": r"\b(union|intersect|except)\b", "a query within the query": r"\(\s*select\b"}  # fmt: skip
+
+
+def by_kind(run) -> str:
+    """EX of every policy by hardness, difficulty or library, and by what the gold query has in it."""
+    scored = [(scores["dev"]["groups"], rows) for scores, rows in zip(run["scores"], run["dev"]) if "dev" in scores]
+    groups = {name: of["n"] for found, _ in scored for name, of in found.items()}
+    rows = []
+    for name in sorted(groups, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)):
+        rows.append([html.escape(name), groups[name], *(f"{of[name]['ex']:.1%}" if name in of else "" for of, _ in scored)])
+    if run["config"]["data"] != "ds1000":
+        has = lambda row: [c for c, p in CLAUSES.items() if re.search(p, row["gold"], re.I)] or ["none of these"]  # noqa: E731
+        for clause in (*CLAUSES, "none of these"):
+            right = [[row["verdict"] == "correct" for row in of if clause in has(row)] for _, of in scored]
+            if any(right):
+                rows.append([f"gold query with {clause}", len(right[-1]), *(f"{np.mean(r):.1%}" if r else "" for r in right)])
+    return html_table(("kind of question", "questions", *(f"EX of π_{t}" for t in range(len(scored)))), rows)
+
+
+def schemas(config: dict) -> dict[str, str]:
+    """db_id → its CREATE TABLE statements, where the data are still at hand."""
+    try:
+        questions = data.load(config["data"], config["data_dir"], "dev")[0]
+        return {db_id: data.schema(path) for db_id, path in {q.db_id: q.database for q in questions if q.database}.items()}
+    except (UserError, KeyError, OSError):
+        return {}
 
 
 def samples(run) -> list[dict]:
-    """One row per held-out question: its text, its gold code, and each policy's answer, verdict and message."""
+    """One row per held-out question: its text, its gold code, and each policy's answer, verdict, message and kind of fault."""
     by_index: dict[int, dict] = {}
     for t, rows in enumerate(run["dev"]):
         for row in rows:
             entry = by_index.setdefault(row["index"], {k: row.get(k, "") for k in ("index", "db_id", "question", "gold")})
-            entry.setdefault("answers", {})[t] = [row["answer"], row["verdict"], row["message"]]
+            entry.setdefault("answers", {})[t] = [row["answer"], row["verdict"], row["message"], fault(row["message"])[0]]
     return [by_index[i] for i in sorted(by_index)]
 
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>codelutra: {name}</title><style>
 body{{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:1200px;padding:0 1em;color:#222}}
 img{{max-width:100%;margin:.5em 0}} table{{border-collapse:collapse;width:100%}} td,th{{border-bottom:1px solid #ddd;
-padding:.35em .5em;text-align:left;vertical-align:top}} th{{cursor:pointer;background:#f6f6f6}}
+padding:.35em .5em;text-align:left;vertical-align:top}} th{{background:#f6f6f6}} th[data-k]{{cursor:pointer}}
 code{{font:13px ui-monospace,monospace;white-space:pre-wrap;word-break:break-word}}
-.v{{border-radius:3px;color:#fff;padding:0 .4em;font-size:12px}} {colours} .controls{{margin:1em 0}} small{{color:#777}}
-</style><h1>{name}</h1><p>{summary}</p>{table}<h2>What π_{last} still gets wrong</h2>{faults}
-<h2>Figures</h2>{figures}
-<h2>Held-out questions</h2><div class="controls">policy <select id="t"></select> verdict <select id="v"><option value="">any
-</option></select> contains <input id="q" placeholder="text of question, gold or answer"> <span id="n"></span></div>
-<table><thead><tr><th data-k="index">#</th><th data-k="db_id">database</th><th data-k="question">question</th>
-<th data-k="verdict">answer</th></tr></thead><tbody id="rows"></tbody></table><script>
-const DATA={rows}, T={count}, VERDICTS={verdicts};
+.v{{border-radius:3px;color:#fff;padding:0 .4em;font-size:12px}} {colours} .wrong{{color:#222}} .controls{{margin:1em 0}}
+small,dd{{color:#666}} .figures img{{width:49%}} .figures img[alt=logps]{{width:100%}} .wide{{overflow-x:auto}} #q{{width:22em}}
+th[data-k]::after{{content:" ↕";color:#999}} dt{{float:left;min-width:6em}}
+</style><h1>{name}</h1><p>{summary}</p><div class="wide">{table}</div><h2>What π_{shown} still gets wrong</h2><p>{wrong}</p>
+<div class="wide">{faults}</div>
+<div class="wide">{kinds}</div><h2>Figures</h2><div class="figures">{figures}</div>
+<h2>Held-out questions</h2><dl><dt>correct</dt><dd>the gold query's result, or for DS-1000 the test passes; their share is EX
+</dd><dt>wrong</dt><dd>it runs, with another result: too few rows, say, or as many, but other ones (or it is no
+query); correct and wrong are the executable ones, but for what is no query</dd><dt>error</dt><dd>it does not
+run</dd><dt>denied</dt><dd>it tried to write, load or read what it may not</dd><dt>timeout</dt><dd>it ran too long</dd>
+<dt>crash</dt><dd>its process died</dd></dl>
+<div class="controls">policy <select id="t"></select> its verdict <select id="v"><option value="">any</option></select> contains
+<input id="q" placeholder="text of question, gold, its answer, fault; or #12"> <span id="n"></span></div>
+<div class="wide"><table><thead><tr><th data-k="index">#</th><th data-k="db_id">database</th><th data-k="question">question</th>
+<th data-k="verdict">answers</th></tr></thead><tbody id="rows"></tbody></table></div><script>
+const DATA={rows}, T={count}, VERDICTS={verdicts}, SCHEMAS={schemas};
 const $=id=>document.getElementById(id); let key="index", up=1;
-for(let t=0;t<T;t++)$("t").add(new Option("all, by π_"+t,t)); $("t").value=T-1;
+for(let t=0;t<T;t++)$("t").add(new Option("π_"+t,t)); $("t").value={shown};
 VERDICTS.forEach(v=>$("v").add(new Option(v,v)));
+$("v").add(new Option("gained: not correct before","gained")); $("v").add(new Option("lost: correct before","lost"));
+const right=(r,t)=>(r.answers[t]||[])[1]==="correct";
+const has=(r,t,v)=>!v||r.answers[t][1]===v||
+t>0&&right(r,t)!==right(r,t-1)&&v===(right(r,t)?"gained":"lost");
 const esc=s=>String(s).replace(/[&<>"]/g,c=>({{"&":"&amp;","<":"&lt;",">":"&gt;",'"':"&quot;"}}[c]));
+const database=d=>SCHEMAS[d]?`<details><summary>${{esc(d)}}</summary><code>${{esc(SCHEMAS[d])}}</code></details>`:esc(d);
 function draw(){{const t=+$("t").value,v=$("v").value,q=$("q").value.toLowerCase();
-let rows=DATA.filter(r=>r.answers[t]&&(!v||r.answers[t][1]===v)&&(!q||
+let rows=DATA.filter(r=>r.answers[t]&&has(r,t,v)&&(!q||q==="#"+r.index||
 [r.db_id,r.question,r.gold,...r.answers[t]].join("\\n").toLowerCase().includes(q)));
 const val=r=>key==="verdict"?r.answers[t][1]:r[key];
 rows.sort((a,b)=>(val(a)>val(b)?1:val(a)<val(b)?-1:a.index-b.index)*up);
 $("n").textContent=rows.length+" of "+DATA.length;
-$("rows").innerHTML=rows.map(r=>`<tr><td>${{r.index}}</td><td>${{esc(r.db_id)}}</td><td>${{esc(r.question)}}<br>
+$("rows").innerHTML=rows.map(r=>`<tr><td>${{r.index}}</td><td>${{database(r.db_id)}}</td><td>${{esc(r.question)}}<br>
 <small>gold</small> <code>${{esc(r.gold)}}</code></td><td>`+Object.entries(r.answers).map(([i,[a,w,m]])=>
 `<div><small>π_${{i}}</small> <span class="v ${{w}}">${{w}}</span> <code>${{esc(a)}}</code> <small>${{esc(m)}}</small></div>`
 ).join("")+"</td></tr>").join("")}}
@@ -235,13 +308,19 @@ def page(runs, figures: dict[str, Path]) -> str:
     c = run["config"]
     summary = (
         f"{c['model']} on {c['data']}: M = {c['answers']}, K = {c['pairs']}, objective {c['objective']}, β {c['beta']},"
-        f" λ {c['lam']}, learning rate {c['lr']}, seed {c['seed']}, {c['precision']}."
+        f" λ {c['lam']}, learning rate {c['lr']}, seed {c['seed']}, {c['precision']};"
+        f" {sum(map(len, run['train']))} optimizer steps, pairs of {run['pairs'][-1].get('questions', 0)} training questions."
     )
-    rows = json.dumps(samples(run), ensure_ascii=False).replace("</", "<\\/")  # no answer may close the script
+    shown = len(run["dev"]) - 1 if run["best"] is None else run["best"]
+    count = Counter(row["verdict"] for row in run["dev"][shown])
+    others = ", ".join(f"{count[v]} {v}" for v in VERDICTS if v != "correct" and count[v])
+    script = lambda value: json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")  # noqa: E731 (nothing may close it)
     return PAGE.format(
-        name=html.escape(run["name"]), summary=html.escape(summary), table=table(runs), figures=images, rows=rows,
-        count=len(run["dev"]), last=len(run["dev"]) - 1, faults=faults(run), verdicts=json.dumps(VERDICTS),
-        colours=" ".join(f".{v}{{background:{colour}}}" for v, colour in COLOURS.items()),
+        name=html.escape(run["name"]), summary=html.escape(summary), table=table(runs), figures=images, count=len(run["dev"]),
+        wrong=f"Of {count.total()} held-out questions it answers {count['correct']} right; the others: {others or 'none'}.",
+        shown=shown,
+        faults=faults(run["dev"][shown]), kinds=by_kind(run), rows=script(samples(run)), verdicts=json.dumps(VERDICTS),
+        schemas=script(schemas(c)), colours=" ".join(f".{v}{{background:{colour}}}" for v, colour in COLOURS.items()),
     )  # fmt: skip
 
 
@@ -250,7 +329,7 @@ def export_pairs(folder: Path, path: Path) -> int:
 
     The prompt has its chat template in it. Pairs without a rejected answer (objective sft) have none here either.
     """
-    from sample import load_tokenizer
+    from policy import load_tokenizer
 
     config = load_run(folder)["config"]
     count = max(len(list(folder.glob(f"iter_*/{name}"))) for name in ("pairs.jsonl", "adapter"))

@@ -18,7 +18,7 @@ import ranks
 from data import UserError
 from eval import usable
 from folder import missing, whole, write
-from sample import settle_device
+from policy import settle_device
 
 
 def setting(default, help, choices=None, above=None, least=None, most=math.inf):
@@ -75,7 +75,7 @@ class Config:
     save_every: float = setting(300.0, "training: seconds between checkpoints within an epoch", above=0)
 
 
-# Table 5; `shop` is for a 135M model on two CPU cores, found on its training questions (README, results)
+# Table 5; `shop` is for a 135M model on two CPU cores, found on its training questions (README, differences from the paper)
 PRESETS: dict[str, dict] = {
     "spider": {"max_new": data.MAX_NEW["spider"]},
     "bird": {"max_new": data.MAX_NEW["bird"]},
@@ -104,7 +104,7 @@ def parse(argv=None, description="") -> Config:
             parser.add_argument(flag, type=kind, choices=f.metadata["choices"], help=help)
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
     name = given.get("data", "shop")
-    config = Config(**{**PRESETS.get(name, {}), **given, "data": name})
+    config = Config(**{**PRESETS[name], **given, "data": name})
     model = Path(config.model).name.removesuffix(".gguf").lower()
     config = dataclasses.replace(
         config,

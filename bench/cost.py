@@ -16,7 +16,7 @@ import common  # noqa: F401 (finds the project)
 import numpy as np
 
 import data
-from sample import load_tokenizer
+from policy import load_tokenizer
 from settings import PRESETS, Config
 
 LLAMA3_8B = {"parameters": 8.03e9, "layers": 32, "kv": 2 * 8 * 128}

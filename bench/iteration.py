@@ -29,7 +29,7 @@ import codelutra
 import data
 import lora
 from eval import usable
-from sample import load_policy, locate
+from policy import load_policy, locate
 from settings import PRESETS, Config
 from verify import Verifier
 

@@ -20,7 +20,7 @@ from common import prompts, report
 
 import lora
 from codelutra import QuestionPairs, pack_loss, reference_logps
-from sample import load_policy
+from policy import load_policy
 from settings import Config
 
 LLAMA3_8B = {
@@ -75,7 +75,7 @@ def measure(prompt_length, answers, length, k):
     for p in lora.parameters(policy.model):
         p.grad = None
     with torch.autograd.profiler.profile(profile_memory=True, use_kineto=True) as profile:
-        loss, _ = pack_loss(config, policy, {0: prompt}, [question], reference, [(0, pairs)])
+        loss, _ = pack_loss(config, policy, {0: prompt}, [question], reference, [(0, range(answers), pairs)])
         loss.backward()
     # the most bytes of tensors alive at once; what the process holds is more, since the heap has gaps
     events = sorted((e.start_ns(), e.nbytes()) for e in profile.kineto_results.events() if e.name() == "[memory]")

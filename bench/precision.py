@@ -13,7 +13,7 @@ import torch
 from common import prompts, report
 
 from loss import dpo_loss, dpo_margin
-from sample import load_policy
+from policy import load_policy
 from tree import Tree, answer_logps
 
 

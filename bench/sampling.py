@@ -20,7 +20,8 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 import data
-from sample import Policy, draw_unit, load_policy, locate, units
+from policy import Policy, load_policy, locate
+from sample import draw_unit, units
 
 
 def theirs_model(name, dtype, device):

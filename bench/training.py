@@ -8,6 +8,7 @@ relative difference of the two gradients.
 """
 
 import argparse
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -20,8 +21,8 @@ from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 import lora
-from codelutra import QuestionPairs, pack_loss, reference_logps
-from sample import load_policy, locate
+from codelutra import QuestionPairs, microbatches, pack_loss, reference_logps
+from policy import load_policy, locate
 from settings import Config
 
 
@@ -59,10 +60,12 @@ def case(args, policy, prompt_length, answer_length):
     for p in parameters[1::2]:  # B is zero at the start and A then has no gradient: compare away from it
         p.data.normal_(0, 0.02, generator=generator)
 
+    [pack] = microbatches([(0, c, r) for c, r in pairs], prompt_of, [question], math.inf)
+
     def ours():
         for p in parameters:
             p.grad = None
-        loss, _ = pack_loss(config, policy, prompt_of, [question], reference, [(0, pairs)])
+        loss, _ = pack_loss(config, policy, prompt_of, [question], reference, pack)
         (loss / len(pairs)).backward()
 
     ours()

@@ -119,7 +119,7 @@ def folder(request, folders):
 
 @pytest.fixture
 def policy(folder):
-    from sample import load_policy
+    from policy import load_policy
 
     return load_policy(folder, "float32", "cpu")
 

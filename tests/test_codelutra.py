@@ -19,7 +19,8 @@ import data
 import lora
 from codelutra import QuestionPairs, batches, check_first_step, learning_rate, reference_logps, train
 from data import Answer, UserError
-from sample import halving, load_policy
+from folder import UNIT_END
+from policy import halving, load_policy
 from settings import Config, choose_questions, parse
 from verify import VERDICTS, Verdict, Verifier
 
@@ -383,7 +384,7 @@ def test_a_run_stopped_at_every_boundary_ends_with_the_same_files(again, monkeyp
             lambda patch: stop_before(codelutra, "reference_logps", patch, after=True),
             lambda patch: stop_before(codelutra, "train", patch, after=True),
             lambda patch: stop_before(lora, "save", patch, after=True),  # written, not yet renamed
-            lambda patch, t=t: stop_before(codelutra, "score", patch, lambda *args, t=t: args[4].name == f"iter_{t}"),
+            lambda patch, t=t: stop_before(codelutra, "score", patch, lambda *args, t=t: args[3].name == f"iter_{t}"),
             lambda patch, t=t: stop_before(codelutra, "write", patch, at(t, "scores.json")),
         ]
     for stop in stops:
@@ -458,9 +459,9 @@ def test_a_run_whose_later_files_are_gone_makes_them_again(again, finished, lost
 
 def test_a_torn_answers_file_is_cut_back_to_whole_units(again, finished, monkeypatch):
     raw = (finished / "iter_1" / "answers.jsonl").read_bytes()
-    units = raw.count(codelutra.UNIT_END.encode())
+    units = raw.count(UNIT_END.encode())
     assert units > 3
-    ends = [n + len(codelutra.UNIT_END) for n in range(len(raw)) if raw.startswith(codelutra.UNIT_END.encode(), n)]
+    ends = [n + len(UNIT_END) for n in range(len(raw)) if raw.startswith(UNIT_END.encode(), n)]
     drawn, original = [], codelutra.sample
 
     def counted(*args, **kwargs):

@@ -243,7 +243,7 @@ def test_weights_that_are_no_numbers_are_refused(copy):
 def test_a_merge_that_could_not_be_written_is_noticed_first(copy, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "nothing")
-    monkeypatch.setattr("sample.load_policy", None)
+    monkeypatch.setattr("policy.load_policy", None)
     for out in (tmp_path / "file" / "x", tmp_path / "link"):
         argv = ["lora.py", "merge", "--model", "m", "--adapter", str(copy.run / "iter_2/adapter"), "--out", str(out)]
         monkeypatch.setattr("sys.argv", argv)

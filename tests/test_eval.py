@@ -204,7 +204,7 @@ def test_gold_code_has_its_time_on_a_slow_machine():
 
 
 def test_greedy_answers_are_verified_in_the_order_of_the_questions(spider, verifier, folders, monkeypatch):
-    from sample import load_policy
+    from policy import load_policy
 
     held_out = data.load("spider", spider, "dev")[0]
     codes = [q.gold for q in held_out]
@@ -220,7 +220,7 @@ def test_greedy_answers_are_verified_in_the_order_of_the_questions(spider, verif
 
 
 def test_a_prompt_too_long_for_the_model_is_a_question_without_an_answer(spider, folders):
-    from sample import load_policy
+    from policy import load_policy
 
     held_out = data.load("spider", spider, "dev")[0]
     policy = load_policy(folders["gpt2"], "float32", "cpu")
@@ -348,7 +348,7 @@ def test_predictions_of_which_none_belongs_to_a_question_are_refused(spider, tmp
 
 
 def test_a_folder_that_is_not_there_and_an_adapter_that_is_none_are_noticed_first(spider, tmp_path, monkeypatch):
-    monkeypatch.setattr("sample.load_policy", None)
+    monkeypatch.setattr("policy.load_policy", None)
     with pytest.raises(UserError, match="--out: .*nowhere.* cannot be a file's name"):
         evaluation.main(["--data", "spider", "--data-dir", str(spider), "--out", str(tmp_path / "nowhere" / "x.jsonl")])
     with pytest.raises(UserError, match="no readable adapter"):

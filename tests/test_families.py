@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import data
 import lora
 from data import UserError
-from sample import draw_unit, load_policy
+from policy import load_policy
+from sample import draw_unit
 from tree import Tree, answer_logps
 
 SMALL = {

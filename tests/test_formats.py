@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import lora
 import report
-from sample import load_policy
+from policy import load_policy
 from tree import Tree, answer_logps
 
 PROMPT, ANSWERS = [5, 6, 7, 8, 9], [[10, 11, 12], [13, 14]]

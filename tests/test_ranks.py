@@ -53,9 +53,9 @@ def test_in_float16_a_process_may_have_no_pack(folders, spider, tmp_path):
 
 
 HELD = """
-import sys, torch, ranks, sample
+import sys, torch, policy, ranks
 ranks.start(torch.device("cpu"))
-model = sample.load_policy(sys.argv[1], "float32", "cpu", shard=True).model
+model = policy.load_policy(sys.argv[1], "float32", "cpu", shard=True).model
 weights = [p for name, p in model.named_parameters() if ".layers." in name]
 print(sum(p.to_local().numel() for p in weights) / sum(p.numel() for p in weights))
 """

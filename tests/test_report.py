@@ -10,6 +10,8 @@ import pytest
 import report
 from data import UserError
 
+HOSTILE = "</script><b><!--<script>"
+
 
 @pytest.fixture
 def run(tmp_path):
@@ -23,7 +25,7 @@ def run(tmp_path):
         folder.mkdir()
         rows = [
             {"index": i, "db_id": "pets", "question": f"question {i}?", "gold": "SELECT 1", "message": "",
-             "answer": "</script><b>" if i == 3 else f"SELECT {i + t}", "verdict": "correct" if i < right else "wrong"}
+             "answer": HOSTILE if i == 3 else f"SELECT {i + t}", "verdict": "correct" if i < right else "wrong"}
             for i in range(4)
         ]  # fmt: skip
         (folder / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -40,12 +42,14 @@ def run(tmp_path):
 def test_the_page_holds_every_question_with_all_answers(run):
     report.main([str(run)])
     text = (run / "report.html").read_text()
-    rows = json.loads(re.search(r"const DATA=(.*), T=2", text).group(1).replace("<\\/", "</"))
+    rows = json.loads(re.search(r"const DATA=(.*), T=2", text).group(1))
     assert [row["index"] for row in rows] == [0, 1, 2, 3]
-    assert rows[1]["answers"] == {"0": ["SELECT 1", "wrong", ""], "1": ["SELECT 2", "correct", ""]}
+    assert rows[1]["answers"] == {"0": ["SELECT 1", "wrong", "", ""], "1": ["SELECT 2", "correct", "", ""]}
+    assert rows[3]["answers"]["0"][0] == HOSTILE
     assert text.count("data:image/png;base64,") == len(report.FIGURES)
     assert all((run / f"{name}.png").stat().st_size > 2000 for name in report.FIGURES)
-    assert "25.0" in text and "75.0" in text and "67.8" in text  # ours, and the paper's π_1 on Spider
+    table = [(row[1], row[3].split()[0], row[-1]) for row in cells(report.table([report.load_run(run)]))]
+    assert table == [("π_0", "25.0", "59.3"), ("π_1", "75.0", "67.8")]  # ours, and the paper's on Spider
 
 
 def test_an_answer_may_hold_line_separators(run):
@@ -59,7 +63,92 @@ def test_an_answer_may_hold_line_separators(run):
 def test_no_answer_closes_the_script(run):
     report.main([str(run)])
     text = (run / "report.html").read_text()
-    assert text.count("</script>") == 1 and "<\\/script><b>" in text
+    assert text.count("</script>") == 1 and "<!--" not in text
+
+
+def cells(table):
+    return [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", table)[1:]]
+
+
+def test_every_fault_is_in_the_table_once():
+    messages = {
+        "other rows": "wrong", "0 rows, not 7": "wrong", "1 rows, not 7": "wrong", "10 rows, not 16": "wrong",
+        "more than 3 rows": "wrong", "2 columns, not 1": "wrong", "no such column: <b>": "error", "no such column: b": "error",
+        'near "WHERE": syntax error': "error", "": "correct",
+    }  # fmt: skip
+    rows = [{"index": i, "verdict": verdict, "message": text} for i, (text, verdict) in enumerate(messages.items())]
+    found = cells(report.faults(rows + [{"index": 10, "verdict": "error", "message": "no such column: b"}]))
+    assert found[0] == ["error", "no such column", "3 (27%)", "b (2), &lt;b&gt;", "#6, #7, #10"]
+    assert found[1] == ["wrong", "too few rows", "2 (18%)", "", "#2, #3"]
+    assert sum(int(row[2].split()[0]) for row in found) == 10  # all but the right one
+    assert sorted(row[1] for row in found) == sorted(
+        ["no such column", "too few rows", "other rows", "no rows", "too many rows", "more or fewer columns", "syntax error"]
+    )
+
+
+@pytest.mark.parametrize("message, kind", [
+    ("the result: AssertionError: index differs", "the result: AssertionError"),
+    ("in one process: NameError: name 'x' is not defined", "NameError"),
+    ("no such table: t", "no such table"), ("", ""),
+])  # fmt: skip
+def test_the_kind_of_a_fault(message, kind):
+    assert report.fault(message)[0] == kind
+
+
+def test_accuracy_by_kind_of_question_by_hand():
+    golds = ["SELECT a FROM t", "SELECT a FROM t JOIN u GROUP  BY a", "select a from t where b in (select b from u)",
+             "SELECT a FROM t ORDER BY a", "SELECT a FROM t UNION SELECT b FROM u"]  # fmt: skip
+    policies = [[{"gold": g, "verdict": v} for g, v in zip(golds, of)]
+                for of in (["wrong"] * 5, ["correct", "wrong", "correct", "wrong", "wrong"])]  # fmt: skip
+    groups = [{"hard": {"n": 4, "ex": 0}}, {"hard": {"n": 4, "ex": 0.25}, "easy": {"n": 1, "ex": 1.0}}]
+    run = {"dev": [*policies, []], "scores": [*({"dev": {"groups": of}} for of in groups), {}], "config": {"data": "spider"}}
+    assert cells(report.by_kind(run)) == [
+        ["easy", "1", "", "100.0%"],
+        ["hard", "4", "0.0%", "25.0%"],
+        ["gold query with JOIN", "1", "0.0%", "0.0%"],
+        ["gold query with GROUP BY", "1", "0.0%", "0.0%"],
+        ["gold query with ORDER BY", "1", "0.0%", "0.0%"],
+        ["gold query with a set operation", "1", "0.0%", "0.0%"],
+        ["gold query with a query within the query", "1", "0.0%", "100.0%"],
+        ["gold query with none of these", "1", "0.0%", "100.0%"],
+    ]
+
+
+def test_the_page_has_the_schema_of_every_database(run, spider):
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"data_dir": str(spider)}))
+    report.main([str(run)])
+    found = json.loads(re.search(r"SCHEMAS=(.*);", (run / "report.html").read_text()).group(1))
+    assert set(found) == {"pets", "books"} and all(text.startswith("CREATE TABLE") for text in found.values())
+    (run / "config.json").write_text(json.dumps(config | {"data_dir": str(spider / "gone")}))
+    report.main([str(run)])
+    assert "SCHEMAS={};" in (run / "report.html").read_text()
+
+
+def test_the_page_is_about_the_policy_that_the_run_names_best(run):
+    (run / "summary.json").write_text(json.dumps({"best": 0}))
+    report.main([str(run)])
+    assert "What π_0 still gets wrong</h2><p>Of 4 held-out questions it answers 1 right; the others: 3 wrong." in (
+        run / "report.html"
+    ).read_text()
+
+
+def test_a_run_that_has_only_the_base_model_or_nothing_held_out_has_a_page(run):
+    shutil.rmtree(run / "iter_1")
+    report.main([str(run)])
+    (run / "iter_0" / "scores.json").write_text(json.dumps({"validation": {"ex": 0.5}}))
+    (run / "iter_0" / "dev.jsonl").unlink()
+    report.main([str(run)])
+    assert "Of 0 held-out questions it answers 0 right; the others: none." in (run / "report.html").read_text()
+
+
+def test_each_run_stands_beside_the_papers_figures_of_its_own_data(run):
+    loaded = report.load_run(run)
+    other = loaded | {"config": loaded["config"] | {"data": "bird"}, "name": "a&b"}
+    rows = cells(report.table([loaded, other]))
+    assert [row[-1] for row in rows] == ["59.3", "67.8", "22.3", "37.8"] and rows[2][0] == "a&amp;b"
+    shop = loaded | {"config": loaded["config"] | {"data": "shop"}}
+    assert len(cells(report.table([shop]))[0]) == len(rows[0]) - 1
 
 
 def test_intervals():

