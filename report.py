@@ -255,8 +255,9 @@ def samples(run) -> list[dict]:
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>codelutra: {name}</title><style>
 body{{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:1200px;padding:0 1em;color:#222}}
-img{{max-width:100%;margin:.5em 0}} table{{border-collapse:collapse;width:100%;margin:.5em 0 1.5em}} td,th{{border-bottom:1px solid #ddd;
-padding:.35em .5em;text-align:left;vertical-align:top}} th{{background:#f6f6f6}} th[data-k]{{cursor:pointer}}
+img{{max-width:100%;margin:.5em 0}} table{{border-collapse:collapse;width:100%;margin:.5em 0 1.5em}}
+td,th{{border-bottom:1px solid #ddd;padding:.35em .5em;text-align:left;vertical-align:top}}
+th{{background:#f6f6f6}} th[data-k]{{cursor:pointer}}
 code{{font:13px ui-monospace,monospace;white-space:pre-wrap;word-break:break-word}}
 .v{{border-radius:3px;color:#fff;padding:0 .4em;font-size:12px}} {colours} .wrong{{color:#222}} .controls{{margin:1em 0}}
 small,dd{{color:#666}} .figures img{{width:49%}} .figures img[alt=logps]{{width:100%}} .wide{{overflow-x:auto}} #q{{width:22em}}
