@@ -5,7 +5,7 @@
     python report.py RUN RUN … --results FILE                writes the scores of all runs, a mean over seeds for each method
 
 The page is one file that works offline: accuracy by iteration with intervals, error classes (Fig. 4a), log-probabilities
-through training (Fig. 2), pair yield and time by stage, a table beside the paper's Table 1, what the last policy gets wrong, by
+through training (Fig. 2), pair yield and time by stage, a table beside the paper's Table 1, what the best policy gets wrong, by
 fault and by kind of question, and every held-out question with its gold code and all policies' answers, to filter and sort.
 """
 
