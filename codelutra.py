@@ -119,7 +119,7 @@ def draw(config, policy, questions, folder, t, verifier) -> tuple[list[Answer], 
 
         start()
         units = sample(
-            policy, questions, config.answers, config.max_new, config.temperature, config.top_p, config.seed, t,
+            policy, questions if config.answers else [], config.answers, config.max_new, config.temperature, config.top_p, config.seed, t,
             config.batch_tokens, skip=done, progress=f"π_{t - 1} answers",
         )  # fmt: skip
         with timed(folder, "sample"), open(part if ranks.rank() == 0 else os.devnull, "a", encoding="utf-8") as file:
@@ -521,8 +521,9 @@ def table(history, run) -> str:
         if summary.exists():
             counts = json.loads(summary.read_text())
             drawn = read_verdicts(folder)
-            right = f"{counts.get('answers_right', 0) / counts['answers']:.1%}"
-            ran = f"{sum(v.ran for v in drawn) / len(drawn):.1%}"
+            if drawn:
+                right = f"{counts.get('answers_right', 0) / counts['answers']:.1%}"
+                ran = f"{sum(v.ran for v in drawn) / len(drawn):.1%}"
             pairs = counts["pairs"]
         minutes = sum(read_seconds(folder).values()) / 60
         ex = [f"{row[s]['ex']:.1%}" if s in row else "" for s in ("validation", "dev")]

@@ -37,7 +37,7 @@ class Config:
     validation: int = setting(100, "training questions held back to decide when to stop and which policy is best", least=0)
     eval_limit: int = setting(0, "score on this many dev questions; 0: all", least=0)
     iterations: int = setting(4, "T", above=0)
-    answers: int = setting(16, "M, answers drawn per question", above=0)
+    answers: int = setting(16, "M, answers drawn per question; --gold only --objective sft draws none", above=0)
     temperature: float = setting(1.0, "of the draws", least=0)
     top_p: float = setting(1.0, "of the draws", above=0, most=1)
     pairs: int = setting(10, "K, preference pairs per question", above=0)
@@ -128,6 +128,10 @@ def parse(argv=None, description="") -> Config:
         if given.get("gold", "never") != "never":
             parser.error("--criterion executable uses no gold code: --gold must be never")
         config = dataclasses.replace(config, gold="never")
+    if (config.gold, config.objective) == ("only", "sft"):
+        if "answers" in given:
+            parser.error("--gold only --objective sft draws no answers: leave --answers out")
+        config = dataclasses.replace(config, answers=0)
     return config
 
 
