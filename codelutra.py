@@ -118,8 +118,8 @@ def draw(config, policy, questions, folder, t, verifier) -> tuple[list[Answer], 
                 running[n] = execute(config, by_index[answers[n].question], answers[n], verifier)
 
         start()
-        units = sample(
-            policy, questions if config.answers else [], config.answers, config.max_new, config.temperature, config.top_p, config.seed, t,
+        units = () if not config.answers else sample(  # fine-tuning on gold draws nothing
+            policy, questions, config.answers, config.max_new, config.temperature, config.top_p, config.seed, t,
             config.batch_tokens, skip=done, progress=f"π_{t - 1} answers",
         )  # fmt: skip
         with timed(folder, "sample"), open(part if ranks.rank() == 0 else os.devnull, "a", encoding="utf-8") as file:
@@ -133,7 +133,7 @@ def draw(config, policy, questions, folder, t, verifier) -> tuple[list[Answer], 
                 answers += unit
                 start()
         with timed(folder, "verify"):
-            bar = tqdm(running.items(), desc="executing", unit="answer", dynamic_ncols=True)
+            bar = tqdm(running.items(), desc="executing", unit="answer", disable=not config.answers, dynamic_ncols=True)
             found = ranks.gather({n: outcome(config, future) for n, future in bar})
         verdicts = [found[n % ranks.count()][n] for n in range(len(answers))]
         if ranks.rank() == 0:

@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 import codelutra
 import data
 import lora
+import report
 from codelutra import QuestionPairs, batches, check_first_step, learning_rate, reference_logps, train
 from data import Answer, UserError
 from folder import UNIT_END
-from policy import halving, load_policy
+from policy import halving, load_policy, load_tokenizer
 from settings import Config, choose_questions, parse
 from verify import VERDICTS, Verdict, Verifier
 
@@ -519,6 +520,22 @@ def test_a_marginal_gain_stops_the_loop_and_the_first_of_the_best_is_named(again
     assert "less than --min-gain" in capsys.readouterr().out
 
 
+def test_fine_tuning_on_gold_draws_nothing_and_trains_on_the_gold_code_alone(folders, spider, tmp_path, capsys):
+    argv = command(folders, spider, tmp_path / "run", "--gold", "only", "--objective", "sft", "--iterations", "1")
+    at = argv.index("--answers")
+    codelutra.main(argv[:at] + argv[at + 2 :])
+    folder, tokenizer = tmp_path / "run" / "iter_1", load_tokenizer(folders["gpt2"])
+    assert not (folder / "answers.jsonl").read_text() and not (folder / "verdicts.jsonl").read_text()
+    gold = {q.index: list(data.code_ids(q.gold, tokenizer)) for q in data.load("spider", spider, "train")[0]}
+    pairs = lines(folder / "pairs.jsonl")
+    assert len(pairs) == 10 and all(p["answers"] == [gold[p["question"]]] and p["pairs"] == [[0, None]] * 3 for p in pairs)
+    rows = lines(folder / "train.jsonl")
+    assert len(rows) == 5 and all(row["loss"] == row["sft"] for row in rows) and rows[-1]["sft"] < rows[0]["sft"]
+    shown = capsys.readouterr().out.split("\n")
+    assert next(line for line in shown if line.startswith("1  ")).split()[1] == "30"  # no answers: the pairs come first
+    report.main([str(tmp_path / "run")])
+
+
 def test_a_data_set_without_questions_is_one_sentence(folders, spider, tmp_path, monkeypatch):
     monkeypatch.setattr(codelutra, "load_policy", None)
     shutil.copytree(spider, tmp_path / "data")
@@ -547,6 +564,7 @@ def test_every_problem_at_the_door_is_said_before_a_model_is_loaded(folders, tmp
         "--beta 0", "--beta nan", "--batch-size 0", "--accumulation 0", "--iterations 0", "--max-new 0", "--lora-rank 0",
         "--temperature -0.5", "--top-p 0", "--top-p 1.5", "--limit -1", "--validation -1", "--eval-limit -1", "--lam -1",
         "--warmup -0.1", "--warmup 1.5", "--gold sometimes", "--criterion executable --gold always", "--precision int8",
+        "--gold only --objective sft --answers 4",
         "--data nothing", "--objective ppo", "--sft-reduction max", "--timeout 0", "--clip 0", "--train-tokens 0",
         "--pairs-per-tree 0", "--seed -1", "--weight-decay -1", "--lora-alpha 0", "--max-length 0",
     ],
