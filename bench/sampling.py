@@ -5,7 +5,8 @@
     python bench/sampling.py --spider FOLDER --draws 2048        do both draw from the same distribution? chi-square
 
 Tokens per second, peak memory, and the share of the machine's measured matmul peak. Ours takes as many questions at once
-as the sampler does by itself (`--batch-tokens`), generate `--their-batch` (more was not tried: its cache soon fills 24 GB).
+as the sampler does by itself (`--batch-tokens`), generate `--their-batch` (8 are no faster for it than 4, and its cache
+soon fills 24 GB).
 """
 
 import argparse
