@@ -48,7 +48,7 @@ from folder import UNIT_END, commit, complete_units, lock, missing, read_answers
 from loss import dpo_loss, dpo_margin, dual_loss, sft_loss
 from policy import Policy, empty_pass, halving, load_policy, locate
 from sample import sample
-from settings import Config, check_data, check_settings, choose_questions, fingerprint, load_questions, parse
+from settings import Config, check_data, check_settings, choose_questions, codes, load_questions, parse
 from tree import Tree, answer_logps
 from verify import GoldError, InfrastructureError, Verdict, Verifier
 from walls import tier
@@ -567,7 +567,7 @@ def work(config, run, splits, notes):
     """The whole run, in its folder."""
     policy = load_policy(config.model, config.precision, config.device, config.shard)
     lora.inject(policy.model, config.lora_rank, config.lora_alpha, config.seed)
-    write(run / "config.json", json.dumps(dataclasses.asdict(config) | {"code": fingerprint()}, indent=2) + "\n")
+    write(run / "config.json", json.dumps(dataclasses.asdict(config) | {"code": codes(run)}, indent=2) + "\n")
     isolation = tier()
     write(run / "isolation.json", json.dumps({"tier": isolation}) + "\n")
     with Verifier(config.workers, config.python or None, config.allow_unsandboxed) as verifier:

@@ -110,9 +110,10 @@ def load_policy(name: str, precision: str = "auto", device: str = "auto", shard:
     if getattr(model, "hf_quantizer", None) is not None and "gguf_file" in extra:
         model.hf_quantizer = None  # a GGUF file's weights are plain now: nothing is quantized that saving must mind
         del config.quantization_config
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0  # the policy that starts an iteration must be its reference, in training mode too
+    for module in model.modules():  # the policy that starts an iteration must be its reference, in training mode too
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and ("dropout" in name or isinstance(module, torch.nn.Dropout)):
+                setattr(module, name, 0.0)
     limit = getattr(config, "max_position_embeddings", None) or 1 << 30
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     end = {tokenizer.eos_token_id, *_as_list(getattr(model.generation_config, "eos_token_id", None))}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import timedelta
 from functools import partialmethod
 
 import torch
@@ -26,7 +27,9 @@ def start(device: torch.device) -> torch.device:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    # one may wait long, as for the first to check all gold code; where one fails, torchrun ends the others
+    dist.init_process_group(backend, timeout=timedelta(days=1))
     if rank():  # one progress bar and one table are enough
         tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
         sys.stdout = open(os.devnull, "w")

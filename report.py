@@ -111,7 +111,8 @@ def log_probabilities(runs, axes):
             if rows:
                 ax.axvline(start, color="#bbbbbb", linewidth=0.8, label="new answers, new pairs" if t == 1 else None)
         ax.set(xlabel="optimizer step", ylabel=f"log π(y|x), {title}", title=f"Log-probabilities, {title} (Fig. 2)")
-        ax.legend(fontsize=8)
+        if ax.lines:
+            ax.legend(fontsize=8)
 
 
 def yields(runs, ax):
@@ -368,12 +369,13 @@ def method(config: dict, others: list[dict]) -> str:
 def mean_interval(*groups: np.ndarray, repeats: int = 2000) -> dict:
     """Mean of the first group, less that of the second where there is one, with its 95 % bootstrap interval.
 
-    A group has a row of 0 and 1 for each run: (runs, questions). Drawn anew are questions, the same for both, and runs.
+    A group has a row of 0 and 1 for each run, by seed: (runs, questions). Drawn anew are questions and seeds, the same for
+    both groups. (Few seeds make it too narrow: what differs between seeds is seen only as far as these few show it.)
     """
-    rng, count, draws = np.random.default_rng(0), groups[0].shape[1], []
+    rng, (seeds, count), draws = np.random.default_rng(0), groups[0].shape, []
     for _ in range(repeats):
-        questions = rng.integers(0, count, count)
-        means = [group[rng.integers(0, len(group), len(group))][:, questions].mean() for group in groups]
+        drawn = np.ix_(rng.integers(0, seeds, seeds), rng.integers(0, count, count))
+        means = [group[drawn].mean() for group in groups]
         draws.append(means[0] - sum(means[1:]))
     low, high = np.percentile(draws, [2.5, 97.5])
     mean = groups[0].mean() - sum(group.mean() for group in groups[1:])
@@ -384,7 +386,8 @@ def results(runs) -> dict:
     """The scores of all runs; for each method the mean EX over its runs, and how far the methods' best policies are apart.
 
     `best` is the policy that the run itself names. EX, EM and executable are shares. A mean is over those runs that got to that
-    iteration: `runs` says how many. Raises UserError for runs that cannot be compared.
+    iteration, a difference over the seeds that both methods have: `runs` says how many. Raises UserError for runs that cannot
+    be compared.
     """
     configs = [run["config"] for run in runs]
     if len({(c["data"], c["model"]) for c in configs}) > 1:
@@ -392,31 +395,37 @@ def results(runs) -> dict:
     asked = [[q["index"] for q in rows] for run in runs for rows in run["dev"]]
     if not asked[0] or any(indices != asked[0] for indices in asked):
         raise UserError("--results: these runs were not all scored on the same held-out questions.")
-    rows, right = {}, {}  # right: method → iteration or "best" → for each run, which questions are right
+    rows, right, last = {}, {}, {}  # right: method → iteration or "best" → seed → which questions are right
     for run in runs:
         name, seed = method(run["config"], configs), run["config"]["seed"]
         if run["best"] is None:
             raise UserError(f"--results: {run['name']} has not ended.")
         if any(row["seed"] == seed for row in rows.get(name, ())):
             raise UserError(f"--results: two runs of {name!r} with seed {seed}.")
+        if last.setdefault(name, run["config"]["iterations"]) != run["config"]["iterations"]:
+            raise UserError(f"--results: the best of runs of {name!r} with different --iterations have no common mean.")
         for t, scores in enumerate(run["scores"]):
             row = {"seed": seed, "iteration": t} | {k: scores["dev"][k] for k in ("ex", "em", "executable")}
             minutes = round(sum(run["seconds"][t].values()) / 60, 1)
             rows.setdefault(name, []).append(row | {"best": t == run["best"], "minutes": minutes})
             correct = [q["verdict"] == "correct" for q in run["dev"][t]]
             for key in [str(t)] + ["best"] * (t == run["best"]):
-                right.setdefault(name, {}).setdefault(key, []).append(correct)
-    groups = {n: {k: np.array(v, dtype=float) for k, v in of.items()} for n, of in right.items()}
-    best = {n: of["best"] for n, of in groups.items()} | {"π_0": np.concatenate([of["0"] for of in groups.values()])}
+                right.setdefault(name, {}).setdefault(key, {})[seed] = correct
+    best = {n: of["best"] for n, of in right.items()} | {"π_0": {s: v for of in right.values() for s, v in of["0"].items()}}
+    apart = {(a, b): sorted(best[a].keys() & best[b].keys()) for a, b in combinations(best, 2)}
+    of_seeds = lambda found, seeds: np.array([found[seed] for seed in seeds], dtype=float)  # noqa: E731
     common = {k: v for k, v in configs[0].items() if all(c.get(k) == v for c in configs)}
     for path in ("out", "data_dir", "python"):  # of this machine alone
         common.pop(path, None)
     return {
         "data": common["data"], "model": common["model"], "split": "dev", "n": len(asked[0]),
-        "seeds": sorted({c["seed"] for c in configs}), "code": sorted({str(c.get("code")) for c in configs}),
+        "seeds": sorted({c["seed"] for c in configs}), "code": sorted({code for c in configs for code in c["code"]}),
         "settings": common, "methods": rows,
-        "means": {n: {k: mean_interval(v) for k, v in sorted(of.items())} for n, of in groups.items()},
-        "differences of the best": {f"{a} − {b}": mean_interval(best[a], best[b]) for a, b in combinations(best, 2)},
+        "means": {n: {k: mean_interval(of_seeds(v, v)) for k, v in sorted(of.items())} for n, of in right.items()},
+        "differences of the best": {
+            f"{a} − {b}": mean_interval(of_seeds(best[a], seeds), of_seeds(best[b], seeds))
+            for (a, b), seeds in apart.items() if seeds
+        },
     }  # fmt: skip
 
 

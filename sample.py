@@ -149,7 +149,7 @@ def partial_attention(query, keys, values, scaling, mask=None):
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out, lse = fused(query, keys, values, attn_mask=mask, scale=scaling)
         return out, lse[..., None]
-    scores = (query @ keys.transpose(2, 3)).float() * scaling
+    scores = ((query * scaling) @ keys.transpose(2, 3)).float()  # scaled first: float16 holds no more than 65,504
     scores = scores if mask is None else scores + mask
     lse = scores.logsumexp(-1, keepdim=True)
     return (scores - lse).exp().to(values.dtype) @ values, lse

@@ -87,7 +87,8 @@ PRESETS: dict[str, dict] = {
         "lr": 3e-4, "max_length": 512, "max_new": data.MAX_NEW["shop"],
     },
 }
-FREE = {"out", "iterations", "min_gain", "workers", "save_every", "shard"}  # may differ when a run goes on
+# may differ when a run goes on; the last two, which a full memory may force, change no more than rounding
+FREE = {"out", "iterations", "min_gain", "workers", "save_every", "shard", "checkpointing", "train_tokens"}
 
 
 def parse(argv=None, description="") -> Config:
@@ -141,6 +142,13 @@ def fingerprint() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
+def codes(run: Path) -> list[str]:
+    """The fingerprints of all versions of the code that this run was made with, this one last."""
+    path = run / "config.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["code"] if path.exists() else []
+    return [code for code in before if code != fingerprint()] + [fingerprint()]
+
+
 def check_settings(config: Config, run: Path):
     """A run that goes on must have the settings it was made with; raises UserError naming the one that differs."""
     path = run / "config.json"
@@ -152,7 +160,7 @@ def check_settings(config: Config, run: Path):
         return
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
-        device = theirs["device"].partition(":")[0]
+        device, _ = theirs["device"].partition(":")[0], theirs["code"][-1]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is not a run's settings: name another --out, or delete the folder.")
     for name, value in dataclasses.asdict(config).items():
@@ -162,7 +170,7 @@ def check_settings(config: Config, run: Path):
                 f"{run} was made with {name} = {theirs.get(name)!r}, this command has {value!r}: name another --out,"
                 " or delete the folder."
             )
-    if theirs.get("code") != fingerprint():
+    if fingerprint() != theirs["code"][-1]:
         print(f"the code has changed since {run} was begun: its finished stages stay as they are (--out starts another)")
 
 

@@ -18,6 +18,7 @@ import codelutra
 import data
 import lora
 import report
+import settings
 from codelutra import QuestionPairs, batches, check_first_step, learning_rate, reference_logps, train
 from data import Answer, UserError
 from folder import UNIT_END
@@ -511,6 +512,24 @@ def test_another_number_of_iterations_or_workers_goes_on(again):
     again("--iterations", "1")
     again("--workers", "2")
     assert again.same()
+
+
+def test_where_memory_is_short_a_run_goes_on_with_less(again):
+    again("--iterations", "1")
+    again("--checkpointing", "--train-tokens", "100")
+    two = [load_file(run / "iter_2/adapter/adapter_model.safetensors") for run in (again.run, again.finished)]
+    for name in two[0]:
+        torch.testing.assert_close(two[0][name], two[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_run_keeps_the_fingerprint_of_every_version_of_the_code_that_it_was_made_with(again, monkeypatch, capsys):
+    again("--iterations", "1")
+    first = json.loads((again.run / "config.json").read_text())["code"]
+    monkeypatch.setattr(settings, "fingerprint", lambda: "newer")
+    again("--iterations", "1")
+    again("--iterations", "1")
+    assert len(first) == 1 and json.loads((again.run / "config.json").read_text())["code"] == [*first, "newer"]
+    assert capsys.readouterr().out.count("the code has changed") == 1
 
 
 def test_a_marginal_gain_stops_the_loop_and_the_first_of_the_best_is_named(again, capsys):

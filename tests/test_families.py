@@ -19,6 +19,7 @@ SMALL = {
     "max_position_embeddings": 256, "initializer_range": 0.25, "tie_word_embeddings": False,
 }  # fmt: skip
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "initializer_range": 0.25}
+DROPOUT = {"residual_dropout": 0.5, "embedding_dropout": 0.5, "attention_dropout": 0.5}  # torch's function, not its module
 # family: (model_type, settings, linear layers of a block)
 FAMILIES = {
     "Llama, CodeLlama": ("llama", SMALL, 7),
@@ -27,7 +28,7 @@ FAMILIES = {
     "Qwen2": ("qwen2", SMALL, 7),
     "Qwen3": ("qwen3", SMALL | {"head_dim": 8}, 7),
     "Phi-3": ("phi3", SMALL | {"pad_token_id": 0}, 4),
-    "StarCoder2": ("starcoder2", SMALL | {"sliding_window": None, "use_bias": True}, 6),
+    "StarCoder2": ("starcoder2", SMALL | {"sliding_window": None, "use_bias": True} | DROPOUT, 6),
     "StarCoder (GPTBigCode)": ("gpt_bigcode", GPT2 | {"multi_query": True}, 4),
     "GPT-2": ("gpt2", GPT2, 4),
     "GPT-NeoX": ("gpt_neox", {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}, 4),
@@ -83,6 +84,7 @@ def test_scores_samples_and_trains(family, tokenizer):
         )[0, len(prompt) :]
         assert list(answer.ids) == expected.tolist()
 
+    policy.model.train()  # as checkpointing needs it: no dropout all the same
     parameters = lora.inject(policy.model)
     assert len(lora.layers(policy.model)) == 2 * layers  # all of attention and MLP, not the output projection
     before = tree_logps()

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ def run(tmp_path):
     classes = dict.fromkeys(report.VERDICTS, 0)
     (tmp_path / "config.json").write_text(json.dumps({
         "model": "tiny", "data": "spider", "answers": 4, "pairs": 3, "objective": "dual", "beta": 0.1, "lam": 1.0,
-        "lr": 0.1, "seed": 0, "precision": "float32",
+        "lr": 0.1, "iterations": 2, "seed": 0, "precision": "float32",
     }))  # fmt: skip
     for t, right in enumerate((1, 3)):
         folder = tmp_path / f"iter_{t}"
@@ -168,13 +169,13 @@ def several(run, tmp_path):
     """Copies of the run: two seeds of the dual loss, one of fine-tuning on gold; what is right differs, and what is best."""
     folders = []
     dual = {"objective": "dual", "gold": "if-empty"}
-    sft = {"objective": "sft", "gold": "only", "answers": 1}
+    sft = {"objective": "sft", "gold": "only", "answers": 0}
     for name, change, right, best in (
         ("a", dual | {"seed": 0}, 3, 1), ("b", dual | {"seed": 1}, 2, 0), ("sft", sft, 2, 1),
     ):  # fmt: skip
         folder = tmp_path / "runs" / name
         shutil.copytree(run, folder, ignore=shutil.ignore_patterns("runs"))
-        config = json.loads((folder / "config.json").read_text()) | {"data_dir": f"/{name}", "code": "x"} | change
+        config = json.loads((folder / "config.json").read_text()) | {"data_dir": f"/{name}", "code": ["x"]} | change
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "summary.json").write_text(json.dumps({"best": best}))
         path = folder / "iter_1" / "dev.jsonl"
@@ -203,7 +204,7 @@ def test_results_of_several_runs_by_hand(run, tmp_path):
         "sft on gold": {"0": (0.25, 1), "1": (0.5, 1), "best": (0.5, 1)},
     }
     gaps = {name: gap["ex"] for name, gap in found["differences of the best"].items()}
-    assert gaps == {"codelutra − sft on gold": 0, "codelutra − π_0": 0.25, "sft on gold − π_0": 0.25}
+    assert gaps == {"codelutra − sft on gold": 0.25, "codelutra − π_0": 0.25, "sft on gold − π_0": 0.25}  # first: seed 0 alone
 
 
 def test_the_interval_of_a_mean_over_runs_is_that_of_runs_and_questions():
@@ -236,6 +237,10 @@ def test_runs_that_cannot_be_compared_are_one_sentence(run, tmp_path):
     folders, file = several(run, tmp_path), str(tmp_path / "results.json")
     with pytest.raises(UserError, match="two runs of"):
         report.main([folders[0], folders[0], "--results", file])
+    config = Path(folders[1], "config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"iterations": 9}))
+    with pytest.raises(UserError, match="different --iterations"):
+        report.main([*folders, "--results", file])
     with pytest.raises(UserError, match="cannot be a file's name"):
         report.main([*folders, "--results", str(tmp_path)])
     config, dev = tmp_path / "runs/b/config.json", tmp_path / "runs/b/iter_0/dev.jsonl"
