@@ -111,7 +111,7 @@ def log_probabilities(runs, axes):
             if rows:
                 ax.axvline(start, color="#bbbbbb", linewidth=0.8, label="new answers, new pairs" if t == 1 else None)
         ax.set(xlabel="optimizer step", ylabel=f"log π(y|x), {title}", title=f"Log-probabilities, {title} (Fig. 2)")
-        if ax.lines:
+        if ax.get_legend_handles_labels()[0]:
             ax.legend(fontsize=8)
 
 
