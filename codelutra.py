@@ -63,6 +63,9 @@ class QuestionPairs:
     pairs: tuple[tuple[int, int | None], ...]  # None: nothing is rejected (objective sft)
 
 
+START = "iter_0/adapter"  # in a run's folder: the adapter that π_0 has, where it has one (--start)
+
+
 def codelutra(config: Config, policy: Policy, train: list[Question], scored: dict, run: Path, verifier) -> list[dict]:
     """Algorithm 1; returns the scores of every policy π_0 … π_T.
 
@@ -545,6 +548,10 @@ def main(argv=None):
     try:
         locate(config.model)
         check_settings(config, run)
+        if config.start and not (run / START).exists():
+            rank, alpha, _ = lora.read(config.start)
+            if (rank, alpha) != (config.lora_rank, config.lora_alpha):
+                raise UserError(f"--start: {config.start} was made with --lora-rank {rank} --lora-alpha {alpha}.")
         if not problems:
             check_data(run, splits)
     except UserError as error:
@@ -567,6 +574,12 @@ def work(config, run, splits, notes):
     """The whole run, in its folder."""
     policy = load_policy(config.model, config.precision, config.device, config.shard)
     lora.inject(policy.model, config.lora_rank, config.lora_alpha, config.seed)
+    if config.start:
+        if missing(run / START) and ranks.rank() == 0:
+            shutil.copytree(config.start, run / f"{START}.part", dirs_exist_ok=True)
+            commit(run / f"{START}.part", run / START)
+        ranks.wait()
+        lora.load(policy.model, run / START)
     write(run / "config.json", json.dumps(dataclasses.asdict(config) | {"code": codes(run)}, indent=2) + "\n")
     isolation = tier()
     write(run / "isolation.json", json.dumps({"tier": isolation}) + "\n")

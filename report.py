@@ -348,8 +348,8 @@ def export_pairs(folder: Path, path: Path) -> int:
     return len(found)
 
 
-NOT_A_METHOD = {"objective", "gold", "seed", "out", "data_dir", "python", "code", "workers", "save_every", "iterations",
-                "min_gain", "device"}  # fmt: skip
+NOT_A_METHOD = {"objective", "gold", "seed", "out", "data_dir", "python", "start", "code", "workers", "save_every",
+                "iterations", "min_gain", "device"}  # fmt: skip
 
 
 def method(config: dict, others: list[dict]) -> str:
@@ -415,7 +415,7 @@ def results(runs) -> dict:
     apart = {(a, b): sorted(best[a].keys() & best[b].keys()) for a, b in combinations(best, 2)}
     of_seeds = lambda found, seeds: np.array([found[seed] for seed in seeds], dtype=float)  # noqa: E731
     common = {k: v for k, v in configs[0].items() if all(c.get(k) == v for c in configs)}
-    for path in ("out", "data_dir", "python"):  # of this machine alone
+    for path in ("out", "data_dir", "python", "start"):  # of this machine alone
         common.pop(path, None)
     return {
         "data": common["data"], "model": common["model"], "split": "dev", "n": len(asked[0]),

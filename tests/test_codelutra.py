@@ -514,6 +514,31 @@ def test_another_number_of_iterations_or_workers_goes_on(again):
     assert again.same()
 
 
+def test_a_run_may_start_from_an_adapter_and_keeps_it(again, finished, tmp_path):
+    shutil.copytree(finished / "iter_1/adapter", tmp_path / "start")
+    again("--start", str(tmp_path / "start"), "--iterations", "1")
+    for name in ("dev.jsonl", "validation.jsonl"):  # π_0 is the finished run's π_1
+        assert (again.run / "iter_0" / name).read_bytes() == (finished / "iter_1" / name).read_bytes()
+    assert lines(again.run / "iter_1/train.jsonl")[0]["dpo"] == pytest.approx(LN2, abs=1e-4)
+    first = load_file(again.run / "iter_1/adapter/adapter_model.safetensors")
+    shutil.rmtree(again.run / "iter_1")
+    shutil.rmtree(tmp_path / "start")  # the run has its own
+    again("--start", str(tmp_path / "start"), "--iterations", "1")
+    again_ = load_file(again.run / "iter_1/adapter/adapter_model.safetensors")
+    assert all(torch.equal(first[name], again_[name]) for name in first)
+
+
+NO_START = [("none", (), "no readable adapter"), ("", ("--lora-rank", "4"), "made with --lora-rank 8")]
+
+
+@pytest.mark.parametrize("start, extra, sentence", NO_START)
+def test_an_adapter_that_a_run_cannot_start_from_is_one_sentence(again, finished, monkeypatch, start, extra, sentence):
+    monkeypatch.setattr(codelutra, "load_policy", None)
+    with pytest.raises(UserError, match=sentence):
+        again("--start", str(finished / "iter_1/adapter" / start), *extra)
+    assert not again.run.exists()
+
+
 def test_where_memory_is_short_a_run_goes_on_with_less(again):
     again("--iterations", "1")
     again("--checkpointing", "--train-tokens", "100")
