@@ -574,13 +574,13 @@ def work(config, run, splits, notes):
     """The whole run, in its folder."""
     policy = load_policy(config.model, config.precision, config.device, config.shard)
     lora.inject(policy.model, config.lora_rank, config.lora_alpha, config.seed)
+    write(run / "config.json", json.dumps(dataclasses.asdict(config) | {"code": codes(run)}, indent=2) + "\n")
     if config.start:
         if missing(run / START) and ranks.rank() == 0:
             shutil.copytree(config.start, run / f"{START}.part", dirs_exist_ok=True)
             commit(run / f"{START}.part", run / START)
         ranks.wait()
         lora.load(policy.model, run / START)
-    write(run / "config.json", json.dumps(dataclasses.asdict(config) | {"code": codes(run)}, indent=2) + "\n")
     isolation = tier()
     write(run / "isolation.json", json.dumps({"tier": isolation}) + "\n")
     with Verifier(config.workers, config.python or None, config.allow_unsandboxed) as verifier:
