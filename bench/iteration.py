@@ -34,45 +34,42 @@ from settings import PRESETS, Config
 from verify import Verifier
 
 
+def timed(seconds, name, run):
+    """The result of `run`; its seconds are kept under `name` and printed at once, as a run may end for want of memory."""
+    started = time.time()
+    result = run()
+    seconds[name] = time.time() - started
+    print(f"{name}: {seconds[name]:.1f} s", flush=True)
+    return result
+
+
 def ours(args, config, questions, folder):
     seconds = {}
-
-    def timed(name, run):
-        started = time.time()
-        result = run()
-        seconds[name] = time.time() - started
-        return result
-
     policy = load_policy(args.model, args.precision)
     lora.inject(policy.model)
     prompts = {q.index: data.prompt_ids(q, policy.tokenizer) for q in questions}
     folder.mkdir(parents=True)
     with Verifier(2) as verifier:
-        drawn = timed("sample and execute", lambda: codelutra.draw(config, policy, questions, folder, 1, verifier))
-    pairs = timed("pairs", lambda: codelutra.make_pairs(config, policy, questions, *drawn, folder, 1))
-    reference = timed(
-        "reference", lambda: codelutra.reference_logps(config, policy, prompts, pairs, folder / "reference.safetensors")
-    )
-    timed("train", lambda: codelutra.train(config, policy, prompts, pairs, reference, folder, 1))
+        drawn = timed(seconds, "sample and execute", lambda: codelutra.draw(config, policy, questions, folder, 1, verifier))
+    pairs = timed(seconds, "pairs", lambda: codelutra.make_pairs(config, policy, questions, *drawn, folder, 1))
+    path = folder / "reference.safetensors"
+    reference = timed(seconds, "reference", lambda: codelutra.reference_logps(config, policy, prompts, pairs, path))
+    timed(seconds, "train", lambda: codelutra.train(config, policy, prompts, pairs, reference, folder, 1))
     return seconds, policy, prompts, drawn[0], pairs
 
 
 def theirs(args, config, questions, policy, prompts, answers, pairs):
     seconds = {}
     model = theirs_model(args.model, policy.dtype, policy.device)
-    started = time.time()
     order = sorted(questions, key=lambda q: len(prompts[q.index]))
-    for first in range(0, len(order), args.their_batch):
-        batch = [prompts[q.index] for q in order[first : first + args.their_batch]]
-        generate(model, policy, batch, config.answers, config.max_new, False)
-    seconds["sample"] = time.time() - started
-    started = time.time()
+    batches = [[prompts[q.index] for q in order[i : i + args.their_batch]] for i in range(0, len(order), args.their_batch)]
+    draw = lambda: [generate(model, policy, batch, config.answers, config.max_new, False) for batch in batches]  # noqa: E731
+    timed(seconds, "their sample", draw)
     by_index = {q.index: q for q in questions}
     asked = [(by_index[a.question], data.extract_code(a.text)) for a in answers]
     commands = [[sys.executable, "-I", "-c", ONE_QUERY, q.database, code, q.gold] for q, code in asked]
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda c: _bounded(c, config.timeout), commands))
-    seconds["execute"] = time.time() - started
+        timed(seconds, "their execute", lambda: list(pool.map(lambda c: _bounded(c, config.timeout), commands)))
 
     rows = [
         {"prompt_ids": prompts[p.question], "chosen_ids": list(p.answers[c]), "rejected_ids": list(p.answers[r])}
@@ -90,11 +87,11 @@ def theirs(args, config, questions, policy, prompts, answers, pairs):
         precompute_ref_log_probs=True, num_train_epochs=1, disable_tqdm=True, save_strategy="no", logging_steps=1000,
     )  # fmt: skip
     peft = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-    started = time.time()
-    PreTokenized(
+    make = lambda: PreTokenized(  # noqa: E731
         model, args=trl, train_dataset=Dataset.from_list(rows), processing_class=policy.tokenizer, peft_config=peft
-    ).train()
-    seconds["reference and train"] = time.time() - started
+    )
+    trainer = timed(seconds, "their reference", make)
+    timed(seconds, "their train", trainer.train)
     return seconds
 
 
@@ -113,8 +110,8 @@ def main():
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--questions", type=int, default=16)
     parser.add_argument("--their-batch", type=int, default=4, help="questions that generate gets at once")
-    parser.add_argument("--their-pairs", type=int, default=4, help="pairs that DPOTrainer gets at once: what memory holds")
-    parser.add_argument("--quick", action="store_true", help="2 questions of the first data set, 4 answers of 32 tokens")
+    parser.add_argument("--their-pairs", type=int, default=2, help="pairs that DPOTrainer gets at once: 4 need more than 24 GB")
+    parser.add_argument("--quick", action="store_true", help="2 questions of the first data set, 4 answers of 32 tokens, 2 pairs")
     args = parser.parse_args()
     sets = [(name, folder) for name, folder in (("spider", args.spider), ("bird", args.bird)) if folder]
     if not sets:
@@ -124,7 +121,7 @@ def main():
         config = Config(data=name, data_dir=folder, **PRESETS[name])
         count = args.questions
         if args.quick:
-            config, count = dataclasses.replace(config, answers=4, pairs=4, max_new=32), 2
+            config, count = dataclasses.replace(config, answers=4, pairs=2, batch_size=4, max_new=32), 2
         questions = data.subset(data.load(name, folder, "train")[0], 4 * count, 0)
         with Verifier(2) as verifier:
             questions = usable(questions, verifier, data.COMPARISON[name], config.timeout)[0][:count]
