@@ -516,7 +516,7 @@ def pack_loss(config, policy, prompts, pairs, reference, pack):
 
 
 def table(history, run) -> str:
-    lines = ["iteration  answers right  executable   pairs  validation EX  held-out EX  executable  minutes"]
+    lines = ["iteration  answers right  answers run   pairs  validation EX  held-out EX  executable  minutes"]
     for t, row in enumerate(history):
         folder = run / f"iter_{t}"
         summary = folder / "pairs_summary.json"

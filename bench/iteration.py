@@ -110,8 +110,8 @@ def main():
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--questions", type=int, default=16)
     parser.add_argument("--their-batch", type=int, default=4, help="questions that generate gets at once")
-    parser.add_argument("--their-pairs", type=int, default=2, help="pairs that DPOTrainer gets at once: 4 need more than 24 GB")
-    parser.add_argument("--quick", action="store_true", help="2 questions of the first data set, 4 answers of 32 tokens, 2 pairs")
+    parser.add_argument("--their-pairs", type=int, default=1, help="pairs that DPOTrainer gets at once: 2 need more than 24 GB")
+    parser.add_argument("--quick", action="store_true", help="2 questions of the first data set, 4 answers of 32 tokens")
     args = parser.parse_args()
     sets = [(name, folder) for name, folder in (("spider", args.spider), ("bird", args.bird)) if folder]
     if not sets:
