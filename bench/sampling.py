@@ -157,10 +157,10 @@ def main():
     parser.add_argument("--their-batch", type=int, default=8, help="questions that generate gets at once")
     parser.add_argument("--their-tokens", type=int, default=65536, help="and tokens in its cache: 24 GB do not hold 128,000")
     parser.add_argument("--draws", type=int, help="chi-square test with as many answers of each side, a multiple of 128")
-    parser.add_argument("--quick", action="store_true", help="2 questions, 16 new tokens")
+    parser.add_argument("--quick", action="store_true", help="2 questions, 16 new tokens, the first length")
     args = parser.parse_args()
     if args.quick:
-        args.questions, args.new, args.count = 2, 16, 4
+        args.questions, args.new, args.count, args.lengths = 2, 16, 4, args.lengths[:1]
     policy = load_policy(args.model, args.precision, args.device)
     model = theirs_model(args.model, policy.dtype, policy.device)
     if args.draws:
