@@ -17,6 +17,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
@@ -51,8 +52,9 @@ class LoRALinear(nn.Module):
 
     def forward(self, x):  # (…, in) → (…, out)
         exact = x if torch.is_autocast_enabled(x.device.type) else x.to(self.lora_A.dtype)  # autocast makes no copy
-        low = exact @ self.lora_A.T  # (…, r)
-        return self.base(x) + (low @ (self.lora_B.T * self.scaling)).to(x.dtype)
+        base, low = self.base(x), F.linear(exact, self.lora_A)  # (…, out), (…, r)
+        whole = torch.addmm(base.to(low.dtype).flatten(0, -2), low.flatten(0, -2), self.lora_B.T, alpha=self.scaling)
+        return whole.view_as(base).to(x.dtype)
 
     def delta(self):
         """(alpha / r) B A in the base weight's orientation, float32."""

@@ -29,7 +29,7 @@ import lora
 import ranks
 from data import Answer, Question
 from policy import Policy, empty_pass, halving, load_policy
-from tree import Tree, shared
+from tree import Tree, fused, shared
 
 
 def uniforms(seed: int, iteration: int, question: int, sample: int, count: int) -> np.ndarray:
@@ -92,9 +92,10 @@ class Shared:
     def __init__(self, cache, nodes: list[tuple[list[int], list[int]]], device):
         """nodes: (the row positions of its tokens in the prefilled tree, the answers below it)."""
         width = max(len(path) for path, _ in nodes)
+        aligned = -(-width // 16) * 16  # a GPU's kernel wants the mask's rows to begin there
         gather = torch.tensor([path + path[:1] * (width - len(path)) for path, _ in nodes], device=device)
         lengths = torch.tensor([len(path) for path, _ in nodes], device=device)
-        padding = torch.arange(width, device=device) >= lengths[:, None]
+        padding = torch.arange(aligned, device=device) >= lengths[:, None]
         self.cache = {i: tuple(x[gather].transpose(1, 2).contiguous() for x in pair) for i, pair in cache.items()}
         dtype = next(iter(cache.values()))[0].dtype
         self.mask = torch.zeros(padding.shape, dtype=dtype, device=device).masked_fill_(padding, float("-inf"))[:, None, None]
@@ -143,23 +144,22 @@ class Shared:
 def partial_attention(query, keys, values, scaling, mask=None):
     """Attention over some of the keys, to be merged with that over the others by their log-sum-exps.
 
-    query (B, H, L, D), keys and values (B, H, P, D), mask (B, 1, 1, P) added → (B, H, L, D), (B, H, L, 1) float32.
+    query (B, H, L, D), keys and values (B, H, P, D), mask (B, 1, 1, P or more) added → (B, H, L, D), (B, H, L, 1) float32.
     """
-    if query.device.type == "cpu":
-        fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        out, lse = fused(query, keys, values, attn_mask=mask, scale=scaling)
-        return out, lse[..., None]
-    scores = ((query * scaling) @ keys.transpose(2, 3)).float()  # scaled first: float16 holds no more than 65,504
-    scores = scores if mask is None else scores + mask
-    lse = scores.logsumexp(-1, keepdim=True)
-    return (scores - lse).exp().to(values.dtype) @ values, lse
+    mask = None if mask is None else mask[..., : keys.shape[2]]
+    out, lse = fused(query, keys, values, False, scaling, mask)
+    return out, lse[..., None]
 
 
 class Decoding:
     """The layout of one decoding step (see tree.attention): R unfinished answers, one new token each.
 
-    An answer attends to its schema (where questions share one), its question, and its own past, (R, Hkv, T, D).
+    An answer attends to its schema (where questions share one), its question, and its own past, (R, Hkv, T, D). On a GPU
+    a step is hundreds of kernels that take less time than their launch, so it is captured as one CUDA graph and replayed.
+    Its shapes must not change for that: an answer's own keys are masked to those there are, in windows of WINDOW tokens.
     """
+
+    WINDOW = 64
 
     def __init__(self, tree: Tree, answers: int, steps: int):
         below = [list(range(i * answers, (i + 1) * answers)) for i in range(len(tree.paths))]  # rows of each question
@@ -172,10 +172,28 @@ class Decoding:
         self.first = torch.tensor([len(path) for path in tree.paths for _ in range(answers)], device=tree.device)
         self.steps, self.step = steps, 0
         self.own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.on_gpu = self.first.is_cuda
+        self.place = torch.zeros_like(self.first[:1])  # (1,) the step, where a graph finds it
+        keys, _ = next(iter(tree.cache.values()))
+        self.mask = keys.new_full((1, 1, 1, -(-steps // self.WINDOW) * self.WINDOW), -math.inf) if self.on_gpu else None
+        self.seen, self.replay = 0, None
 
-    @property
-    def positions(self):  # (R,) of the token that is fed in this step
-        return self.first + self.step
+    def feed(self, model, tokens):
+        """tokens (R,), one for every answer → the logits after it, (R, V), which the next call may overwrite."""
+        seen = self.step + 1
+        if self.on_gpu:
+            self.place.fill_(self.step)
+            self.mask[..., self.step] = 0
+            seen = min(-(-seen // self.WINDOW) * self.WINDOW, self.steps)
+        if seen != self.seen or self.replay is None:
+            self.seen, self.replay = seen, Replay(self.on_gpu and not ranks.sharded())
+        logits = self.replay(partial(self._forward, model), tokens)
+        self.step += 1
+        return logits
+
+    def _forward(self, model, tokens):
+        positions = self.first + (self.place if self.on_gpu else self.step)
+        return model(input_ids=tokens[None], position_ids=positions[None], layout=self, use_cache=False).logits[0]
 
     def keep(self, rows: torch.Tensor):
         """Only these answers go on."""
@@ -183,27 +201,64 @@ class Decoding:
         new[rows] = torch.arange(len(rows), device=rows.device)
         self.shared = [shared for shared in self.shared if shared.keep(new)]
         for layer, pair in self.own.items():
-            keys, values = (x.new_empty(len(rows), *x.shape[1:]) for x in pair)
+            keys, values = (x.new_zeros(len(rows), *x.shape[1:]) for x in pair)
             for fresh, old in zip((keys, values), pair):
                 fresh[:, :, : self.step] = old[rows, :, : self.step]
             self.own[layer] = keys, values
-        self.first = self.first[rows]
+        self.first, self.replay = self.first[rows], None
 
     def attend(self, layer, query, key, value, scaling):
         """query (R, H, D), key and value (R, Hkv, D) → (R, H, D)."""
         rows, heads, size = query.shape
         kv_heads = key.shape[1]
         if layer not in self.own:
-            self.own[layer] = tuple(x.new_empty(rows, kv_heads, self.steps, size) for x in (key, value))
+            self.own[layer] = tuple(x.new_zeros(rows, kv_heads, self.steps, size) for x in (key, value))
         for stored, new in zip(self.own[layer], (key, value)):
-            stored[:, :, self.step] = new
-        own = [stored[:, :, : self.step + 1] for stored in self.own[layer]]
+            if self.on_gpu:
+                stored.index_copy_(2, self.place, new[:, :, None])
+            else:
+                stored[:, :, self.step] = new
+        own = [stored[:, :, : self.seen] for stored in self.own[layer]]
         query = query.to(value.dtype).reshape(rows, kv_heads, -1, size)  # (R, Hkv, G, D)
         scaling = scaling or size**-0.5
-        parts = [shared.attend(layer, query, scaling) for shared in self.shared] + [partial_attention(query, *own, scaling)]
+        parts = [shared.attend(layer, query, scaling) for shared in self.shared]
+        parts.append(partial_attention(query, *own, scaling, self.mask))
         weights = torch.stack([lse for _, lse in parts]).softmax(0)  # each part's share of the whole softmax
         out = sum(weight * part for weight, (part, _) in zip(weights, parts)).to(value.dtype)
         return out.reshape(rows, heads, size)
+
+
+class Replay:
+    """Runs a function of one tensor; where `capture` is set, the second call captures its kernels as one CUDA graph.
+
+    Every call must have the first one's shapes, and the function find whatever else changes in tensors that stay.
+    A function that waits for the GPU, as some families' forward does, is never captured.
+    """
+
+    def __init__(self, capture: bool):
+        self.capture, self.graph, self.calls = capture, None, 0
+
+    def __call__(self, run, given):
+        self.calls += 1
+        if self.capture and self.calls == 1:  # the first call also loads and tunes the kernels
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                return run(given)
+            except RuntimeError as waits:
+                if "synchroniz" not in str(waits):
+                    raise
+                self.capture = False
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        if not self.capture:
+            return run(given)
+        if self.graph is None:
+            self.graph, self.given = torch.cuda.CUDAGraph(), given.clone()
+            with torch.cuda.graph(self.graph):
+                self.result = run(self.given)
+        self.given.copy_(given)
+        self.graph.replay()
+        return self.result
 
 
 def units(prompts: list[list[int]], answers: int, max_new: int, batch_tokens: int) -> list[list[int]]:
@@ -237,8 +292,10 @@ def draw_unit(policy, questions, prompts, answers, max_new, temperature, top_p, 
         logits = logits.repeat_interleave(answers, 0)
         rows = list(range(len(u)))  # the answer that each row of the batch belongs to
         running = [True] * len(rows)
+        # when so few of the rows go on, the others leave: that copies the caches and, on a GPU, makes a new graph
+        few = 1 / 2 if policy.device.type == "cuda" else 7 / 8
         for step in range(max_new):
-            picked, logp = pick(logits, u[rows, step], temperature, top_p)
+            picked, logp = pick(logits, u[:, step], temperature, top_p)
             for r, (token, value) in enumerate(zip(picked.tolist(), logp.tolist())):
                 if not running[r]:
                     continue
@@ -252,14 +309,12 @@ def draw_unit(policy, questions, prompts, answers, max_new, temperature, top_p, 
             alive = [r for r, on in enumerate(running) if on]
             if not alive or step == max_new - 1:
                 break
-            if 8 * len(alive) <= 7 * len(rows):  # moving the cache costs something too: wait for an eighth to finish
-                state.keep(torch.tensor(alive, device=policy.device))
-                picked = picked[alive]
+            if len(alive) <= few * len(rows):
+                going = torch.tensor(alive, device=policy.device)
+                state.keep(going)
+                picked, u = picked[going], u[going]
                 rows, running = [rows[r] for r in alive], [True] * len(alive)
-            logits = policy.model(
-                input_ids=picked[None], position_ids=state.positions[None], layout=state, use_cache=False
-            ).logits[0]  # (R, V)
-            state.step += 1
+            logits = state.feed(policy.model, picked)  # (R, V)
     return [
         Answer(q.index, m, tuple(tokens[r]), decode(tokens[r], skip_special_tokens=True), logps[r], finished[r])
         for r, (q, m) in enumerate((q, m) for q in questions for m in range(answers))

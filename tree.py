@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
+aten = torch.ops.aten
 MIN_SHARED = 16  # tokens: a shorter common prefix is not worth a level of its own
 
 
@@ -44,13 +45,18 @@ AttentionInterface.register("tree", attention)
 
 @dataclass(frozen=True)
 class Siblings:
-    """Segments with one parent: they see the same ancestors and, causally, themselves."""
+    """Segments with one parent: they see the same ancestors and, causally, themselves.
 
-    above: torch.Tensor  # (A,)   row positions of the ancestors' tokens
-    own: torch.Tensor  # (U·L,) row positions of the segments' tokens, short segments padded by repeating their last
-    real: torch.Tensor  # (n,)   which of the U·L are not padding
-    mask: torch.Tensor  # (L, A + L) True = may attend
+    Each of the four is an index: a slice where it can be, which copies nothing, or a tensor.
+    """
+
+    above: slice | torch.Tensor  # (A,)   row positions of the ancestors' tokens, of which there may be none
+    own: slice | torch.Tensor  # (U·L,) row positions of the segments' tokens, short segments padded by repeating their last
+    real: slice | torch.Tensor  # (n,)   which of the U·L are not padding
+    rows: slice | torch.Tensor  # (n,)   row positions of the segments' tokens, own[real]
     count: int  # U
+    size: int  # n
+    root: bool  # A is 0
 
 
 class Tree:
@@ -97,7 +103,6 @@ class Tree:
         order = sorted(range(len(source)), key=source.__getitem__)
         source, target, owner = ([values[i] for i in order] for values in (source, target, owner))
         self.keep, self.source, self.target, self.owner = map(self._tensor, (keep, source, target, owner))
-        self.inverse = torch.cat([s.own[s.real] for s in self.siblings]).argsort()  # undoes the order of `siblings`
 
     def _tensor(self, values):
         return torch.tensor(values, dtype=torch.long, device=self.device)
@@ -110,42 +115,31 @@ class Tree:
             self._ids += tokens
             self._positions += range(len(above), len(above) + len(tokens))
         length = max(map(len, rows))
-        own = [row + row[-1:] * (length - len(row)) for row in rows]  # (U, L)
+        # a pad lies after its segment's last token, so causality already hides it from real tokens
+        own = [position for row in rows for position in row + row[-1:] * (length - len(row))]
         real = [u * length + j for u, row in enumerate(rows) for j in range(len(row))]
-        # a pad lies after its segment's last token, so the causal mask already hides it from real tokens
-        mask = torch.ones(length, len(above) + length, dtype=torch.bool, device=self.device).tril(len(above))
-        flat = self._tensor([position for row in own for position in row])
-        self.siblings.append(Siblings(self._tensor(above), flat, self._tensor(real), mask, len(rows)))
+        below = [own[i] for i in real]
+        self.siblings.append(Siblings(*map(self._index, (above, own, real, below)), len(rows), len(below), not above))
         return rows
+
+    def _index(self, positions):
+        start = positions[0] if positions else 0
+        together = slice(start, start + len(positions))
+        return together if positions == list(range(together.start, together.stop)) else self._tensor(positions)
 
     def attend(self, layer, query, key, value, scaling):
         """query (N, H, D), key and value (N, Hkv, D) → (N, H, D)."""
         if self.cache is not None:
             self.cache[layer] = (key, value)
-        dtype, outputs = query.dtype, []
-        if not query.is_cuda:
-            if torch.is_grad_enabled() or self.cache is None:  # the backward pass is slow in bfloat16; reference as training
-                query, key, value = query.float(), key.float(), value.float()
-            scaling = scaling or query.shape[-1] ** -0.5
-            return CPUAttention.apply(query, key, value, self.siblings, scaling).to(dtype)
-        for s in self.siblings:
-            queries = query.index_select(0, s.own).unflatten(0, (s.count, -1)).transpose(1, 2)  # (U, H, L, D)
-            keys, values = (self._seen(x, s) for x in (key, value))  # (U, Hkv, A + L, D)
-            # with a mask, CUDA's fused kernels take no grouped heads
-            keys, values = (x.repeat_interleave(queries.shape[1] // x.shape[1], 1) for x in (keys, values))
-            with torch.autocast(query.device.type, enabled=False):  # the types are right as they are
-                out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=s.mask, scale=scaling)
-            outputs.append(out.transpose(1, 2).flatten(0, 1).index_select(0, s.real))  # (n, H, D)
-        return torch.cat(outputs).index_select(0, self.inverse).to(dtype)
-
-    @staticmethod
-    def _seen(x, s):
-        above = x.index_select(0, s.above).expand(s.count, -1, -1, -1)  # (U, A, Hkv, D)
-        own = x.index_select(0, s.own).unflatten(0, (s.count, -1))  # (U, L, Hkv, D)
-        return torch.cat([above, own], dim=1).transpose(1, 2)  # (U, Hkv, A + L, D)
+        dtype, scaling = query.dtype, scaling or query.shape[-1] ** -0.5
+        # the CPU's backward pass is slow in bfloat16; the reference pass as in training
+        if query.device.type == "cpu" and (torch.is_grad_enabled() or self.cache is None):
+            query, key, value = query.float(), key.float(), value.float()
+        query, key = query.to(value.dtype), key.to(value.dtype)  # some families normalise them in float32
+        return TreeAttention.apply(query, key, value, self.siblings, scaling).to(dtype)
 
 
-class CPUAttention(torch.autograd.Function):
+class TreeAttention(torch.autograd.Function):
     """A tree's attention in two parts per segment, over its ancestors' keys and over its own, joined by their log-sum-exps.
 
     The ancestors' part needs no mask, no copy of their keys for each segment, and no padding; the own part is plainly
@@ -156,18 +150,17 @@ class CPUAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, siblings, scaling):
         """query (N, H, D), key and value (N, Hkv, D) → (N, H, D)."""
-        out, lse = torch.empty_like(query), torch.empty(query.shape[:2])
+        out, lse = torch.empty_like(query), torch.empty(query.shape[:2], device=query.device)
         for s in siblings:
-            part, part_lse = _flash(*_own(s, query, key, value), 0.0, True, scale=scaling)  # (U, H, L, D), (U, H, L)
+            part, part_lse = fused(*_own(s, query, key, value), True, scaling)  # (U, H, L, D), (U, H, L)
             part, part_lse = (x.transpose(1, 2).flatten(0, 1)[s.real] for x in (part, part_lse))  # (n, H, D), (n, H)
-            rows = s.own[s.real]
-            if len(s.above):
-                above, above_lse = _flash(*_above(s, rows, query, key, value), scale=scaling)
-                above, above_lse = (_by_token(x, len(rows)) for x in (above, above_lse[..., None]))
+            if not s.root:
+                above, above_lse = fused(*_above(s, query, key, value), False, scaling)
+                above, above_lse = (_by_token(x, s.size) for x in (above, above_lse[..., None]))
                 total = torch.logaddexp(part_lse, above_lse[..., 0])
                 part = part * (part_lse - total).exp()[..., None] + above * (above_lse - total[..., None]).exp()
                 part_lse = total
-            out[rows], lse[rows] = part.to(out.dtype), part_lse
+            out[s.rows], lse[s.rows] = part.to(out.dtype), part_lse
         ctx.siblings, ctx.scaling = siblings, scaling
         ctx.save_for_backward(query, key, value, out, lse)
         return out
@@ -177,29 +170,56 @@ class CPUAttention(torch.autograd.Function):
         query, key, value, out, lse = ctx.saved_tensors
         grad_query, grad_key, grad_value = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
         for s in ctx.siblings:
-            rows = s.own[s.real]
-            padded = grad.new_zeros(len(s.own), *grad.shape[1:]).index_copy_(0, s.real, grad[rows])  # pads: no gradient
+            padded = torch.zeros_like(out[s.own])
+            padded[s.real] = grad[s.rows]  # pads: no gradient
             fold = lambda x: x.unflatten(0, (s.count, -1)).transpose(1, 2)  # noqa: B023, E731
-            dq, dk, dv = _flash_backward(
-                fold(padded), *_own(s, query, key, value), fold(out[s.own]), fold(lse[s.own]), 0.0, True, scale=ctx.scaling
-            )
-            grad_query[rows] += dq.transpose(1, 2).flatten(0, 1)[s.real]
-            for whole, part in ((grad_key, dk), (grad_value, dv)):  # heads of a group share their key
-                part = part.transpose(1, 2).flatten(0, 1)[s.real].unflatten(1, (whole.shape[1], -1)).sum(2)
-                whole.index_add_(0, rows, part)
-            if len(s.above):
-                up, whole_out, whole_lse = (_by_head(x[rows], key.shape[1]) for x in (grad, out, lse[..., None]))
-                dq, dk, dv = _flash_backward(
-                    up, *_above(s, rows, query, key, value), whole_out, whole_lse[..., 0], 0.0, False, scale=ctx.scaling
-                )
-                grad_query[rows] += _by_token(dq, len(rows))
-                grad_key.index_add_(0, s.above, dk[0].transpose(0, 1))
-                grad_value.index_add_(0, s.above, dv[0].transpose(0, 1))
+            whole = fold(out[s.own]), fold(lse[s.own])
+            dq, dk, dv = fused_backward(fold(padded), *_own(s, query, key, value), *whole, True, ctx.scaling)
+            grad_query[s.rows] += dq.transpose(1, 2).flatten(0, 1)[s.real]
+            for of, part in ((grad_key, dk), (grad_value, dv)):  # heads of a group share their key
+                of[s.rows] += part.transpose(1, 2).flatten(0, 1)[s.real].unflatten(1, (of.shape[1], -1)).sum(2)
+            if not s.root:
+                up, whole_out, whole_lse = (_by_head(x[s.rows], key.shape[1]) for x in (grad, out, lse[..., None]))
+                whole = whole_out, whole_lse[..., 0]
+                dq, dk, dv = fused_backward(up, *_above(s, query, key, value), *whole, False, ctx.scaling)
+                grad_query[s.rows] += _by_token(dq, s.size)
+                grad_key[s.above] += dk[0].transpose(0, 1)
+                grad_value[s.above] += dv[0].transpose(0, 1)
         return grad_query, grad_key, grad_value, None, None
 
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+def fused(query, key, value, causal, scaling, mask=None):
+    """PyTorch's fused attention, with the log-sum-exps that its public function hides.
+
+    query (B, H, L, D), key and value (B, H, A, D), mask (B, 1, 1, A) added → (B, H, L, D), (B, H, L) float32.
+    """
+    if query.device.type == "cpu":
+        return aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, causal, attn_mask=mask, scale=scaling
+        )
+    if mask is None and query.dtype != torch.float32:  # the fastest on a GPU takes no mask, and no float32
+        return aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, scale=scaling)[:2]
+    if mask is not None:
+        mask = mask.expand(len(query), query.shape[1], query.shape[2], -1)
+    out, lse = aten._scaled_dot_product_efficient_attention(query, key, value, mask, True, 0.0, causal, scale=scaling)[:2]
+    return out, lse[..., : query.shape[2]]
+
+
+def fused_backward(grad, query, key, value, out, lse, causal, scaling):
+    """The gradients of query, key, value: a part's share, where `out` and `lse` are those of attention over more keys."""
+    arguments = grad, query, key, value
+    if query.device.type == "cpu":
+        return aten._scaled_dot_product_flash_attention_for_cpu_backward(*arguments, out, lse, 0.0, causal, scale=scaling)
+    unused = torch.empty(0, dtype=torch.long, device=query.device)  # the state of dropout
+    if query.dtype != torch.float32:
+        lengths = None, None, query.shape[2], key.shape[2]
+        return aten._scaled_dot_product_flash_attention_backward(
+            *arguments, out, lse.contiguous(), *lengths, 0.0, causal, unused, unused, scale=scaling
+        )
+    lse = F.pad(lse, (0, -query.shape[2] % 32), value=torch.inf)  # as the forward pass lays them out
+    return aten._scaled_dot_product_efficient_attention_backward(
+        *arguments, None, out, lse, unused, unused, 0.0, [True, True, True, False], causal, scale=scaling
+    )[:3]
 
 
 def _own(s, query, key, value):
@@ -209,9 +229,9 @@ def _own(s, query, key, value):
     return [x.unflatten(0, (s.count, -1)).transpose(1, 2) for x in parts]
 
 
-def _above(s, rows, query, key, value):
+def _above(s, query, key, value):
     """All of the group's tokens as one segment (1, Hkv, n·G, D), and their ancestors' keys and values (1, Hkv, A, D)."""
-    return [_by_head(query[rows], key.shape[1]), *(x[s.above].transpose(0, 1)[None] for x in (key, value))]
+    return [_by_head(query[s.rows], key.shape[1]), *(x[s.above].transpose(0, 1)[None] for x in (key, value))]
 
 
 def _by_head(x, kv_heads):  # (n, H, ·) → (1, Hkv, n·G, ·)

@@ -8,7 +8,7 @@ import torch
 from conftest import plain_logps
 
 import lora
-from tree import MIN_SHARED, CPUAttention, TokenLogps, Tree, answer_logps, share_prefixes
+from tree import MIN_SHARED, TokenLogps, Tree, TreeAttention, answer_logps, share_prefixes
 
 RNG = random.Random(0)
 
@@ -165,7 +165,7 @@ def test_attention_in_parts_is_plain_attention_over_everything_above(kv_heads):
                          for h in (4, kv_heads, kv_heads))  # fmt: skip
     sees = torch.zeros(count, count, dtype=torch.bool)
     for s in tree.siblings:
-        for segment in s.own.unflatten(0, (s.count, -1)):
+        for segment in torch.arange(count)[s.own].unflatten(0, (s.count, -1)):
             segment = segment.unique()
             sees[segment[:, None], s.above] = True
             sees[segment[:, None], segment] = segment[:, None] >= segment
@@ -174,7 +174,7 @@ def test_attention_in_parts_is_plain_attention_over_everything_above(kv_heads):
     plain = torch.einsum("hnm,mhd->nhd", scores.masked_fill(~sees, -math.inf).softmax(-1), value.repeat_interleave(repeat, 1))
     weight = torch.randn(plain.shape, generator=generator)
     expected = torch.autograd.grad((plain * weight).sum(), (query, key, value))
-    parts = CPUAttention.apply(query, key, value, tree.siblings, 8**-0.5)
+    parts = TreeAttention.apply(query, key, value, tree.siblings, 8**-0.5)
     torch.testing.assert_close(parts, plain, rtol=1e-5, atol=1e-5)
     for mine, theirs in zip(torch.autograd.grad((parts * weight).sum(), (query, key, value)), expected):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
