@@ -15,12 +15,13 @@ import data
 
 
 class PeakMemory:
-    """Peak resident MiB over what was resident at the start, sampled every 20 ms; on a GPU the allocator's own peak."""
+    """Peak MiB over what was held at the start: of resident memory, sampled every 20 ms, or on a GPU the allocator's own."""
 
     def __enter__(self):
         self.gpu = torch.cuda.is_available()
         if self.gpu:
             torch.cuda.reset_peak_memory_stats()
+            self.allocated = torch.cuda.memory_allocated()
         ctypes.CDLL(None).malloc_trim(0)  # what earlier steps freed goes back first, or growth would not show
         self.start = self.peak = resident()
         self.running = True
@@ -36,26 +37,40 @@ class PeakMemory:
     def __exit__(self, *_):
         self.running = False
         self.thread.join()
-        self.mib = torch.cuda.max_memory_allocated() / 2**20 if self.gpu else self.peak - self.start
+        self.mib = (torch.cuda.max_memory_allocated() - self.allocated) / 2**20 if self.gpu else self.peak - self.start
 
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 
 
-def matmul_peak(dtype=torch.float32, device="cpu", size=2048, seconds=1.0):
-    """Measured FLOP/s of a square matrix product."""
-    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
-    wait = torch.cuda.synchronize if device != "cpu" else lambda: None
+def rate(run, seconds=1.0):
+    """How often `run` runs in a second, in all of a device's queue."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for _ in range(3):
-        a @ b
+        run()
     wait()
     started, count = time.time(), 0
     while time.time() - started < seconds:
-        a @ b
-        count += 1
-    wait()
-    return 2 * size**3 * count / (time.time() - started)
+        for _ in range(4):
+            run()
+        wait()
+        count += 4
+    return count / (time.time() - started)
+
+
+def matmul_peak(dtype=torch.float32, device="cpu"):
+    """Measured FLOP/s of a large square matrix product."""
+    size = 2048 if device == "cpu" else 8192
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    return 2 * size**3 * rate(lambda: a @ b)
+
+
+def bandwidth(device):
+    """Measured bytes per second of a large copy, read and written."""
+    here = torch.empty(1 << 30, dtype=torch.uint8, device=device)
+    there = torch.empty_like(here)
+    return 2 * here.numel() * rate(lambda: there.copy_(here))
 
 
 def forward_flops(model, tokens, projected):
@@ -70,6 +85,16 @@ def attention_flops(model, pairs):
     """Of the attention: 4 · heads · size for each pair of a query and a key that it may see, in every layer."""
     c = model.config
     return 4 * c.num_hidden_layers * c.hidden_size * pairs
+
+
+def decoding_bytes(model, tokens):
+    """What a decoding step must read: the weights but for the input embedding, and the keys and values of `tokens` tokens."""
+    c = model.config
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    weights = [p for p in model.parameters() if tied or p is not model.get_input_embeddings().weight]
+    head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    cache = 2 * c.num_hidden_layers * c.num_key_value_heads * head * tokens * weights[0].element_size()
+    return sum(p.numel() * p.element_size() for p in weights) + cache
 
 
 def prompts(tokenizer, length, count, folder=None):

@@ -49,7 +49,7 @@ def ours(args, config, questions, folder):
     lora.inject(policy.model)
     prompts = {q.index: data.prompt_ids(q, policy.tokenizer) for q in questions}
     folder.mkdir(parents=True)
-    with Verifier(2) as verifier:
+    with Verifier(args.workers) as verifier:
         drawn = timed(seconds, "sample and execute", lambda: codelutra.draw(config, policy, questions, folder, 1, verifier))
     pairs = timed(seconds, "pairs", lambda: codelutra.make_pairs(config, policy, questions, *drawn, folder, 1))
     path = folder / "reference.safetensors"
@@ -68,7 +68,7 @@ def theirs(args, config, questions, policy, prompts, answers, pairs):
     by_index = {q.index: q for q in questions}
     asked = [(by_index[a.question], data.extract_code(a.text)) for a in answers]
     commands = [[sys.executable, "-I", "-c", ONE_QUERY, q.database, code, q.gold] for q, code in asked]
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(args.workers) as pool:
         timed(seconds, "their execute", lambda: list(pool.map(lambda c: _bounded(c, config.timeout), commands)))
 
     rows = [
@@ -108,6 +108,7 @@ def main():
     parser.add_argument("--bird", help="BIRD's folder")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--workers", type=int, default=2, help="processes that execute, on both sides")
     parser.add_argument("--questions", type=int, default=16)
     parser.add_argument("--their-batch", type=int, default=4, help="questions that generate gets at once")
     parser.add_argument("--their-pairs", type=int, default=1, help="pairs that DPOTrainer gets at once: 2 need more than 24 GB")
@@ -123,7 +124,7 @@ def main():
         if args.quick:
             config, count = dataclasses.replace(config, answers=4, pairs=2, batch_size=4, max_new=32), 2
         questions = data.subset(data.load(name, folder, "train")[0], 4 * count, 0)
-        with Verifier(2) as verifier:
+        with Verifier(args.workers) as verifier:
             questions = usable(questions, verifier, data.COMPARISON[name], config.timeout)[0][:count]
         with tempfile.TemporaryDirectory() as run:
             mine, policy, prompts, answers, pairs = ours(args, config, questions, Path(run) / "iter_1")

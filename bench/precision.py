@@ -13,7 +13,7 @@ import torch
 from common import prompts, report
 
 from loss import dpo_loss, dpo_margin
-from policy import load_policy
+from policy import load_policy, load_tokenizer
 from tree import Tree, answer_logps
 
 
@@ -36,8 +36,9 @@ def make_llama3_8b(folder):
         num_key_value_heads=8, max_position_embeddings=8192, rope_theta=500000.0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     torch.set_default_dtype(torch.bfloat16)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    load_policy("smollm2").tokenizer.save_pretrained(folder)  # any tokenizer whose ids fit
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        LlamaForCausalLM(config).save_pretrained(folder)
+    load_tokenizer("smollm2").save_pretrained(folder)  # any tokenizer whose ids fit
 
 
 def main():

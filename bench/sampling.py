@@ -4,9 +4,9 @@
     python bench/sampling.py --spider FOLDER                     real questions, answers end when they end
     python bench/sampling.py --spider FOLDER --draws 2048        do both draw from the same distribution? chi-square
 
-Tokens per second, peak memory, and the share of the machine's measured matmul peak. Ours takes as many questions at once
-as the sampler does by itself (`--batch-tokens`), generate `--their-batch` (8 are no faster for it than 4, and its cache
-soon fills 24 GB).
+Tokens per second, peak memory, and the share of the machine's measured matmul peak and, on a GPU, memory bandwidth. Ours
+takes as many questions at once as the sampler does by itself (`--batch-tokens`), generate `--their-batch` (8 are no faster
+for it than 4 on a CPU, and its cache soon fills 24 GB).
 """
 
 import argparse
@@ -16,7 +16,7 @@ import time
 from functools import partial
 
 import torch
-from common import PeakMemory, attention_flops, forward_flops, matmul_peak, prompts, report
+from common import PeakMemory, attention_flops, bandwidth, decoding_bytes, forward_flops, matmul_peak, prompts, report
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
@@ -70,6 +70,7 @@ def fixed(args, policy, model):
         mine = [dummy[i] for i in unit], [batch[i] for i in unit]
         policy.end_ids, policy.stop_tokens = (), frozenset()  # every answer is as long as the limit
         draw_unit(policy, dummy[:1], batch[:1], 4, 4, 1.0, 1.0, 0, 0)  # warm-up
+        _, prefill = once(partial(draw_unit, policy, *mine, args.answers, 1, 1.0, 1.0, 0, 0))
         answers, seconds, ours_memory = timed(partial(draw_unit, policy, *mine, args.answers, args.new, 1.0, 1.0, 0, 0))
         policy.end_ids, policy.stop_tokens = end, stop
         tokens = sum(len(a.ids) for a in answers)
@@ -79,9 +80,19 @@ def fixed(args, policy, model):
         name = f"prompt {length}"
         rows.append((name, tokens / seconds, theirs_tokens / theirs_seconds, "tokens/s"))
         rows.append((f"{name}, peak memory", ours_memory, theirs_memory, "MiB"))
-        flops = forward_flops(policy.model, len(unit) * length + tokens - len(answers), tokens)
-        flops += attention_flops(policy.model, len(unit) * length**2 / 2 + tokens * (length + args.new / 2))
-        extra[f"{name}, share of the matmul peak"] = flops / seconds / matmul_peak(policy.dtype, policy.device.type)
+        seen, count = len(unit) * length, len(unit)
+        flops = [  # of all, of the prompts alone
+            forward_flops(policy.model, seen + tokens - len(answers), tokens)
+            + attention_flops(policy.model, seen * length / 2 + tokens * (length + args.new / 2)),
+            forward_flops(policy.model, seen, count) + attention_flops(policy.model, seen * length / 2),
+        ]
+        peak = matmul_peak(policy.dtype, policy.device.type)
+        extra[f"{name}, share of the matmul peak"] = flops[0] / seconds / peak
+        extra[f"{name}, share of the matmul peak in prefill"] = flops[1] / prefill / peak
+        if policy.device.type == "cuda":
+            step = (seconds - prefill) / (args.new - 1)
+            must = decoding_bytes(policy.model, seen + len(answers) * args.new / 2) / step
+            extra[f"{name}, share of the memory bandwidth in decoding"] = must / bandwidth(policy.device)
         extra[f"{name}, questions at once, ours and theirs"] = [len(unit), min(args.their_batch, len(batch))]
     return rows, extra
 

@@ -58,7 +58,7 @@ def case(args, policy, prompt_length, answer_length):
         reference = reference_logps(config, policy, prompt_of, [question], Path(folder) / "reference.safetensors")
     parameters = lora.parameters(policy.model)
     for p in parameters[1::2]:  # B is zero at the start and A then has no gradient: compare away from it
-        p.data.normal_(0, 0.02, generator=generator)
+        p.data.copy_(0.02 * torch.randn(p.shape, generator=generator))
 
     [pack] = microbatches([(0, c, r) for c, r in pairs], prompt_of, [question], math.inf)
 
@@ -119,7 +119,9 @@ def case(args, policy, prompt_length, answer_length):
         for p in theirs_gradients.values():
             p.grad = None
         for share_of_pairs, batch in parts:
-            (share_of_pairs * trainer.compute_loss(trainer.model, dict(batch))).backward()
+            with policy.autocast():
+                loss = trainer.compute_loss(trainer.model, dict(batch))
+            (share_of_pairs * loss).backward()
 
     theirs()
     _, theirs_seconds, theirs_memory = best(theirs, args.repeats)
