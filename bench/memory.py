@@ -29,14 +29,13 @@ LLAMA3_8B = {
 SMOLLM2 = {"hidden": 576, "inner": 1536, "layers": 30, "heads": 9, "kv_heads": 3, "head": 64, "vocab": 49152, "tied": True}
 
 
-def count(s, prompt, answers, length, width, rank=8, chunk=512, expand=True):
-    """MiB of each part. width: bytes of a weight and an activation; expand: as on CUDA."""
+def count(s, prompt, answers, length, width, rank=8, chunk=512):
+    """MiB of each part. width: bytes of a weight and an activation."""
     d, f, q, kv = s["hidden"], s["inner"], s["heads"] * s["head"], s["kv_heads"] * s["head"]
     tokens = prompt + answers * length
     weights = s["layers"] * (2 * d * q + 2 * d * kv + 3 * d * f) + s["vocab"] * d * (1 if s["tied"] else 2)
     adapter = s["layers"] * rank * (2 * (d + q) + 2 * (d + kv) + 3 * (d + f))
-    # the keys that are attended to: side by side for each answer and head (CUDA), or the ancestors' once and the own ones
-    seen = answers * (prompt + length) * q if expand else tokens * (q + kv)
+    seen = tokens * (q + kv)  # the keys that are attended to: the ancestors' once, and the own ones
     # of one layer: 2 norms and their inputs, q, k, v before and after rotation, attention, its output; gate, up, silu, product;
     # the low-rank products; and as much again for the gradients of the widest of them
     layer = tokens * (6 * d + 4 * q + 4 * kv + 4 * f + 7 * rank) + 2 * seen
@@ -96,7 +95,7 @@ def main():
     show(case, count(LLAMA3_8B, 1500, 16, 100, 2))
     if args.count_only:
         return
-    parts = count(SMOLLM2, prompt, answers, length, 4, expand=False)
+    parts = count(SMOLLM2, prompt, answers, length, 4)
     show(f"SmolLM2-135M in float32, prompt {prompt}, {answers} answers of {length} tokens, checkpointed", parts)
     counted = sum(v for name, v in parts.items() if name not in ("frozen weights", "adapter, gradient, two moments"))
     rows = []
