@@ -54,7 +54,7 @@ class LoRALinear(nn.Module):
         exact = x if torch.is_autocast_enabled(x.device.type) else x.to(self.lora_A.dtype)  # autocast makes no copy
         base, low = self.base(x), F.linear(exact, self.lora_A)  # (…, out), (…, r)
         whole = torch.addmm(base.to(low.dtype).flatten(0, -2), low.flatten(0, -2), self.lora_B.T, alpha=self.scaling)
-        return whole.view_as(base).to(x.dtype)
+        return whole.view_as(base).to(base.dtype)
 
     def delta(self):
         """(alpha / r) B A in the base weight's orientation, float32."""

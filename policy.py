@@ -133,6 +133,8 @@ def settle_device(device: str, precision: str) -> tuple[torch.device, str]:
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         torch.empty(0, device=device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # CUDA graphs are captured on the current one
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device} cannot be used: {first_line(error)}")
     if precision == "auto" and device.type == "cuda":

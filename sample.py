@@ -156,10 +156,8 @@ class Decoding:
 
     An answer attends to its schema (where questions share one), its question, and its own past, (R, Hkv, T, D). On a GPU
     a step is hundreds of kernels that take less time than their launch, so it is captured as one CUDA graph and replayed.
-    Its shapes must not change for that: an answer's own keys are masked to those there are, in windows of WINDOW tokens.
+    Its shapes must not change for that: all T places of an answer's own keys are attended to, masked to those there are.
     """
-
-    WINDOW = 64
 
     def __init__(self, tree: Tree, answers: int, steps: int):
         below = [list(range(i * answers, (i + 1) * answers)) for i in range(len(tree.paths))]  # rows of each question
@@ -172,27 +170,25 @@ class Decoding:
         self.first = torch.tensor([len(path) for path in tree.paths for _ in range(answers)], device=tree.device)
         self.steps, self.step = steps, 0
         self.own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.on_gpu = self.first.is_cuda
         self.place = torch.zeros_like(self.first[:1])  # (1,) the step, where a graph finds it
-        keys, _ = next(iter(tree.cache.values()))
-        self.mask = keys.new_full((1, 1, 1, -(-steps // self.WINDOW) * self.WINDOW), -math.inf) if self.on_gpu else None
-        self.seen, self.replay = 0, None
+        self.fixed, self.mask, self.replay = fixed_shapes(tree.device), None, None
+        if self.fixed:
+            keys, _ = next(iter(tree.cache.values()))
+            self.mask = keys.new_full((1, 1, 1, -(-steps // 16) * 16), -math.inf)
+            self.replay = Replay() if keys.is_cuda and not ranks.sharded() else None
 
     def feed(self, model, tokens):
         """tokens (R,), one for every answer → the logits after it, (R, V), which the next call may overwrite."""
-        seen = self.step + 1
-        if self.on_gpu:
-            self.place.fill_(self.step)
+        self.place.fill_(self.step)
+        if self.fixed:
             self.mask[..., self.step] = 0
-            seen = min(-(-seen // self.WINDOW) * self.WINDOW, self.steps)
-        if seen != self.seen or self.replay is None:
-            self.seen, self.replay = seen, Replay(self.on_gpu and not ranks.sharded())
-        logits = self.replay(partial(self._forward, model), tokens)
+        run = partial(self._forward, model)
+        logits = self.replay(run, tokens) if self.replay else run(tokens)
         self.step += 1
         return logits
 
     def _forward(self, model, tokens):
-        positions = self.first + (self.place if self.on_gpu else self.step)
+        positions = self.first + self.place
         return model(input_ids=tokens[None], position_ids=positions[None], layout=self, use_cache=False).logits[0]
 
     def keep(self, rows: torch.Tensor):
@@ -201,26 +197,27 @@ class Decoding:
         new[rows] = torch.arange(len(rows), device=rows.device)
         self.shared = [shared for shared in self.shared if shared.keep(new)]
         for layer, pair in self.own.items():
-            keys, values = (x.new_zeros(len(rows), *x.shape[1:]) for x in pair)
+            keys, values = (self._places(x, len(rows)) for x in pair)
             for fresh, old in zip((keys, values), pair):
                 fresh[:, :, : self.step] = old[rows, :, : self.step]
             self.own[layer] = keys, values
-        self.first, self.replay = self.first[rows], None
+        self.first, self.replay = self.first[rows], Replay() if self.replay else None
+
+    def _places(self, like, rows):
+        """Room for T keys or values of each row: zeros where the empty ones are attended to, though masked."""
+        make = like.new_zeros if self.fixed else like.new_empty
+        return make(rows, like.shape[1], self.steps, like.shape[-1])
 
     def attend(self, layer, query, key, value, scaling):
         """query (R, H, D), key and value (R, Hkv, D) → (R, H, D)."""
         rows, heads, size = query.shape
         kv_heads = key.shape[1]
         if layer not in self.own:
-            self.own[layer] = tuple(x.new_zeros(rows, kv_heads, self.steps, size) for x in (key, value))
+            self.own[layer] = self._places(key, rows), self._places(value, rows)
         for stored, new in zip(self.own[layer], (key, value)):
-            if self.on_gpu:
-                stored.index_copy_(2, self.place, new[:, :, None])
-            else:
-                stored[:, :, self.step] = new
-        own = [stored[:, :, : self.seen] for stored in self.own[layer]]
-        query = query.to(value.dtype).reshape(rows, kv_heads, -1, size)  # (R, Hkv, G, D)
-        scaling = scaling or size**-0.5
+            stored.index_copy_(2, self.place, new[:, :, None])
+        own = [stored[:, :, : self.steps if self.fixed else self.step + 1] for stored in self.own[layer]]
+        query = query.reshape(rows, kv_heads, -1, size)  # (R, Hkv, G, D)
         parts = [shared.attend(layer, query, scaling) for shared in self.shared]
         parts.append(partial_attention(query, *own, scaling, self.mask))
         weights = torch.stack([lse for _, lse in parts]).softmax(0)  # each part's share of the whole softmax
@@ -228,29 +225,35 @@ class Decoding:
         return out.reshape(rows, heads, size)
 
 
-class Replay:
-    """Runs a function of one tensor; where `capture` is set, the second call captures its kernels as one CUDA graph.
+def fixed_shapes(device) -> bool:
+    """Whether every decoding step has the shapes of the one before, as a CUDA graph needs."""
+    return torch.device(device).type == "cuda"
 
-    Every call must have the first one's shapes, and the function find whatever else changes in tensors that stay.
-    A function that waits for the GPU, as some families' forward does, is never captured.
+
+class Replay:
+    """Runs a function of one tensor on a GPU: the second call captures its kernels as one CUDA graph, which is replayed.
+
+    Every call must have the first one's shapes, and the function find whatever else changes in tensors that stay. A function
+    that waits for the GPU, as some families' forward does, is never captured. One graph at a time: a graph's end also
+    clears the work space of its stream, on which the others were captured too.
     """
 
-    def __init__(self, capture: bool):
-        self.capture, self.graph, self.calls = capture, None, 0
+    def __init__(self):
+        self.graph, self.calls, self.waits = None, 0, False
 
     def __call__(self, run, given):
         self.calls += 1
-        if self.capture and self.calls == 1:  # the first call also loads and tunes the kernels
+        if self.calls == 1:  # it also loads and tunes the kernels
             torch.cuda.set_sync_debug_mode("error")
             try:
                 return run(given)
-            except RuntimeError as waits:
-                if "synchroniz" not in str(waits):
+            except RuntimeError as error:
+                if "synchroniz" not in str(error):
                     raise
-                self.capture = False
+                self.waits = True
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        if not self.capture:
+        if self.waits:
             return run(given)
         if self.graph is None:
             self.graph, self.given = torch.cuda.CUDAGraph(), given.clone()

@@ -37,7 +37,11 @@ def attention(module, query, key, value, attention_mask=None, scaling=None, layo
             raise ValueError(f"this model's attention uses {name}, which tree attention does not compute")
     # token by token is how the projections leave them in memory: the layouts pick tokens without copying the rest
     query, key, value = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
-    return layout.attend(module.layer_idx, query, key, value, scaling)[None], None
+    query, key = query.to(value.dtype), key.to(value.dtype)  # some families normalise them in float32
+    size = query.shape[-1]
+    if size % 8:  # a GPU's kernels take no other size
+        query, key, value = (F.pad(x, (0, -size % 8)) for x in (query, key, value))
+    return layout.attend(module.layer_idx, query, key, value, scaling or size**-0.5)[None, ..., :size], None
 
 
 AttentionInterface.register("tree", attention)
@@ -47,13 +51,13 @@ AttentionInterface.register("tree", attention)
 class Siblings:
     """Segments with one parent: they see the same ancestors and, causally, themselves.
 
-    Each of the four is an index: a slice where it can be, which copies nothing, or a tensor.
+    Three are indices: a slice where it can be, which copies nothing, or a tensor.
     """
 
     above: slice | torch.Tensor  # (A,)   row positions of the ancestors' tokens, of which there may be none
     own: slice | torch.Tensor  # (U·L,) row positions of the segments' tokens, short segments padded by repeating their last
     real: slice | torch.Tensor  # (n,)   which of the U·L are not padding
-    rows: slice | torch.Tensor  # (n,)   row positions of the segments' tokens, own[real]
+    rows: slice  # (n,)   row positions of the segments' tokens, own[real]
     count: int  # U
     size: int  # n
     root: bool  # A is 0
@@ -118,8 +122,8 @@ class Tree:
         # a pad lies after its segment's last token, so causality already hides it from real tokens
         own = [position for row in rows for position in row + row[-1:] * (length - len(row))]
         real = [u * length + j for u, row in enumerate(rows) for j in range(len(row))]
-        below = [own[i] for i in real]
-        self.siblings.append(Siblings(*map(self._index, (above, own, real, below)), len(rows), len(below), not above))
+        below = slice(rows[0][0], len(self._ids))
+        self.siblings.append(Siblings(*map(self._index, (above, own, real)), below, len(rows), len(real), not above))
         return rows
 
     def _index(self, positions):
@@ -131,11 +135,10 @@ class Tree:
         """query (N, H, D), key and value (N, Hkv, D) → (N, H, D)."""
         if self.cache is not None:
             self.cache[layer] = (key, value)
-        dtype, scaling = query.dtype, scaling or query.shape[-1] ** -0.5
+        dtype = query.dtype
         # the CPU's backward pass is slow in bfloat16; the reference pass as in training
         if query.device.type == "cpu" and (torch.is_grad_enabled() or self.cache is None):
             query, key, value = query.float(), key.float(), value.float()
-        query, key = query.to(value.dtype), key.to(value.dtype)  # some families normalise them in float32
         return TreeAttention.apply(query, key, value, self.siblings, scaling).to(dtype)
 
 
@@ -170,10 +173,11 @@ class TreeAttention(torch.autograd.Function):
         query, key, value, out, lse = ctx.saved_tensors
         grad_query, grad_key, grad_value = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
         for s in ctx.siblings:
-            padded = torch.zeros_like(out[s.own])
+            own_out = out[s.own]
+            padded = torch.zeros_like(own_out)
             padded[s.real] = grad[s.rows]  # pads: no gradient
             fold = lambda x: x.unflatten(0, (s.count, -1)).transpose(1, 2)  # noqa: B023, E731
-            whole = fold(out[s.own]), fold(lse[s.own])
+            whole = fold(own_out), fold(lse[s.own])
             dq, dk, dv = fused_backward(fold(padded), *_own(s, query, key, value), *whole, True, ctx.scaling)
             grad_query[s.rows] += dq.transpose(1, 2).flatten(0, 1)[s.real]
             for of, part in ((grad_key, dk), (grad_value, dv)):  # heads of a group share their key
@@ -188,6 +192,12 @@ class TreeAttention(torch.autograd.Function):
         return grad_query, grad_key, grad_value, None, None
 
 
+def flash(query):
+    """Whether a GPU's fastest kernels take such a query; the others take any, and a mask."""
+    ampere = torch.cuda.get_device_capability(query.device) >= (8, 0)
+    return ampere and query.dtype != torch.float32 and query.shape[-1] <= 256
+
+
 def fused(query, key, value, causal, scaling, mask=None):
     """PyTorch's fused attention, with the log-sum-exps that its public function hides.
 
@@ -197,7 +207,7 @@ def fused(query, key, value, causal, scaling, mask=None):
         return aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, causal, attn_mask=mask, scale=scaling
         )
-    if mask is None and query.dtype != torch.float32:  # the fastest on a GPU takes no mask, and no float32
+    if mask is None and flash(query):
         return aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, scale=scaling)[:2]
     if mask is not None:
         mask = mask.expand(len(query), query.shape[1], query.shape[2], -1)
@@ -211,7 +221,7 @@ def fused_backward(grad, query, key, value, out, lse, causal, scaling):
     if query.device.type == "cpu":
         return aten._scaled_dot_product_flash_attention_for_cpu_backward(*arguments, out, lse, 0.0, causal, scale=scaling)
     unused = torch.empty(0, dtype=torch.long, device=query.device)  # the state of dropout
-    if query.dtype != torch.float32:
+    if flash(query):
         lengths = None, None, query.shape[2], key.shape[2]
         return aten._scaled_dot_product_flash_attention_backward(
             *arguments, out, lse.contiguous(), *lengths, 0.0, causal, unused, unused, scale=scaling

@@ -70,7 +70,7 @@ def fixed(args, policy, model):
         mine = [dummy[i] for i in unit], [batch[i] for i in unit]
         policy.end_ids, policy.stop_tokens = (), frozenset()  # every answer is as long as the limit
         draw_unit(policy, dummy[:1], batch[:1], 4, 4, 1.0, 1.0, 0, 0)  # warm-up
-        _, prefill = once(partial(draw_unit, policy, *mine, args.answers, 1, 1.0, 1.0, 0, 0))
+        _, prefill, _ = timed(partial(draw_unit, policy, *mine, args.answers, 1, 1.0, 1.0, 0, 0))
         answers, seconds, ours_memory = timed(partial(draw_unit, policy, *mine, args.answers, args.new, 1.0, 1.0, 0, 0))
         policy.end_ids, policy.stop_tokens = end, stop
         tokens = sum(len(a.ids) for a in answers)

@@ -33,6 +33,7 @@ FAMILIES = {
     "GPT-2": ("gpt2", GPT2, 4),
     "GPT-NeoX": ("gpt_neox", {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}, 4),
 }
+OTHERS = {"heads of 12": ("llama", SMALL | {"head_dim": 12}, 7)}  # a GPU's kernels take multiples of 8 alone
 REFUSED = {
     "BLOOM (ALiBi)": ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
     "Gemma 2 (soft-capped scores)": ("gemma2", SMALL | {"head_dim": 8}),
@@ -52,9 +53,9 @@ def save(model_type, settings, tokenizer, folder):
     return str(folder)
 
 
-@pytest.fixture(scope="module", params=FAMILIES, ids=str)
+@pytest.fixture(scope="module", params=[*FAMILIES, *OTHERS], ids=str)
 def family(request, tokenizer, tmp_path_factory):
-    model_type, settings, layers = FAMILIES[request.param]
+    model_type, settings, layers = (FAMILIES | OTHERS)[request.param]
     return save(model_type, settings, tokenizer, tmp_path_factory.mktemp(model_type)), layers
 
 

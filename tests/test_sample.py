@@ -226,6 +226,15 @@ def test_answers_that_leave_the_batch_do_not_change_the_others(policy, questions
     assert len({len(a.ids) for a in ending.values()}) > 5
 
 
+@pytest.mark.parametrize("ends", [(), tuple(range(0, 352, 9))])
+def test_steps_of_fixed_shapes_draw_the_same(policy, questions, ends, monkeypatch):
+    policy.end_ids = ends
+    growing = drawn(policy, questions, answers=5, max_new=20, seed=2)
+    asked = []
+    monkeypatch.setattr(sampling, "fixed_shapes", lambda device: asked.append(device) or True)  # as on a GPU
+    assert tokens(drawn(policy, questions, answers=5, max_new=20, seed=2)) == tokens(growing) and asked
+
+
 def test_finished_tells_an_end_token_from_the_length_limit(policy, questions):
     policy.end_ids = tuple(range(0, 352, 9))
     answers = drawn(policy, questions, answers=8, max_new=6)

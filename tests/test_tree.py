@@ -2,13 +2,15 @@
 
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import plain_logps
 
 import lora
-from tree import MIN_SHARED, TokenLogps, Tree, TreeAttention, answer_logps, share_prefixes
+from sample import Decoding
+from tree import MIN_SHARED, TokenLogps, Tree, TreeAttention, answer_logps, attention, share_prefixes
 
 RNG = random.Random(0)
 
@@ -178,3 +180,18 @@ def test_attention_in_parts_is_plain_attention_over_everything_above(kv_heads):
     torch.testing.assert_close(parts, plain, rtol=1e-5, atol=1e-5)
     for mine, theirs in zip(torch.autograd.grad((parts * weight).sum(), (query, key, value)), expected):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_queries_and_keys_that_are_normalised_in_float32_are_attended_to_in_the_values_type():
+    tree = Tree(PROMPTS[:3], keep_cache=True)
+    count, generator = tree.ids.shape[1], torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, h, count, 12, generator=generator) for h in (4, 2, 2))
+    value = value.bfloat16()
+    module, out = SimpleNamespace(layer_idx=0), []
+    for q, k, layout in ((query, key, tree), (query.bfloat16(), key.bfloat16(), Tree(PROMPTS[:3], keep_cache=True))):
+        with torch.no_grad():
+            out.append(attention(module, q, k, value, layout=layout)[0])
+    assert torch.equal(*out) and out[0].dtype == torch.bfloat16 and out[0].shape == (1, count, 4, 12)
+    decoding = Decoding(tree, 2, 4)  # what it takes from the cache has the values' type as well
+    rows = [torch.randn(1, h, 6, 12, generator=generator) for h in (4, 2)]
+    assert attention(module, *rows, value[:, :, :6], layout=decoding)[0].dtype == torch.bfloat16
