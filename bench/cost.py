@@ -4,9 +4,10 @@
 
 Prompt and answer lengths are those of the questions that are there, by the tokenizer that is there; an answer is taken to be as
 long as its gold code. Arithmetic: two operations a weight and token forward, two more backward (the weights are frozen, so
-only inputs have gradients). Hours are arithmetic over an assumed share of an H100's bfloat16 peak, and for decoding weights
-and caches over an assumed share of its bandwidth: assumptions until somebody measures them. Not counted: attention (a few per
-cent at these lengths), checkpointing (half as much again in training), scoring's decoding beyond its arithmetic.
+only inputs have gradients). Hours are arithmetic over the share of an H100's bfloat16 peak that training reached, and for
+decoding weights and caches over the share of its bandwidth that sampling reached, both measured with a random model of this
+shape (bench/README.md). Not counted: attention (a few per cent at these lengths), checkpointing (half as much again in
+training), scoring's decoding beyond its arithmetic.
 """
 
 import argparse
@@ -29,10 +30,10 @@ def main():
     parser.add_argument("--train", type=int, default=9428, help="training questions of the release")
     parser.add_argument("--dev", type=int, default=1534, help="held-out questions of the release")
     parser.add_argument("--batch", type=int, default=256, help="answers that are decoded at once")
-    parser.add_argument("--peak", type=float, default=989e12, help="operations per second, dense bfloat16")
-    parser.add_argument("--share", type=float, default=0.4, help="of the peak, in prefill and training")
-    parser.add_argument("--bandwidth", type=float, default=3.35e12, help="bytes per second")
-    parser.add_argument("--bandwidth-share", type=float, default=0.6, help="of it, in decoding")
+    parser.add_argument("--peak", type=float, default=800e12, help="operations per second, dense bfloat16")
+    parser.add_argument("--share", type=float, default=0.35, help="of the peak, in prefill and training")
+    parser.add_argument("--bandwidth", type=float, default=3.0e12, help="bytes per second")
+    parser.add_argument("--bandwidth-share", type=float, default=0.25, help="of it, in decoding")
     args = parser.parse_args()
     config = Config(data="bird", **PRESETS["bird"])
     tokenizer, questions = load_tokenizer(args.tokenizer), data.load("bird", args.data_dir, "train")[0]
