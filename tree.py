@@ -51,7 +51,7 @@ AttentionInterface.register("tree", attention)
 class Siblings:
     """Segments with one parent: they see the same ancestors and, causally, themselves.
 
-    Three are indices: a slice where it can be, which copies nothing, or a tensor.
+    `above`, `own` and `real` are slices where they can be, which copies nothing, or tensors; `rows` is always together.
     """
 
     above: slice | torch.Tensor  # (A,)   row positions of the ancestors' tokens, of which there may be none
