@@ -395,31 +395,41 @@ def train(config, policy, prompts, pairs, reference, steps, folder, t):
     saved = time.time()
     started = saved - (json.loads(log[-1])["seconds"] if log else 0)
     bar = tqdm(steps, desc=f"training π_{t}", unit="step", dynamic_ncols=True, initial=len(log))
-    for step in range(len(log), len(steps)):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step, len(steps))
-        where = f"step {step} of iteration {t}"
-        row = add_gradients(config, policy, prompts, pairs, reference, steps[step], scaler, where)
-        scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip).item()
-        if not (math.isfinite(norm) or scaler.is_enabled()):
-            raise UserError(f"the gradient is {norm} at {where}: lower --lr.")
-        if step == 0 and "dpo" in row:
-            check_first_step(row["dpo"], config.beta, policy.dtype)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        row |= {"step": step, "lr": learning_rate(config, step, len(steps)), "grad_norm": norm}
-        row |= {"seconds": round(time.time() - started, 2)}
-        log.append(json.dumps(row) + "\n")
-        if ranks.rank() == 0:
-            with open(folder / "train.jsonl", "a", encoding="utf-8") as file:
-                file.write(log[-1])
-        if ranks.rank() == 0 and time.time() - saved > config.save_every:
+    between_steps = True  # the adapter and the optimizer are those after len(log) steps
+    try:
+        for step in range(len(log), len(steps)):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step, len(steps))
+            where = f"step {step} of iteration {t}"
+            row = add_gradients(config, policy, prompts, pairs, reference, steps[step], scaler, where)
+            between_steps = False
+            scaler.unscale_(optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip).item()
+            if not (math.isfinite(norm) or scaler.is_enabled()):
+                raise UserError(f"the gradient is {norm} at {where}: lower --lr.")
+            if step == 0 and "dpo" in row:
+                check_first_step(row["dpo"], config.beta, policy.dtype)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            row |= {"step": step, "lr": learning_rate(config, step, len(steps)), "grad_norm": norm}
+            row |= {"seconds": round(time.time() - started, 2)}
+            log.append(json.dumps(row) + "\n")
+            between_steps = True
+            if ranks.rank() == 0:
+                with open(folder / "train.jsonl", "a", encoding="utf-8") as file:
+                    file.write(log[-1])
+            if ranks.rank() == 0 and time.time() - saved > config.save_every:
+                keep(folder / "checkpoint.pt", parameters, optimizer, scaler, log)
+                saved = time.time()
+            bar.set_postfix_str(
+                f"loss {row['loss']:.3f}, chosen {row['chosen_logp_per_token']:.2f} a token", refresh=False
+            )
+            bar.update()
+    except KeyboardInterrupt:
+        if ranks.rank() == 0 and between_steps and log:  # nothing of the steps that are done is lost
             keep(folder / "checkpoint.pt", parameters, optimizer, scaler, log)
-            saved = time.time()
-        bar.set_postfix_str(f"loss {row['loss']:.3f}, chosen {row['chosen_logp_per_token']:.2f} a token", refresh=False)
-        bar.update()
+        raise
     bar.close()
     policy.model.eval()
 

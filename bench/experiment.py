@@ -1,0 +1,134 @@
+"""The paper's comparison on one base model: many runs of codelutra.py, one after the other, from the same draws.
+
+    python bench/experiment.py --data spider --data-dir PATH                       one seed, 256 questions, one iteration
+    python bench/experiment.py --data spider --data-dir PATH --size paper --seeds 0 1 2 --minutes 28
+
+Each run is a folder under --out; the same command resumes. What two runs have in common is made once and copied: the base
+model's scores, and the answers that it draws in iteration 1 with their verdicts. With --minutes it stops in time (a run
+that is in training writes a checkpoint first). When a run ends, its settings, scores and training curves are written to
+--results, one small JSON file a run.
+"""
+
+import argparse
+import dataclasses
+import json
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from settings import codes, parse
+
+# settings of all runs of a size
+SIZES = {
+    "tiny": "--limit 8 --validation 4 --eval-limit 8 --answers 2 --pairs 2 --iterations 1 --max-new 24",
+    "first": "--limit 256 --validation 60 --answers 8 --pairs 4 --iterations 1 --lr 1e-4 --step-databases 1",
+    "middle": "--limit 1000 --answers 8 --pairs 4 --iterations 3 --lr 1e-4 --step-databases 1 --min-gain -1",
+    "paper": "--step-databases 1 --min-gain -1",
+}
+GOLD = "--gold only --objective sft"  # fine-tuning: one pair a question, and as many epochs as CodeLutra has pairs
+# what a method has beside them; {k} is the size's K
+METHODS = {
+    "dual": "",
+    "dual-sum": "--sft-reduction sum",
+    "positives": "--objective sft",
+    "gold": GOLD + " --pairs 1 --epochs {k} --iterations 1",
+    "dpo": "--objective dpo",
+    "dual-lam5": "--lam 5",
+    "dual-beta.02": "--beta 0.02",
+    "dual-lr3e-5": "--lr 3e-5",
+}
+SAME_DRAWS = ("iter_1/answers.jsonl", "iter_1/verdicts.jsonl")
+SAME_BASE = ("questions.json", "iter_0/scores.json", "iter_0/dev.jsonl", "iter_0/validation.jsonl", "iter_0/seconds.json")
+
+
+def command(args, method: str, seed: int) -> list[str]:
+    size = SIZES[args.size].split()
+    k = size[size.index("--pairs") + 1] if "--pairs" in size else "10"
+    flags = [*size, *METHODS[method].format(k=k).split(), *shlex.split(args.flags)]
+    return [
+        "--model", args.model, "--data", args.data, "--data-dir", args.data_dir, "--seed", str(seed), *flags,
+        "--out", str(args.out / f"{args.size}-{method}-seed{seed}"),
+    ]  # fmt: skip
+
+
+def begin(arguments: list[str], other: Path):
+    """Give a run what it shares with `other`, where that has it already: the base's scores, the first draws."""
+    config = parse(arguments)
+    run = Path(config.out)
+    if (run / "config.json").exists() or not (other / "config.json").exists() or run == other:
+        return
+    theirs = json.loads((other / "config.json").read_text())
+    draws = all(theirs[name] == getattr(config, name) for name in ("answers", "temperature", "top_p", "criterion"))
+    for name in [*SAME_BASE, *(SAME_DRAWS if draws else ())]:
+        if (other / name).exists():
+            (run / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(other / name, run / name)
+    if run.exists():
+        settings = dataclasses.asdict(config) | {"code": codes(run)}
+        (run / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def collect(run: Path, results: Path):
+    """What is worth keeping of a run: settings, scores, counts of pairs, seconds, and the training curves."""
+    iterations = []
+    for folder in sorted(run.glob("iter_*"), key=lambda path: int(path.name[5:])):
+        row = {
+            name: json.loads((folder / f"{name}.json").read_text())
+            for name in ("scores", "pairs_summary", "seconds")
+            if (folder / f"{name}.json").exists()
+        }
+        if (folder / "train.jsonl").exists():
+            steps = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+            row["train"] = {key: [float(f"{step[key]:.4g}") for step in steps] for key in steps[0]} if steps else {}
+        iterations.append(row)
+    results.mkdir(parents=True, exist_ok=True)
+    kept = {"config": json.loads((run / "config.json").read_text()), "iterations": iterations}
+    (results / f"{run.name}.json").write_text(json.dumps(kept) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="coder")
+    parser.add_argument("--data", default="spider")
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--size", default="first", choices=list(SIZES))
+    parser.add_argument("--methods", nargs="+", default=["dual", "positives", "gold", "dpo"], choices=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--flags", default="", help="further flags of codelutra.py for every run, as one text")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this time")
+    parser.add_argument("--out", type=Path, default=Path("runs/experiment"))
+    parser.add_argument("--results", type=Path, default=Path("results/experiment"))
+    args = parser.parse_args()
+    end = time.time() + 60 * args.minutes
+    for seed in args.seeds:
+        first = Path(command(args, args.methods[0], seed)[-1])
+        for method in args.methods:
+            arguments = command(args, method, seed)
+            run = Path(arguments[-1])
+            if (run / "summary.json").exists():
+                collect(run, args.results)
+                continue
+            begin(arguments, first)
+            print(f"== {run.name}, {time.strftime('%H:%M')}", flush=True)
+            process = subprocess.Popen([sys.executable, "codelutra.py", *arguments])
+            try:
+                process.wait(max(0, end - time.time()) if end < float("inf") else None)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGINT)
+                process.wait()
+            if (run / "config.json").exists():
+                collect(run, args.results)
+            if time.time() >= end:
+                print("the time is over; the same command resumes")
+                return
+            if process.returncode:
+                sys.exit(f"{run.name} ended with exit code {process.returncode}")
+
+
+if __name__ == "__main__":
+    main()
