@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from data import UserError
+from cli import UserError
 
 
 def start(device: torch.device) -> torch.device:
@@ -61,7 +61,7 @@ def shard(model, device: torch.device):
     stacks = [m for m in base.children() if isinstance(m, torch.nn.ModuleList) and len(m) == depth]
     if len(stacks) != 1:
         raise UserError(f"--shard: a {model.config.model_type} has no single list of {depth} layers.")
-    mesh = init_device_mesh(device.type, (count(),))
+    mesh = init_device_mesh(device.type, (world_size(),))
     for layer in stacks[0]:
         fully_shard(layer, mesh=mesh)
     # the root decides when layers are given back; it has no weights of its own to share out
@@ -98,41 +98,41 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def count() -> int:
+def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def gather(item) -> list:
+def all_gather(item) -> list:
     """The item of every process, in their order, on all of them."""
-    if count() == 1:
+    if world_size() == 1:
         return [item]
-    items = [None] * count()
+    items = [None] * world_size()
     dist.all_gather_object(items, item)
     return items
 
 
-def wait():
+def barrier():
     """Until all are here: what the first process has written before can now be read."""
-    if count() > 1:
+    if world_size() > 1:
         dist.barrier()
 
 
-def spread(items: list, run, empty_pass=None) -> list:
+def share_work(items: list, run, empty_pass=None) -> list:
     """run(items), with each process running its share; all the results on all of them, in the order of the items.
 
     empty_pass: where `run` calls the model, see `catch_up`.
     """
-    result, mine = [None] * len(items), run(items[rank() :: count()])
+    result, mine = [None] * len(items), run(items[rank() :: world_size()])
     if empty_pass:
         catch_up(empty_pass)
-    for r, part in enumerate(gather(mine)):
-        result[r :: count()] = part
+    for r, part in enumerate(all_gather(mine)):
+        result[r :: world_size()] = part
     return result
 
 
-def add_up(parameters: list[torch.nn.Parameter]):
+def all_reduce_gradients(parameters: list[torch.nn.Parameter]):
     """Every parameter's gradient becomes the sum over the processes."""
-    if count() == 1:
+    if world_size() == 1:
         return
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
     dist.all_reduce(flat)

@@ -13,12 +13,13 @@ function of (seed, t, i, m, j) alone. Rounding depends on what is computed toget
 from __future__ import annotations
 
 import math
-import signal
+from dataclasses import dataclass
 from functools import partial
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # until data.run takes over: Ctrl-C while the libraries are imported ends it, without a traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+import cli
+
+if __name__ == "__main__":
+    cli.interruptible()
 
 import numpy as np
 import torch
@@ -30,6 +31,19 @@ import ranks
 from data import Answer, Question
 from policy import Policy, empty_pass, halving, load_policy
 from tree import Tree, fused, shared
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How answers are drawn. The same values draw the same answers."""
+
+    answers: int = 16  # M, to each question
+    max_new: int = 128  # longest answer, tokens
+    temperature: float = 1.0  # 0: the most likely token
+    top_p: float = 1.0
+    seed: int = 0
+    iteration: int = 0
+    batch_tokens: int = 32768  # cached tokens per batch of questions
 
 
 def uniforms(seed: int, iteration: int, question: int, sample: int, count: int) -> np.ndarray:

@@ -1,24 +1,16 @@
-"""What a run is begun with: its settings, which are the command's flags, and its questions; both are kept in its folder.
-
-A run that goes on must have the same settings (`check_settings`) and find the same data (`check_data`).
-"""
+"""The settings of a run: each is a flag of `codelutra.py`, with its bounds and its help, and a field of config.json."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cli
 import data
-import ranks
-from data import UserError
-from eval import usable
-from folder import missing, whole, write
 from policy import settle_device
+from sample import SamplingParams
 
 
 def setting(default, help, choices=None, above=None, least=None, most=math.inf):
@@ -48,6 +40,7 @@ class Config:
     criterion: str = setting(
         "match", "chosen: same result as gold, or merely executable, without the gold code (Fig. 3c)", ["match", "executable"]
     )
+    keep_empty: bool = setting(False, "train on questions whose gold query gives no rows, too: any that gives none is right")
     objective: str = setting("dual", "dual: equation 6; dpo: without SFT (Table 2); sft: chosen only", ["dual", "dpo", "sft"])
     beta: float = setting(0.1, "β of DPO", above=0)
     lam: float = setting(1.0, "λ, weight of the SFT term", least=0)
@@ -80,6 +73,17 @@ class Config:
     train_tokens: int = setting(4096, "training: tokens per forward pass", above=0)
     save_every: float = setting(300.0, "training: seconds between checkpoints within an epoch", above=0)
 
+    @property
+    def draws(self) -> bool:
+        """Whether answers are drawn for training: fine-tuning on gold code needs none."""
+        return (self.gold, self.objective) != ("only", "sft")
+
+    def sampling(self, t: int) -> SamplingParams:
+        """How iteration t's answers are drawn."""
+        return SamplingParams(
+            self.answers, self.max_new, self.temperature, self.top_p, self.seed, iteration=t, batch_tokens=self.batch_tokens
+        )
+
 
 # Table 5; `shop` is for a 135M model on two CPU cores, found on its training questions (README, differences from the paper)
 PRESETS: dict[str, dict] = {
@@ -93,13 +97,14 @@ PRESETS: dict[str, dict] = {
         "lr": 3e-4, "max_length": 512, "max_new": data.MAX_NEW["shop"],
     },
 }
-# may differ when a run goes on; the last two, which a full memory may force, change no more than rounding
+# may differ when a run is resumed; `checkpointing` and `train_tokens`, which a full memory may force, change no more
+# than rounding
 FREE = {"out", "iterations", "min_gain", "workers", "save_every", "shard", "checkpointing", "train_tokens"}
 
 
 def parse(argv=None, description="") -> Config:
     """The settings that a command asks for, presets and `auto` resolved; what cannot be meant ends it with exit code 2."""
-    parser = data.flags(description)
+    parser = cli.flags(description)
     for f in dataclasses.fields(Config):
         flag = "--" + f.name.replace("_", "-")
         presets = ", ".join(f"{d}: {p[f.name]}" for d, p in PRESETS.items() if f.name in p)
@@ -135,115 +140,6 @@ def parse(argv=None, description="") -> Config:
         if given.get("gold", "never") != "never":
             parser.error("--criterion executable uses no gold code: --gold must be never")
         config = dataclasses.replace(config, gold="never")
-    if (config.gold, config.objective) == ("only", "sft"):
-        if "answers" in given:
-            parser.error("--gold only --objective sft draws no answers: leave --answers out")
-        config = dataclasses.replace(config, answers=0)
+    if not config.draws and "answers" in given:
+        parser.error("--gold only --objective sft draws no answers: leave --answers out")
     return config
-
-
-def fingerprint() -> str:
-    """A hash of this project's code, so that a run knows whether it goes on under the code that began it."""
-    files = sorted(Path(__file__).resolve().parent.glob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-
-
-def codes(run: Path) -> list[str]:
-    """The fingerprints of all versions of the code that this run was made with, this one last."""
-    path = run / "config.json"
-    before = json.loads(path.read_text(encoding="utf-8"))["code"] if path.exists() else []
-    return [code for code in before if code != fingerprint()] + [fingerprint()]
-
-
-def check_settings(config: Config, run: Path):
-    """A run that goes on must have the settings it was made with; raises UserError naming the one that differs."""
-    path = run / "config.json"
-    if not path.exists():
-        if (run.exists() or run.is_symlink()) and not run.is_dir():
-            raise UserError(f"--out: {run} is not a folder.")
-        if (run / "iter_0").exists():
-            raise UserError(f"{run} has iterations and no config.json: name another --out, or delete the folder.")
-        return
-    try:
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        device, _ = theirs["device"].partition(":")[0], theirs["code"][-1]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is not a run's settings: name another --out, or delete the folder.")
-    for name, value in dataclasses.asdict(config).items():
-        same = value.partition(":")[0] == device if name == "device" else theirs.get(name) == value
-        if name not in FREE and not same:
-            raise UserError(
-                f"{run} was made with {name} = {theirs.get(name)!r}, this command has {value!r}: name another --out,"
-                " or delete the folder."
-            )
-    if fingerprint() != theirs["code"][-1]:
-        print(f"the code has changed since {run} was begun: its finished stages stay as they are (--out starts another)")
-
-
-def check_data(run: Path, splits):
-    """A run that goes on must find the questions it was begun with; raises UserError where they have changed."""
-    path = run / "questions.json"
-    if path.exists():
-        with whole(path):
-            known = dict(json.loads(path.read_text())).get("digest")
-        if known not in (None, digest(splits)):  # None: begun by a version that did not keep it
-            raise UserError(f"the data have changed since {run} was begun: name another --out, or delete the folder.")
-
-
-def load_questions(config):
-    """(train, validation, held-out) questions and a note for each reason that left some out."""
-    questions, train_notes = data.load(config.data, config.data_dir, "train")
-    held_out, dev_notes = data.load(config.data, config.data_dir, "dev")
-    for split in ("train", "dev"):
-        data.tables(config.data, config.data_dir, split)  # a file that cannot be read is noticed now
-    if config.validation >= len(questions):
-        raise UserError(f"--validation {config.validation} leaves none of the {len(questions)} questions for training.")
-    # validation first, so that it is the same slice for every --limit
-    slice_ = {q.index for q in data.subset(questions, config.validation, config.seed)} if config.validation else set()
-    validation = [q for q in questions if q.index in slice_]
-    rest = data.subset([q for q in questions if q.index not in slice_], config.limit, config.seed)
-    notes = [f"train: {note}" for note in train_notes] + [f"dev: {note}" for note in dev_notes]
-    return (rest, validation, data.subset(held_out, config.eval_limit, config.seed)), notes
-
-
-def choose_questions(config, policy, splits, notes, run, verifier):
-    """The questions in use → questions.json, so that a run that goes on has the same."""
-    path = run / "questions.json"
-    if missing(path):
-        chosen = fitting_questions(config, policy, splits, notes, verifier) if ranks.rank() == 0 else None
-        write(path, json.dumps(chosen, indent=1) + "\n")
-    with whole(path):
-        stored = json.loads(path.read_text())
-        chosen = [[q for q in questions if q.index in kept] for questions, kept in zip(splits, map(set, stored["kept"]))]
-    for note in stored["left out"]:
-        print(f"left out: {note}")
-    return chosen
-
-
-def fitting_questions(config, policy, splits, notes, verifier) -> dict:
-    """Leave out questions whose gold fails or that are too long; raises UserError where none is left to train on.
-
-    Scoring keeps the long ones of the dev split: a question that the model cannot read is one it does not answer.
-    """
-    room, kept = min(config.max_length, policy.max_positions), []
-    for name, questions in zip(("train", "validation", "dev"), splits):
-        use, failing = questions, []
-        if name != "train" or config.criterion == "match":
-            use, failing = usable(questions, verifier, data.COMPARISON[config.data], config.timeout, f"gold code of {name}")
-        notes, fits = notes + failing, use
-        if name != "dev":
-            gold = lambda q: len(data.code_ids(q.gold, policy.tokenizer))  # noqa: E731
-            fits = [q for q in use if len(data.prompt_ids(q, policy.tokenizer)) + max(config.max_new, gold(q)) <= room]
-        if len(fits) < len(use):
-            notes.append(f"{name}: {len(use) - len(fits)} questions: longer than {room} tokens with their answer")
-        if name == "train" and not fits:
-            raise UserError(f"no training question is left; the last ones left out: {'; '.join(notes[-3:])}.")
-        kept.append([q.index for q in fits])
-    return {"kept": kept, "left out": notes, "digest": digest(splits)}
-
-
-def digest(splits) -> str:
-    """A hash of the questions that a run chooses from: texts, gold code, schemas, and the sizes of the databases."""
-    of = lambda q: (data.schema(q.database), os.path.getsize(q.database)) if q.database else ()  # noqa: E731
-    found = [(q.index, q.text, q.evidence, q.gold, q.context, *of(q)) for questions in splits for q in questions]
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]

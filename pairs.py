@@ -1,0 +1,117 @@
+"""D_t: K pairs (chosen, rejected) for each question, from its answers and their verdicts (equations 4 and 5).
+
+Pure functions: no model, no file. The same answers, verdicts and seed give the same pairs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass
+
+import data
+from data import Answer, Question
+from settings import Config
+from verify import Verdict
+
+Ids = tuple[int, ...]  # an answer's token ids
+
+
+@dataclass(frozen=True)
+class QuestionPairs:
+    """D_t for one question: its distinct answers, and pairs (chosen, rejected) of positions among them."""
+
+    question: int  # Question.index
+    answers: tuple[Ids, ...]
+    pairs: tuple[tuple[int, int | None], ...]  # None: nothing is rejected (objective sft)
+
+
+def make_pairs(
+    config: Config, tokenizer, questions: list[Question], answers: list[Answer], verdicts: list[Verdict], t: int
+) -> tuple[list[QuestionPairs], Counter]:
+    """Each question's K pairs in iteration t, and how many questions and answers fell into each case.
+
+    A question that has nothing to compare gives no pairs. verdicts: one for each of `answers`.
+    """
+    drawn: dict[int, list[tuple[Answer, Verdict]]] = {q.index: [] for q in questions}
+    for answer, verdict in zip(answers, verdicts, strict=True):
+        drawn[answer.question].append((answer, verdict))
+    counts: Counter = Counter()
+    result = []
+    for question in questions:
+        gold = data.code_ids(question.gold, tokenizer)
+        chosen, rejected = sort_answers(config, question, gold, drawn[question.index], counts)
+        if config.objective == "sft":
+            rejected = [None]
+        if chosen and rejected:
+            # from position, so that no other question moves the draw
+            rng = random.Random(f"pairs {config.seed} {t} {question.index}")
+            result.append(numbered(question.index, draw_pairs(chosen, rejected, config.pairs, rng)))
+    counts["pairs"] = sum(len(p.pairs) for p in result)
+    return result, counts
+
+
+def sort_answers(
+    config: Config, question: Question, gold: Ids, drawn: list[tuple[Answer, Verdict]], counts: Counter
+) -> tuple[list[Ids], list[Ids]]:
+    """Y_c and Y_r of one question, equation 4; `counts` is updated with every case.
+
+    gold: the token ids of its gold code with the end token. drawn: its answers with their verdicts.
+    """
+    chosen = [a.ids for a, v in drawn if v.verdict == "correct"]
+    failed = [a for a, v in drawn if v.verdict != "correct" and v.judged]
+    rejected = [a.ids for a in failed if not is_degenerate(a)]
+    counts["questions"] += 1
+    counts["answers"] += len(drawn)
+    counts["answers_right"] += len(chosen)
+    if unknown := len(drawn) - len(chosen) - len(failed):  # a damaged page of the database: neither right nor wrong
+        counts["answers_not_judged"] += unknown
+    counts["answers_degenerate"] += len(failed) - len(rejected)
+    # the gold code, where no answer is right; `only`: fine-tuning, which learns from nothing else
+    if config.gold == "always" or (config.gold == "if-empty" and not chosen):
+        counts["questions_given_gold"] += 1
+        chosen.append(gold)
+    if config.gold == "only":
+        chosen = [gold]
+    # The same code can get two verdicts: it was correct once and too slow another time, or the gold code was too slow
+    # as an answer. Code that is chosen is never rejected as well, so no answer is preferred to itself. Answers are the
+    # same where their code is, or, where they have none, their tokens.
+    content = {a.ids: data.extract_code(a.text, question.language) or a.ids for a, _ in drawn}
+    content[gold] = data.extract_code(question.gold, question.language)
+    right = {content[ids] for ids in chosen}
+    contradicted = [ids for ids in rejected if content[ids] in right]
+    if contradicted:  # no count of 0: the file stays as it was where this does not happen
+        counts["answers_wrong_but_chosen"] += len(contradicted)
+        rejected = [ids for ids in rejected if content[ids] not in right]
+    if not chosen:
+        counts["questions_without_right"] += 1
+    if not rejected:
+        counts["questions_without_wrong"] += 1
+    return chosen, rejected
+
+
+def draw_pairs(
+    chosen: list[Ids], rejected: list[Ids] | list[None], count: int, rng: random.Random
+) -> list[tuple[Ids, Ids | None]]:
+    """The pair rule, equation 5: each side without replacement where it holds `count` answers, else with it."""
+    sides = [rng.sample(side, count) if len(side) >= count else rng.choices(side, k=count) for side in (chosen, rejected)]
+    return list(zip(*sides))
+
+
+def numbered(question: int, pairs: list[tuple[Ids, Ids | None]]) -> QuestionPairs:
+    """The pairs as positions among their distinct answers, each of which is computed once, however many pairs use it."""
+    number: dict[Ids, int] = {}
+    positions = [
+        tuple(None if ids is None else number.setdefault(ids, len(number)) for ids in pair) for pair in pairs
+    ]
+    return QuestionPairs(question, tuple(number), tuple(positions))
+
+
+def is_degenerate(answer: Answer, repeats: int = 3) -> bool:
+    """The paper's "answers that contain repeated strings": it ran into the length limit while repeating itself.
+
+    Precisely: it has no end, and its last half is one n-gram of tokens, n ≥ 1, back to back at least `repeats` times.
+    """
+    half = answer.ids[len(answer.ids) // 2 :]
+    periods = range(1, len(half) // repeats + 1)
+    return not answer.finished and any(half[n:] == half[:-n] for n in periods)

@@ -1,0 +1,170 @@
+"""Which questions a run uses: the splits, and who is left out of them, with the reason.
+
+A question is left out where its gold code fails or, in training, gives no rows, or where it is too long. The choice is
+made once and kept in questions.json, so that a run that is resumed has the same questions and the same prompts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from tqdm import tqdm
+
+import data
+import ranks
+from cli import UserError
+from data import Question
+from policy import Policy
+from run_folder import indented, missing, read_json, stage, text, whole
+from settings import Config
+from verify import GOLD_SECONDS, GoldError, PythonJob, SqlJob, Unreadable, Verifier
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The questions of a run."""
+
+    train: list[Question]
+    validation: list[Question]  # training questions that are held back: they decide when to stop and which policy is best
+    dev: list[Question]  # held out: reported alone
+
+    def __iter__(self) -> Iterator[tuple[str, list[Question]]]:
+        return iter((f.name, getattr(self, f.name)) for f in fields(self))
+
+
+def load(config: Config) -> tuple[Splits, list[str]]:
+    """All questions that a run may use, and a note for each reason that left some out; no model is needed."""
+    questions, train_notes = data.load(config.data, config.data_dir, "train")
+    held_out, dev_notes = data.load(config.data, config.data_dir, "dev")
+    for split in ("train", "dev"):
+        data.tables(config.data, config.data_dir, split)  # a file that cannot be read is noticed now
+    if config.validation >= len(questions):
+        raise UserError(f"--validation {config.validation} leaves none of the {len(questions)} questions for training.")
+    # validation first, so that it is the same slice for every --limit
+    held_back = {q.index for q in data.subset(questions, config.validation, config.seed)} if config.validation else set()
+    splits = Splits(
+        train=data.subset([q for q in questions if q.index not in held_back], config.limit, config.seed),
+        validation=[q for q in questions if q.index in held_back],
+        dev=data.subset(held_out, config.eval_limit, config.seed),
+    )
+    return splits, [f"train: {note}" for note in train_notes] + [f"dev: {note}" for note in dev_notes]
+
+
+def digest(splits: Splits) -> str:
+    """A hash of the questions that a run chooses from: texts, gold code, schemas, and the sizes of the databases."""
+    rows = []
+    for _, questions in splits:
+        for q in questions:
+            database = (data.schema(q.database), os.path.getsize(q.database)) if q.database else ()
+            rows.append((q.index, q.text, q.evidence, q.gold, q.context, *database))
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
+def check(run: Path, splits: Splits):
+    """A run that is resumed must find the questions it was begun with; raises UserError where they have changed."""
+    path = run / "questions.json"
+    if path.exists():
+        with whole(path):
+            known = read_json(path).get("digest")
+        if known not in (None, digest(splits)):  # None: begun by a version that did not keep it
+            raise UserError(f"the data have changed since {run} was begun: name another --out, or delete the folder.")
+
+
+def choose(config: Config, policy: Policy, splits: Splits, notes: list[str], run: Path, verifier: Verifier) -> Splits:
+    """The questions in use → questions.json. Raises UserError where the run's prompts have changed since it was begun."""
+    stored = stage(
+        run / "questions.json", lambda: fitting(config, policy, splits, notes, verifier), text(indented), read_json
+    )
+    with whole(run / "questions.json"):
+        kept = [set(indices) for indices in stored["kept"]]
+        chosen = Splits(*([q for q in questions if q.index in use] for (_, questions), use in zip(splits, kept, strict=True)))
+        left_out = [str(note) for note in stored["left out"]]
+    for note in left_out:
+        print(f"left out: {note}")
+    return chosen
+
+
+def fitting(config: Config, policy: Policy, splits: Splits, notes: list[str], verifier: Verifier) -> dict:
+    """What questions.json holds. Raises UserError where no training question is left.
+
+    Scoring keeps the long ones of the dev split, since a question that the model cannot read is one it does not answer,
+    and those without rows, as officially. By the criterion `executable` no gold code of a training question is run.
+    """
+    if ranks.rank():  # the first process alone executes gold code, and writes
+        return {}
+    room, kept, notes = min(config.max_length, policy.max_positions), [], list(notes)
+    comparison = data.COMPARISON[config.data]
+    for name, questions in splits:
+        if name != "train" or config.criterion == "match":
+            questions, failing = usable(questions, verifier, comparison, config.timeout, f"gold code of {name}")
+            notes += failing
+        if name != "dev" and config.criterion == "match" and not config.keep_empty:
+            full = with_rows(questions, verifier, comparison, config.timeout)
+            if len(full) < len(questions):
+                notes.append(f"{name}: {len(questions) - len(full)} questions: their gold query gives no rows (--keep-empty)")
+            questions = full
+        if name != "dev":
+            fits = [q for q in questions if longest(config, policy, q) <= room]
+            if len(fits) < len(questions):
+                notes.append(f"{name}: {len(questions) - len(fits)} questions: longer than {room} tokens with their answer")
+            questions = fits
+        if name == "train" and not questions:
+            raise UserError(f"no training question is left; the last ones left out: {'; '.join(notes[-3:])}.")
+        kept.append([q.index for q in questions])
+    return {"kept": kept, "left out": notes, "digest": digest(splits)}
+
+
+def longest(config: Config, policy: Policy, question: Question) -> int:
+    """The most tokens that the prompt with an answer can have."""
+    gold = len(data.code_ids(question.gold, policy.tokenizer))
+    return len(data.prompt_ids(question, policy.tokenizer)) + max(config.max_new, gold)
+
+
+def job(question: Question, code: str, comparison: str, timeout: float) -> SqlJob | PythonJob:
+    """What the verifier needs to judge `code` as an answer to the question."""
+    if question.language == "python":
+        return PythonJob(question.context, code, timeout)
+    return SqlJob(question.database, question.gold, code, comparison, timeout)
+
+
+def usable(
+    questions: list[Question], verifier: Verifier, comparison: str, timeout: float, progress: str | None = None
+) -> tuple[list[Question], list[str]]:
+    """Questions whose gold code is right when it is judged as an answer would be, and a note for each of the others.
+
+    The others are left out, never counted as answered wrongly; so is a program that needs more than half of an answer's
+    time (a query's answers get more, `verify.answer_seconds`). A fault of the machine is raised (InfrastructureError).
+    """
+    seconds = {"sql": timeout, "python": max(timeout, GOLD_SECONDS["python"])}
+    jobs = [job(q, q.gold, comparison, seconds[q.language]) for q in questions]
+    futures = [verifier.submit(j) for j in jobs]
+    kept, notes = [], []
+    for q, future in tqdm(list(zip(questions, futures)), desc=progress, disable=progress is None, unit="question", leave=False):
+        try:
+            verdict = future.result()
+            slow = q.language == "python" and verdict.seconds > timeout / 2
+            if verdict.verdict == "correct" and not slow:
+                kept.append(q)
+                continue
+            cause = f"its gold code fails: {verdict.verdict}: {verdict.message}"
+            if slow and verdict.verdict == "correct":
+                cause = f"its gold code takes {verdict.seconds:.0f} s, more than half of an answer's {timeout:g}"
+        except (GoldError, Unreadable) as error:  # say, a test that loads data from the network
+            cause = error
+        name = f"problem {q.question_id}" if q.language == "python" else f"question {q.index}"
+        notes.append(f"{name} ({q.db_id}): {cause}")
+    return kept, notes
+
+
+def with_rows(questions: list[Question], verifier: Verifier, comparison: str, timeout: float) -> list[Question]:
+    """Usable questions without those whose gold query gives no rows: any query that gives none would be right."""
+
+    def empty(q: Question) -> bool:
+        return q.language == "sql" and verifier.gold_is_empty(job(q, q.gold, comparison, timeout))
+
+    return [q for q in questions if not empty(q)]
