@@ -184,7 +184,8 @@ def make_pairs(config, policy, questions, answers, verdicts, folder, t) -> list[
             drawn[answer.question].append((answer, verdict))
         counts, result = Counter(), []
         for q in questions:
-            pairs = question_pairs(config, q, data.code_ids(q.gold, policy.tokenizer), drawn[q.index], t, counts)
+            gold = data.code_ids(q.gold, policy.tokenizer)
+            pairs = question_pairs(config, q, gold, drawn[q.index], t, counts)
             if pairs:
                 result.append(pairs)
         counts["pairs"] = sum(len(p.pairs) for p in result)
@@ -207,8 +208,8 @@ def question_pairs(config, question: Question, gold, drawn, t, counts) -> Questi
 
     drawn: its (Answer, Verdict)s; gold: the token ids of its gold code with the end token.
 
-    The same code can get two verdicts: it was correct once and too slow another time, or the gold code was too slow as
-    an answer. Code that is chosen is never rejected as well, so no answer is ever preferred to itself.
+    The same code can get two verdicts: it was correct once and too slow another time, or the gold code was
+    too slow as an answer. Code that is chosen is never rejected as well, so no answer is preferred to itself.
     """
     chosen = [a.ids for a, v in drawn if v.verdict == "correct"]
     failed = [a for a, v in drawn if v.verdict != "correct"]
@@ -238,7 +239,8 @@ def question_pairs(config, question: Question, gold, drawn, t, counts) -> Questi
         rejected = [None]
     if not chosen or not rejected:
         return None
-    rng = random.Random(f"pairs {config.seed} {t} {question.index}")  # from position: no other question moves the draw
+    # from position, so that no other question moves the draw
+    rng = random.Random(f"pairs {config.seed} {t} {question.index}")
     k = config.pairs
     picked = [rng.sample(group, k) if len(group) >= k else rng.choices(group, k=k) for group in (chosen, rejected)]
     number: dict = {}  # answer → its index among the distinct ones

@@ -134,7 +134,7 @@ def test_degenerate_means_a_last_half_of_one_n_gram_at_least_three_times(ids, fi
     assert is_degenerate(Answer(0, 0, ids, "", -1.0, finished)) == expected
 
 
-# ---- the same code with two verdicts -----------------------------------------------------------------------------------
+# ---- the same code with two verdicts ----
 
 
 def answer(ids, verdict, text="", finished=True):
@@ -157,22 +157,27 @@ def test_an_answer_that_was_right_once_is_never_rejected(other):
     counts, twice = Counter(), [answer((7, 8, 0), "correct"), answer((7, 8, 0), other)]
     for drawn in (twice, twice[::-1]):
         assert pairs_of(drawn) is None
-        found = [pair for t in range(20) for pair in sides(pairs_of(drawn + answers(5, "wrong"), t, counts=counts))]
+        drawn = drawn + answers(5, "wrong")
+        found = [pair for t in range(20) for pair in sides(pairs_of(drawn, t, counts=counts))]
         assert set(found) == {((7, 8, 0), (105, 1, 0))}
     assert counts["answers_wrong_but_chosen"] == 40
 
 
-@pytest.mark.parametrize("text", ["SELECT 1", "SELECT 1;", "```sql\nSELECT 1\n```", "Here it is:\nSELECT 1; That is all."])
+@pytest.mark.parametrize(
+    "text", ["SELECT 1", "SELECT 1;", "```sql\nSELECT 1\n```", "Here it is:\nSELECT 1; That is all."]
+)
 def test_the_same_code_in_other_tokens_is_never_rejected(text):
-    drawn, counts = [answer((7, 0), "timeout", text), answer((8,), "timeout", text, finished=False)], Counter()
-    assert pairs_of(drawn, gold_code="SELECT 1;", counts=counts) is None and counts["answers_wrong_but_chosen"] == 2
+    counts = Counter()
+    drawn = [answer((7, 0), "timeout", text), answer((8,), "timeout", text, finished=False)]
+    assert pairs_of(drawn, gold_code="SELECT 1;", counts=counts) is None
+    assert counts["answers_wrong_but_chosen"] == 2
     drawn += [answer((9, 0), "correct", "SELECT 1"), answer((6, 0), "wrong", "SELECT 2")]
     found = [pair for t in range(20) for pair in sides(pairs_of(drawn, t))]
     assert set(found) == {((9, 0), (6, 0))}
 
 
 def test_python_code_is_compared_as_it_is_taken_from_the_answer():
-    drawn = [answer((7, 0), "timeout", "<code>\nresult = 1\n</code>"), answer((6, 0), "timeout", "result = 10")]
+    drawn = [answer((7, 0), "timeout", "<code>\nresult = 1\n</code>"), answer((6, 0), "wrong", "result = 10")]
     found = sides(pairs_of(drawn, gold_code="\nresult = 1\n", context="test"))
     assert set(found) == {(GOLD, (6, 0))}
 
