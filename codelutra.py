@@ -185,7 +185,8 @@ def make_pairs(config, policy, questions, answers, verdicts, folder, t) -> list[
             drawn[answer.question].append((answer, verdict))
         counts, result = Counter(), []
         for q in questions:
-            pairs = question_pairs(config, q.index, data.code_ids(q.gold, policy.tokenizer), drawn[q.index], t, counts)
+            gold = data.code_ids(q.gold, policy.tokenizer)
+            pairs = question_pairs(config, q, gold, drawn[q.index], t, counts)
             if pairs:
                 result.append(pairs)
         counts["pairs"] = sum(len(p.pairs) for p in result)
@@ -203,10 +204,13 @@ def make_pairs(config, policy, questions, answers, verdicts, folder, t) -> list[
     return result
 
 
-def question_pairs(config, index, gold, drawn, t, counts) -> QuestionPairs | None:
+def question_pairs(config, question: Question, gold, drawn, t, counts) -> QuestionPairs | None:
     """One question's K pairs, or None where it has nothing to compare; `counts` is updated with every case.
 
     drawn: its (Answer, Verdict)s; gold: the token ids of its gold code with the end token.
+
+    The same code can get two verdicts: it was correct once and too slow another time, or the gold code was
+    too slow as an answer. Code that is chosen is never rejected as well, so no answer is preferred to itself.
     """
     chosen = [a.ids for a, v in drawn if v.verdict == "correct"]
     failed = [a for a, v in drawn if v.verdict != "correct"]
@@ -220,6 +224,14 @@ def question_pairs(config, index, gold, drawn, t, counts) -> QuestionPairs | Non
         chosen.append(gold)
     if config.gold == "only":
         chosen = [gold]
+    # answers are the same where their code is, or, where they have none, their tokens
+    content = {a.ids: data.extract_code(a.text, question.language) or a.ids for a, _ in drawn}
+    content[gold] = data.extract_code(question.gold, question.language)
+    right = {content[ids] for ids in chosen}
+    contradicted = [ids for ids in rejected if content[ids] in right]
+    if contradicted:  # no count of 0: the file stays as it was where this does not happen
+        counts["answers_wrong_but_chosen"] += len(contradicted)
+        rejected = [ids for ids in rejected if content[ids] not in right]
     if not chosen:
         counts["questions_without_right"] += 1
     if not rejected:
@@ -228,12 +240,13 @@ def question_pairs(config, index, gold, drawn, t, counts) -> QuestionPairs | Non
         rejected = [None]
     if not chosen or not rejected:
         return None
-    rng = random.Random(f"pairs {config.seed} {t} {index}")  # from position, so that no other question moves the draw
+    # from position, so that no other question moves the draw
+    rng = random.Random(f"pairs {config.seed} {t} {question.index}")
     k = config.pairs
     picked = [rng.sample(group, k) if len(group) >= k else rng.choices(group, k=k) for group in (chosen, rejected)]
     number: dict = {}  # answer → its index among the distinct ones
     pairs = tuple(tuple(None if ids is None else number.setdefault(ids, len(number)) for ids in pair) for pair in zip(*picked))
-    return QuestionPairs(index, tuple(number), pairs)
+    return QuestionPairs(question.index, tuple(number), pairs)
 
 
 def is_degenerate(answer: Answer, repeats: int = 3) -> bool:

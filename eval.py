@@ -71,10 +71,7 @@ def scores(questions: list[Question], codes: list[str], verdicts: list[Verdict],
     """tables: db_id → its entry in tables.json, for EM (`data.tables`)."""
     rows = []
     for q, code, v in zip(questions, codes, verdicts, strict=True):
-        em = None
-        if q.language == "sql":
-            em = exact_match(q.gold, code, (tables or {}).get(q.db_id))
-        rows.append((q.difficulty or hardness(q.gold), v.verdict, v.ran, em))
+        rows.append((q.difficulty or hardness(q.gold), v.verdict, v.ran, em(q, code, tables)))
     groups = {name: [r for r in rows if r[0] == name] for name in dict.fromkeys(r[0] for r in rows)}
     count = Counter(v.verdict for v in verdicts)
     parts = {name: dataclasses.asdict(_shares(of)) for name, of in sorted(groups.items())}
@@ -83,8 +80,15 @@ def scores(questions: list[Question], codes: list[str], verdicts: list[Verdict],
     return dataclasses.replace(_shares(rows), classes={v: count[v] for v in VERDICTS}, groups=parts)
 
 
+def em(question: Question, code: str, tables: dict | None = None) -> bool | None:
+    """Whether the answer is an exact set match; None for a Python question, which has no EM."""
+    if question.language == "python":
+        return None
+    return exact_match(question.gold, code, (tables or {}).get(question.db_id))
+
+
 def _shares(rows) -> Scores:
-    n, ems = max(len(rows), 1), [em for *_, em in rows if em is not None]
+    n, ems = max(len(rows), 1), [match for *_, match in rows if match is not None]
     right, ran = sum(verdict == "correct" for _, verdict, *_ in rows), sum(ran for _, _, ran, _ in rows)
     return Scores(len(rows), right / n, ran / n, {}, sum(ems) / n if ems else None)
 
@@ -121,11 +125,20 @@ def evaluate(
     return scores(questions, codes, verdicts, tables), codes, verdicts
 
 
-def read_predictions(path: Path, questions: list[Question], total: int) -> dict[int, str]:
-    """Question.index → code, from JSON lines, or from one SQL a line for all `total` questions of the official file.
+BIRD_MARK = "\t----- bird -----\t"  # stands between the SQL and its database's name in BIRD's own files
+LAST_WORDS = {"asc", "desc", "null", "end"}  # a query may end with one of these; no database is called so
 
-    After the SQL a TAB and the name of the question's database may stand. An empty line is an empty answer; only those that
-    are too many are dropped from the end. Raises UserError, naming the line, for anything else.
+
+def read_predictions(path: Path, questions: list[Question], total: int) -> dict[int, str]:
+    """Question.index → code, from a file in one of three forms; the official file has `total` questions.
+
+    1. One SQL a line, as many and in the order of the official file. An empty line is an empty answer; empty
+       lines at the end that are too many are dropped.
+    2. BIRD's predict_dev.json: one JSON object whose keys are positions in the official file.
+    3. JSON lines: an answer, and a question's index or id.
+
+    In the first two a TAB and the name of the question's database may follow the SQL. Raises UserError,
+    naming the line, for anything else.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -135,39 +148,124 @@ def read_predictions(path: Path, questions: list[Question], total: int) -> dict[
         raise UserError(f"{path} is empty.")
     lines = text.removesuffix("\n").split("\n")  # not splitlines: JSON may hold U+2028 and its like
     if not text.lstrip().startswith("{"):
-        while len(lines) > total and not lines[-1].strip():
-            lines.pop()
-        if len(lines) != total:
-            raise UserError(f"{path} has {len(lines)} lines; the split has {total} questions, and each needs one.")
-        return {q.index: lines[q.index].removesuffix(f"\t{q.db_id}") for q in questions}
-    by_id = {q.question_id: q.index for q in questions if q.question_id is not None}
+        return answers_of_lines(lines, path, questions, total)
+    pairs = bird_pairs(text)
+    if pairs is not None:
+        found = answers_of_bird_pairs(pairs, path, questions, total)
+    else:
+        found = answers_of_json_lines(lines, path, questions, total)
+    if found.keys().isdisjoint(q.index for q in questions):
+        raise UserError(f"{path}: no line answers a question of this split.")
+    return found
+
+
+def answers_of_lines(lines: list[str], path: Path, questions: list[Question], total: int) -> dict[int, str]:
+    while len(lines) > total and not lines[-1].strip():
+        lines.pop()
+    if len(lines) != total:
+        counts = f"{len(lines)} lines; the split has {total} questions"
+        raise UserError(f"{path} has {counts}, and each needs one.")
+    known, found = {q.db_id for q in questions}, {}
+    for q in questions:
+        found[q.index] = without_database(lines[q.index], q, known, f"{path}, line {q.index + 1}")
+    return found
+
+
+def without_database(text: str, question: Question, known: set[str], place: str) -> str:
+    """The SQL of `text`, without the TAB and the name of the question's database that may follow it.
+
+    Raises UserError where another name follows. Any single word after the last TAB counts as a name, even if
+    no database is called so: the official evaluators cut the line there as well. Read as SQL it would be an
+    alias of the last table, and a query for another database would be judged on this one without a complaint.
+    known: databases' names; by it those are recognised that are not single words.
+    """
+    if question.language == "python":
+        return text
+    sql, mark, name = text.rpartition(BIRD_MARK)
+    if not mark:
+        sql, mark, name = text.rstrip().rpartition("\t")
+    name = name.strip()
+    if mark and name == question.db_id:
+        return sql
+    is_word = name.isidentifier() and name.lower() not in LAST_WORDS
+    if mark and (is_word or name in known or mark == BIRD_MARK):
+        raise UserError(
+            f"{place}: after the TAB stands {name}, but question {question.index} is on {question.db_id}"
+            " (if it is part of the SQL, put a space in place of the TAB)."
+        )
+    return text
+
+
+def bird_pairs(text: str) -> list[tuple[str, object]] | None:
+    """The keys and values of a file that is one JSON object with numbers as keys; None for any other file."""
+    try:
+        pairs = json.loads(text, object_pairs_hook=list)  # a dictionary would hide a key that stands twice
+    except (ValueError, RecursionError):
+        return None
+    return pairs if any(key.isdecimal() for key, _ in pairs) else None
+
+
+def answers_of_bird_pairs(pairs, path: Path, questions: list[Question], total: int) -> dict[int, str]:
+    positions, by_index = {str(i): i for i in range(total)}, {q.index: q for q in questions}
+    known, found = {q.db_id for q in questions}, {}
+    for key, code in pairs:
+        index, place = positions.get(key), f"{path}, key {key!r}"
+        if index is None:
+            raise UserError(f"{place}: a key must be a position among the official file's {total} questions.")
+        if index in found:
+            raise UserError(f"{place}: question {index} has an answer already.")
+        try:
+            code.encode()
+        except (AttributeError, UnicodeEncodeError):
+            raise UserError(f"{place}: the answer must be a string, without half characters.")
+        found[index] = without_database(code, by_index[index], known, place) if index in by_index else code
+    return found
+
+
+def answers_of_json_lines(lines: list[str], path: Path, questions: list[Question], total: int) -> dict:
+    """A line with an id that no question has is passed over: its question was left out.
+
+    BIRD's mini_dev has two questions twice, both times with the same id. The first line with such an id
+    answers all questions that have the id; the second line answers all but the first of them, and so on. So
+    one line is enough, and as many lines as questions are taken in order.
+    """
     databases = {q.index: q.db_id for q in questions}
-    found = {}
+    by_id: dict[object, list[Question]] = {}
+    for q in questions:
+        by_id.setdefault(q.question_id, []).append(q)
+    found, seen = {}, Counter()  # seen: id → how many lines have named it
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        place = f"{path}, line {number}"
         try:
             row = json.loads(line)
-            code = row["answer"]
-            own = row["question_id"] if "question_id" in row else row.get("problem_id")  # DS-1000's name for it
-            index = row["index"] if "index" in row else by_id.get(own) if own is not None else row["question_id"]
-            str(code).encode()
+            code, index = row["answer"], row.get("index")
+            own = row.get("question_id", row.get("problem_id"))  # the second is DS-1000's name for it
+            if index is None and own is None:
+                raise KeyError("question_id")
+            named = by_id.get(own, []) if index is None else []
+            str(code).encode()  # JSON can spell half a character
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(
-                f"{path}, line {number}: expected a JSON object with answer and index or question_id ({error!r})."
-            )
+            words = "expected a JSON object with answer and index or question_id"
+            raise UserError(f"{place}: {words} ({error!r}).")
         if not isinstance(code, str) or not isinstance(index, int | None) or isinstance(index, bool):
-            raise UserError(f"{path}, line {number}: answer must be a string and index a number.")
+            raise UserError(f"{place}: answer must be a string and index a number.")
         if index is not None and not 0 <= index < total:
-            raise UserError(f"{path}, line {number}: index {index}, but the split has {total} questions.")
-        if row.get("db_id", databases.get(index)) != databases.get(index, row.get("db_id")):
-            raise UserError(f"{path}, line {number}: database {row['db_id']}, but question {index} is on {databases[index]}.")
-        if index in found:
-            raise UserError(f"{path}, line {number}: question {index} has an answer already.")
-        if index is not None:
-            found[index] = code
-    if found.keys().isdisjoint(databases):
-        raise UserError(f"{path}: no line answers a question of this split.")
+            raise UserError(f"{place}: index {index}, but the split has {total} questions.")
+        if len({(q.db_id, q.text, q.gold) for q in named}) > 1:
+            numbers = " and ".join(str(q.index) for q in named)
+            raise UserError(f"{place}: questions {numbers} differ, but share the id {own}: give their index.")
+        earlier = seen[own] if named else 0
+        indices = [q.index for q in named[earlier:]] if index is None else [index]
+        if (named and not indices) or (not earlier and not found.keys().isdisjoint(indices)):
+            raise UserError(f"{place}: question {named[-1].index if named else index} has an answer already.")
+        if named:
+            seen[own] += 1
+        for i in indices:
+            if row.get("db_id", databases.get(i)) != databases.get(i, row.get("db_id")):
+                raise UserError(f"{place}: database {row['db_id']}, but question {i} is on {databases[i]}.")
+            found[i] = code
     return found
 
 
@@ -245,8 +343,8 @@ def main(argv=None):
     for verdict, count in result.classes.items():
         print(f"{verdict:>8}  {count:5d}  {count / max(result.n, 1):6.1%}")
     for name, part in result.groups.items():
-        em = "" if part["em"] is None else f"  EM {part['em']:6.1%}"
-        print(f"{name:>12}  n {part['n']:5d}  {'EX' if em else 'pass@1'} {part['ex']:6.1%}{em}")
+        matched = "" if part["em"] is None else f"  EM {part['em']:6.1%}"
+        print(f"{name:>12}  n {part['n']:5d}  {'EX' if matched else 'pass@1'} {part['ex']:6.1%}{matched}")
     if not result.n:
         raise UserError("no question is left to score.")
     result = {k: v for k, v in dataclasses.asdict(result).items() if v is not None}
@@ -255,8 +353,9 @@ def main(argv=None):
     if args.out:
         with open(args.out, "w", encoding="utf-8") as file:
             for q, code, v in zip(kept, codes, verdicts):
-                row = {"index": q.index, "question_id": q.question_id, "verdict": v.verdict, "message": v.message}
-                row = {k: x for k, x in row.items() if x is not None} | {"answer": code}
+                row = {"index": q.index, "question_id": q.question_id, "verdict": v.verdict}
+                row |= {"em": em(q, code, tables), "message": v.message, "answer": code}
+                row = {k: x for k, x in row.items() if x is not None}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
