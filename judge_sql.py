@@ -86,12 +86,23 @@ def read_only_uri(path: str) -> str:
     return f"file:{quoted}?mode=ro&immutable=1"
 
 
+def holds_data(path: str) -> bool:
+    """Whether this -wal or -journal must be read: SQLite takes one that is empty or begins with a zero for none."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(1) not in (b"", b"\0")
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise InfrastructureError(f"{path}: {error.strerror}") from None
+
+
 def open_database(path: str, deadline: float, denials: list[str]) -> sqlite3.Connection:
     """A connection that can read this one file and nothing else; what it refuses to do is appended to `denials`."""
     if not os.path.isfile(path) or os.path.getsize(path) == 0:
         raise InfrastructureError(f"no database at {path}")
     for suffix in ("-wal", "-journal"):  # read as immutable, the file would show old or half-written data
-        if os.path.exists(path + suffix):
+        if holds_data(path + suffix):
             raise InfrastructureError(f"{path}{suffix} exists: the database was not closed; open it once with sqlite3")
     connection = sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None, cached_statements=0)
     connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")

@@ -392,6 +392,46 @@ def test_35_a_database_at_fault_is_never_a_label(verifier, tmp_path, fault):
         assert verifier.run([SqlJob(path, "SELECT id FROM t", "SELECT id FROM t")])[0].verdict == "correct"
 
 
+@pytest.mark.parametrize("beside", ["-wal", "-journal", "-shm"])
+@pytest.mark.parametrize("contents", [b"", bytes(512)], ids=["empty", "zeros"])
+def test_35_what_holds_nothing_is_no_reason_to_refuse_a_database(verifier, tmp_path, beside, contents):
+    """A program that has the database open leaves an empty -wal; journal_mode = PERSIST leaves zeros."""
+    path = make_database(tmp_path / "closed.sqlite")
+    Path(path + beside).write_bytes(contents)
+    assert verifier.run([SqlJob(path, "SELECT id FROM t", "SELECT id FROM t")])[0].verdict == "correct"
+    assert verifier.execute(path, "SELECT id FROM t", 1.0).result().verdict == "correct"
+
+
+@pytest.mark.parametrize("mode, suffix", [("WAL", "-wal"), ("PERSIST", "-journal")])
+def test_35_files_that_sqlite_itself_has_left(verifier, tmp_path, mode, suffix):
+    """In the middle of a change they hold data, and the database is refused; afterwards they hold none."""
+    path = make_database(tmp_path / "used.sqlite")
+    job = SqlJob(path, "SELECT count(*) FROM big", "SELECT 2001")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(f"PRAGMA journal_mode = {mode}")
+        connection.execute("PRAGMA cache_size = 1")
+        connection.execute("BEGIN")
+        connection.execute("INSERT INTO big VALUES (1)")
+        connection.execute("UPDATE big SET x = 0")
+        if mode == "WAL":
+            connection.execute("COMMIT")
+        with pytest.raises(InfrastructureError, match=f"{suffix} exists"):
+            verifier.submit(job).result()
+        if mode == "WAL":
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        else:
+            connection.execute("COMMIT")
+        assert os.path.exists(path + suffix)
+        assert verifier.submit(job).result().verdict == "correct"
+
+
+def test_35_a_folder_beside_a_database_is_named(verifier, tmp_path):
+    path = make_database(tmp_path / "odd.sqlite")
+    os.mkdir(path + "-wal")
+    with pytest.raises(InfrastructureError, match="odd.sqlite-wal"):
+        verifier.submit(SqlJob(path, "SELECT 1", "SELECT 1")).result()
+
+
 # --- promises ---------------------------------------------------------------------------------------------------------
 
 
