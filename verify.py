@@ -38,7 +38,7 @@ from functools import lru_cache
 
 import sandbox
 import walls
-from judge_sql import NO_QUERY, outermost_orders, spider_query
+from judge_sql import MAX_QUERY, NO_QUERY, outermost_orders, spider_query
 from sandbox import InfrastructureError
 from zygote import Zygote
 
@@ -130,7 +130,7 @@ class Verifier:
             return self._once(key, self._judge_python, job)
         if job.comparison not in COMPARISONS:
             raise ValueError(f"unknown comparison {job.comparison!r}: one of {', '.join(COMPARISONS)}")
-        gold, answer, ordered = job.gold, job.answer, False
+        gold, answer, ordered = cut(job.gold), cut(job.answer), False
         if job.comparison.startswith("spider"):
             gold, answer = (spider_query(query, job.comparison == "spider_keep_distinct") for query in (gold, answer))
             ordered = "order by" in gold.lower()
@@ -142,7 +142,7 @@ class Verifier:
 
     def execute(self, database: str, query: str, timeout: float) -> Future:
         """A Future of the Verdict on a query that runs alone, without a gold: "correct" where it executes."""
-        database = os.path.abspath(database)
+        database, query = os.path.abspath(database), cut(query)
         return self._once((*identity(database), query, timeout), self._run_alone, database, query, timeout)
 
     def _once(self, key: tuple, function, *arguments) -> Future:
@@ -187,7 +187,7 @@ class Verifier:
     def _judge_sql(self, database, gold, answer, timeout, comparison, ordered):
         reference, data = self._gold(database, gold, max(timeout, GOLD_SECONDS["sql"]))
         if reference.verdict != "correct":
-            raise GoldError(f"gold query fails on {database} ({reference.verdict}: {reference.message}): {gold}")
+            raise GoldError(f"gold query fails on {database} ({reference.verdict}: {reference.message}): {gold[:1000]}")
         return self._ask(("answer", database, answer, timeout, comparison, ordered, data), timeout)[0]
 
     def _gold(self, database, gold, timeout) -> tuple[Verdict, bytes]:
@@ -248,6 +248,11 @@ class Verifier:
         if -status in sandbox.CRASHES:
             return Verdict("crash", f"the worker died of signal {-status}"), b""
         raise InfrastructureError(f"a SQL worker died twice (exit status {status}; -9: the machine is out of memory)")
+
+
+def cut(query: str) -> str:
+    """The query itself, or so much of it that it is still too long to run: no work is done on the rest."""
+    return query[: MAX_QUERY + 1]
 
 
 def identity(database: str) -> tuple:

@@ -168,6 +168,22 @@ def test_what_does_not_execute_is_an_error(judge, answer, comparison):
     assert judge(answer, comparison=comparison).verdict == "error"
 
 
+@pytest.mark.parametrize("comparison", verify.COMPARISONS)
+@pytest.mark.parametrize("text", ["SELECT 1" + " " * 20_000_000, "SELECT DISTINCT " * 1_000_000, "distinct" * 12_501,
+                                  "-- " * 5_000_000, "EXPLAIN " * 1_000_000], ids=lambda text: text[:12])
+def test_a_text_that_is_too_long_to_run_costs_nothing(verifier, database, text, comparison):
+    """It is an error whatever it says, also where the preparation for `spider` would make it short enough."""
+    verifier.submit(SqlJob(database, "SELECT 1", "SELECT 2")).result()  # the worker is up
+    started = time.process_time()
+    verdict = verifier.submit(SqlJob(database, "SELECT 1", text, comparison)).result()
+    verdicts = {verdict, verifier.execute(database, text, 1.0).result()}
+    assert {v.verdict for v in verdicts} == {"error"} and all(v.seconds < 0.1 for v in verdicts)
+    with pytest.raises(GoldError, match="more than 100000 bytes") as error:
+        verifier.submit(SqlJob(database, text, "SELECT 1", comparison)).result()
+    assert len(str(error.value)) < 2000
+    assert time.process_time() - started < 0.5 and all(len(str(key)) < 300_000 for key in verifier._verdicts)
+
+
 # --- 14 to 23: time, memory and disk ----------------------------------------------------------------------------------
 
 
