@@ -67,6 +67,12 @@ def usable(questions: list[Question], verifier: Verifier, comparison: str, timeo
     return kept, notes
 
 
+def with_rows(questions: list[Question], verifier: Verifier, comparison: str, timeout: float) -> list[Question]:
+    """Usable questions without those whose gold query gives no rows: any query that gives none would be right."""
+    empty = lambda q: q.language == "sql" and verifier.gold_is_empty(job(q, q.gold, comparison, timeout))  # noqa: E731
+    return [q for q in questions if not empty(q)]
+
+
 def scores(questions: list[Question], codes: list[str], verdicts: list[Verdict], tables: dict | None = None) -> Scores:
     """tables: db_id → its entry in tables.json, for EM (`data.tables`)."""
     rows = []

@@ -7,9 +7,10 @@ Comparison modes (of the results; the official evaluators are reimplemented, not
   bird    BIRD's evaluation.py: set(answer) == set(gold).
   strict  a multiset of rows, in order if the gold's outermost SELECT has ORDER BY, columns in place.
 
-Where this differs from the official code on purpose: results of no rows are equal only if they have as many columns;
-1 and 1.0 are equal beside any other column; text that is not UTF-8 is compared byte by byte; only one statement that
-reads may run; columns are matched by refinement, not by trying all permutations.
+Two results of no rows are equal however many columns they have, as officially; in `strict` they need as many.
+Where this differs from the official code on purpose: 1 and 1.0 are equal beside any other column; text that is not UTF-8
+is compared byte by byte; only one statement that reads may run; columns are matched by refinement, not by trying all
+permutations.
 """
 
 import marshal
@@ -35,6 +36,7 @@ MAX_VALUE = 16 << 20  # bytes of one value; a model's answer can ask for printf(
 MAX_QUERY = 100_000  # bytes of one query
 MAX_DEPTH = 500  # of an expression: SQLite's own 1000 is a matter of how it was built
 MAX_ROWS = 1_000_000  # of a gold result; an answer may have one row more than its gold
+NO_ROWS = "no rows"  # the message of a gold query whose result is empty
 NO_QUERY = "not a query"  # the message of an empty text, a comment, an EXPLAIN: wrong, though nothing failed
 
 
@@ -164,7 +166,7 @@ def run_gold(database: str, query: str, timeout: float) -> tuple[str, str, bytes
     width, rows = rows_of(database, query, timeout, partial(take_bag, limit=MAX_ROWS))
     if len(rows) > MAX_ROWS:
         raise Rejected("error", f"more than {MAX_ROWS} rows")
-    return "correct", "", marshal.dumps((width, rows))
+    return "correct", "" if rows else NO_ROWS, marshal.dumps((width, rows))
 
 
 def run_alone(database: str, query: str, timeout: float) -> tuple[str, str, bytes]:
@@ -208,6 +210,8 @@ unpack = lru_cache(maxsize=1)(marshal.loads)  # many answers in a row have the s
 
 def difference(gold, answer, gold_width: int, width: int, comparison: str, ordered: bool) -> str:
     """What is different, in a few words; an empty text where the results are equal."""
+    if comparison != "strict" and not gold and not answer:
+        return ""
     if width != gold_width:
         return f"{width} columns, not {gold_width}"
     if len(answer) != len(gold):

@@ -38,7 +38,7 @@ from functools import lru_cache
 
 import sandbox
 import walls
-from judge_sql import MAX_QUERY, NO_QUERY, outermost_orders, spider_query
+from judge_sql import MAX_QUERY, NO_QUERY, NO_ROWS, outermost_orders, spider_query
 from sandbox import InfrastructureError
 from zygote import Zygote
 
@@ -128,17 +128,14 @@ class Verifier:
         if isinstance(job, PythonJob):
             key = (hashlib.sha256(job.context.encode("utf-8", "surrogatepass")).digest(), job.answer, job.timeout)
             return self._once(key, self._judge_python, job)
-        if job.comparison not in COMPARISONS:
-            raise ValueError(f"unknown comparison {job.comparison!r}: one of {', '.join(COMPARISONS)}")
-        gold, answer, ordered = cut(job.gold), cut(job.answer), False
-        if job.comparison.startswith("spider"):
-            gold, answer = (spider_query(query, job.comparison == "spider_keep_distinct") for query in (gold, answer))
-            ordered = "order by" in gold.lower()
-        elif job.comparison == "strict":
-            ordered = outermost_orders(gold)
-        database = os.path.abspath(job.database)  # the workers live in another folder
+        database, gold, answer, ordered = prepared(job)
         key = (*identity(database), gold, answer, job.comparison, job.timeout)
         return self._once(key, self._judge_sql, database, gold, answer, job.timeout, job.comparison, ordered)
+
+    def gold_is_empty(self, job: SqlJob) -> bool:
+        """Whether the gold result has no rows: any answer without rows is right then. Raises as `submit`'s Future does."""
+        database, gold, *_ = prepared(job)
+        return self._gold_result(database, gold, job.timeout)[0].message == NO_ROWS
 
     def execute(self, database: str, query: str, timeout: float) -> Future:
         """A Future of the Verdict on a query that runs alone, without a gold: "correct" where it executes."""
@@ -185,10 +182,14 @@ class Verifier:
         return self._ask(("alone", database, query, timeout), timeout)[0]
 
     def _judge_sql(self, database, gold, answer, timeout, comparison, ordered):
+        _, data = self._gold_result(database, gold, timeout)
+        return self._ask(("answer", database, answer, timeout, comparison, ordered, data), timeout)[0]
+
+    def _gold_result(self, database, gold, timeout) -> tuple[Verdict, bytes]:
         reference, data = self._gold(database, gold, max(timeout, GOLD_SECONDS["sql"]))
         if reference.verdict != "correct":
             raise GoldError(f"gold query fails on {database} ({reference.verdict}: {reference.message}): {gold[:1000]}")
-        return self._ask(("answer", database, answer, timeout, comparison, ordered, data), timeout)[0]
+        return reference, data
 
     def _gold(self, database, gold, timeout) -> tuple[Verdict, bytes]:
         """The gold result: run by the first thread that wants it, while the others wait for that one."""
@@ -248,6 +249,19 @@ class Verifier:
         if -status in sandbox.CRASHES:
             return Verdict("crash", f"the worker died of signal {-status}"), b""
         raise InfrastructureError(f"a SQL worker died twice (exit status {status}; -9: the machine is out of memory)")
+
+
+def prepared(job: SqlJob) -> tuple[str, str, str, bool]:
+    """Database, gold and answer as they are run, and whether the order of the gold's rows counts."""
+    if job.comparison not in COMPARISONS:
+        raise ValueError(f"unknown comparison {job.comparison!r}: one of {', '.join(COMPARISONS)}")
+    gold, answer, ordered = cut(job.gold), cut(job.answer), False
+    if job.comparison.startswith("spider"):
+        gold, answer = (spider_query(query, job.comparison == "spider_keep_distinct") for query in (gold, answer))
+        ordered = "order by" in gold.lower()
+    elif job.comparison == "strict":
+        ordered = outermost_orders(gold)
+    return os.path.abspath(job.database), gold, answer, ordered  # absolute: the workers live in another folder
 
 
 def cut(query: str) -> str:

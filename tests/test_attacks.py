@@ -181,7 +181,7 @@ ALL = dict.fromkeys(verify.COMPARISONS, "correct")
     ("SELECT 'True'", "SELECT 1 = 1", NONE),
     ("SELECT id FROM t WHERE 0", "SELECT NULL", NONE),
     ("SELECT id FROM t WHERE 0", "SELECT NULL WHERE 0", ALL),
-    ("SELECT id FROM t WHERE 0", "SELECT NULL, NULL WHERE 0", NONE),
+    ("SELECT id FROM t WHERE 0", "SELECT NULL, NULL WHERE 0", ALL | {"strict": "wrong"}),
     ("SELECT 'SELECT id FROM t'", "SELECT sql FROM sqlite_stmt", NONE),  # statements of this connection: its own alone
     ("SELECT count(*) FROM t", "SELECT sql FROM sqlite_stmt WHERE sql NOT LIKE '%sqlite_stmt%'", NONE),
     ("SELECT 3", "SELECT 3 /* ; DROP TABLE t */ ; -- x", ALL),
