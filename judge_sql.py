@@ -34,6 +34,7 @@ HEAP = 256 << 20  # bytes that SQLite may hold (plans, sorts, temporary tables);
 MEMORY = 1 << 30  # bytes of address space of a worker: SQLite's heap and the two results as Python objects
 MAX_VALUE = 16 << 20  # bytes of one value; a model's answer can ask for printf('%.*c', 1e9, 'x')
 MAX_QUERY = 100_000  # bytes of one query
+QUICK = 10.0  # seconds to read the schema
 MAX_DEPTH = 500  # of an expression: SQLite's own 1000 is a matter of how it was built
 MAX_ROWS = 1_000_000  # of a gold result; an answer may have one row more than its gold
 NO_ROWS = "no rows"  # the message of a gold query whose result is empty
@@ -78,6 +79,8 @@ def outermost_orders(query: str) -> bool:
 # --- running one query (in the worker) --------------------------------------------------------------------------------
 
 READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
+CHANGING_FUNCTIONS = {"random", "randomblob", "current_date", "current_time", "current_timestamp"}
+DATE_FUNCTIONS = {"date", "time", "datetime", "julianday", "strftime", "unixepoch", "timediff"}  # these may ask for 'now'
 DENIED_FUNCTIONS = {"load_extension", "fts3_tokenizer", "randomblob", "zeroblob"}
 # Extended result codes have the basic one in their low byte. IOERR_WRITE alone is the query's doing: it met the limit.
 INFRASTRUCTURE_CODES = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN,
@@ -104,8 +107,12 @@ def holds_data(path: str) -> bool:
         raise InfrastructureError(f"{path}: {error.strerror}") from None
 
 
-def open_database(path: str, deadline: float, denials: list[str]) -> sqlite3.Connection:
-    """A connection that can read this one file and nothing else; what it refuses to do is appended to `denials`."""
+def open_database(path: str, deadline: float, denials: list[str], functions: set[str]) -> sqlite3.Connection:
+    """A connection that can read this one file and nothing else.
+
+    What it refuses to do is appended to `denials`, the functions that a query calls are added to `functions`, also those
+    of the views that it reads.
+    """
     if not os.path.isfile(path) or os.path.getsize(path) == 0:
         raise InfrastructureError(f"no database at {path}")
     for suffix in ("-wal", "-journal"):  # read as immutable, the file would show old or half-written data
@@ -120,6 +127,8 @@ def open_database(path: str, deadline: float, denials: list[str]) -> sqlite3.Con
     connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
 
     def authorize(action, first, second, _database, _trigger):
+        if action == sqlite3.SQLITE_FUNCTION:
+            functions.add(second.lower())
         reads = action in READING and not (action == sqlite3.SQLITE_FUNCTION and second.lower() in DENIED_FUNCTIONS)
         # SQLite asks for this one when it declares json_each; a real UPDATE of sqlite_master is an error of its own
         if reads or (action, first) == (sqlite3.SQLITE_UPDATE, "sqlite_master"):
@@ -132,15 +141,15 @@ def open_database(path: str, deadline: float, denials: list[str]) -> sqlite3.Con
     return connection
 
 
-def rows_of(database: str, query: str, timeout: float, take) -> tuple[int, Any]:
-    """The number of columns and `take(cursor)`. Raises Rejected or InfrastructureError."""
+def rows_of(database: str, query: str, timeout: float, take, functions: set[str] | None = None) -> tuple[int, Any]:
+    """The number of columns and `take(cursor)`; adds to `functions`. Raises Rejected or InfrastructureError."""
     if len(query) > MAX_QUERY:  # before any work on it; SQLite counts the bytes of what is shorter
         raise Rejected("error", f"a query of more than {MAX_QUERY} bytes")
     first = next((word for word in words(query) if word not in (";", "\ufeff")), "")  # SQLite skips these
     if first == "explain":  # it executes, and may give no row at all
         raise Rejected("wrong", NO_QUERY)
     denials = []
-    connection = open_database(database, time.monotonic() + timeout, denials)
+    connection = open_database(database, time.monotonic() + timeout, denials, set() if functions is None else functions)
     try:
         cursor = connection.execute(query)
         if cursor.description is None:  # an empty text or a comment "succeeds"; nobody asked for nothing
@@ -163,10 +172,34 @@ def rows_of(database: str, query: str, timeout: float, take) -> tuple[int, Any]:
 
 def run_gold(database: str, query: str, timeout: float) -> tuple[str, str, bytes]:
     """The gold result, small enough to be kept and sent: (verdict, message, marshalled result)."""
-    width, rows = rows_of(database, query, timeout, partial(take_bag, limit=MAX_ROWS))
+    functions: set[str] = set()
+    width, rows = rows_of(database, query, timeout, partial(take_bag, limit=MAX_ROWS), functions)
     if len(rows) > MAX_ROWS:
         raise Rejected("error", f"more than {MAX_ROWS} rows")
+    if found := changing(database, query, functions):
+        raise Rejected("error", f"its result changes from run to run: {found}")
     return "correct", "" if rows else NO_ROWS, marshal.dumps((width, rows))
+
+
+def changing(database: str, query: str, functions: set[str]) -> str:
+    """What in a query gives another result at another time, an empty text where nothing does.
+
+    `functions`: those that it calls. A date function asks for the present time where it is given 'now' or no time at all.
+    """
+    if found := sorted(functions & CHANGING_FUNCTIONS):
+        return found[0]
+    if not functions & DATE_FUNCTIONS:
+        return ""
+    _, views = rows_of(database, "SELECT sql FROM sqlite_master WHERE type = 'view'", QUICK, list)
+    for text in (query, *(sql for sql, in views)):
+        tokens = words(text)
+        if "'now'" in tokens or '"now"' in tokens:
+            return "'now'"
+        for at, token in enumerate(tokens):
+            name, after = token.strip('"`[]'), tokens[at + 1:at + 4]
+            if name in DATE_FUNCTIONS and (after[:2] == ["(", ")"] or name == "strftime" and after[::2] == ["(", ")"]):
+                return f"{name} without a time"
+    return ""
 
 
 def run_alone(database: str, query: str, timeout: float) -> tuple[str, str, bytes]:

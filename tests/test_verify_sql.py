@@ -463,6 +463,65 @@ def test_a_gold_that_fails_is_named(verifier, database):
         assert gold in str(error.value) and database in str(error.value)
 
 
+CHANGING = {
+    "SELECT random()": "random",
+    "SELECT id FROM t ORDER BY RANDOM() LIMIT 1": "random",
+    'SELECT abs("random"()) > 0': "random",
+    "SELECT id FROM t WHERE id IN (SELECT id FROM t ORDER BY random())": "random",
+    "SELECT CURRENT_TIMESTAMP": "current_timestamp",
+    "SELECT strftime('%Y', current_date) - 1": "current_date",
+    "SELECT id FROM t WHERE current_time IS NULL": "current_time",
+    "SELECT date('now')": "'now'",
+    "SELECT strftime('%Y', 'NOW') - 5": "'now'",
+    'SELECT julianday("now") > 0': "'now'",
+    "SELECT unixepoch('now', '-1 day')": "'now'",
+    "SELECT DATE() > '2020'": "date without a time",
+    "SELECT datetime(/* no time */)": "datetime without a time",
+    'SELECT "time"()': "time without a time",
+    "SELECT strftime('%s')": "strftime without a time",
+    "SELECT * FROM recent": "'now'",
+    "SELECT count(*) FROM shuffled": "random",
+}
+STEADY = [
+    "SELECT id FROM t LIMIT 2",
+    "SELECT date('2020-01-01', '+1 day')",
+    "SELECT strftime('%Y', name) FROM t",
+    "SELECT 'now'",
+    "SELECT id AS random FROM t ORDER BY random",
+    "SELECT 'random()', 'current_date'",
+    "SELECT date(now) FROM (SELECT '2020-01-01' AS now)",
+    "SELECT id FROM t -- random() date('now')",
+    "SELECT date FROM (SELECT 1 date)",
+]
+
+
+@pytest.fixture(scope="module")
+def views(tmp_path_factory):
+    path = make_database(tmp_path_factory.mktemp("views") / "views.sqlite")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE VIEW recent AS SELECT id FROM t WHERE name < date('now')")
+        connection.execute("CREATE VIEW shuffled AS SELECT id FROM t ORDER BY random() LIMIT 2")
+    return path
+
+
+@pytest.mark.parametrize("comparison", ["spider", "bird", "strict"])
+@pytest.mark.parametrize("gold", CHANGING)
+def test_a_gold_whose_result_changes_from_run_to_run_is_named(verifier, views, gold, comparison):
+    with pytest.raises(GoldError) as error:
+        verifier.submit(SqlJob(views, gold, gold, comparison)).result()
+    assert f"its result changes from run to run: {CHANGING[gold]})" in str(error.value)
+
+
+@pytest.mark.parametrize("gold", STEADY)
+def test_a_gold_that_only_speaks_of_the_time_or_of_chance_is_a_gold(verifier, database, gold):
+    assert verifier.submit(SqlJob(database, gold, gold, "strict")).result().verdict == "correct"
+
+
+@pytest.mark.parametrize("answer", ["SELECT id FROM t ORDER BY random()", "SELECT id FROM t WHERE date('now') > '2020'"])
+def test_an_answer_may_ask_for_the_time_or_for_chance(judge, answer):
+    assert judge(answer).verdict == "correct"
+
+
 @pytest.mark.parametrize("query, verdict, ran", [
     ("SELECT id FROM t", "correct", True),
     ("SELECT id FROM t WHERE id > 100", "correct", True),
