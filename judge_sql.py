@@ -16,6 +16,7 @@ permutations.
 import marshal
 import os
 import re
+import signal
 import sqlite3
 import sys
 import time
@@ -108,7 +109,7 @@ def holds_data(path: str) -> bool:
 
 
 def open_database(path: str, deadline: float, denials: list[str], functions: set[str]) -> sqlite3.Connection:
-    """A connection that can read this one file and nothing else.
+    """A connection that can read this one file and nothing else, until this process has used `deadline` seconds.
 
     What it refuses to do is appended to `denials`, the functions that a query calls are added to `functions`, also those
     of the views that it reads.
@@ -137,7 +138,7 @@ def open_database(path: str, deadline: float, denials: list[str], functions: set
         return sqlite3.SQLITE_DENY
 
     connection.set_authorizer(authorize)
-    connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+    connection.set_progress_handler(lambda: time.process_time() > deadline, 10_000)
     return connection
 
 
@@ -149,7 +150,8 @@ def rows_of(database: str, query: str, timeout: float, take, functions: set[str]
     if first == "explain":  # it executes, and may give no row at all
         raise Rejected("wrong", NO_QUERY)
     denials = []
-    connection = open_database(database, time.monotonic() + timeout, denials, set() if functions is None else functions)
+    functions = set() if functions is None else functions
+    connection = open_database(database, time.process_time() + timeout, denials, functions)
     try:
         cursor = connection.execute(query)
         if cursor.description is None:  # an empty text or a comment "succeeds"; nobody asked for nothing
@@ -320,13 +322,20 @@ def serve_sql(parent: int) -> None:
     """The whole life of a SQL worker."""
     sandbox.die_with_parent(parent)
     sandbox.limit_resources(memory=MEMORY, file_size=0)  # no query writes a file, not even a temporary one
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # it ends this process, whatever the parent does with it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     sqlite3.connect(":memory:").execute(f"PRAGMA hard_heap_limit = {HEAP}")
     sandbox.serve(handle_sql)
 
 
-def handle_sql(kind: str, *arguments) -> tuple[str, str, float, bytes]:
-    """(verdict, message, seconds, marshalled result of a gold query)"""
-    started, gold = time.monotonic(), b""
+def handle_sql(kill: float, kind: str, *arguments) -> tuple[str, str, float, bytes]:
+    """(verdict, message, seconds, marshalled result of a gold query); times are those that this process itself uses.
+
+    The deadline is in the arguments. After `kill` seconds the kernel ends this process, which may be inside a call that
+    nothing else can interrupt.
+    """
+    started, gold = time.process_time(), b""
+    signal.setitimer(signal.ITIMER_PROF, kill)
     try:
         verdict, message, gold = {"gold": run_gold, "answer": run_answer, "alone": run_alone}[kind](*arguments)
     except Rejected as rejected:
@@ -335,5 +344,6 @@ def handle_sql(kind: str, *arguments) -> tuple[str, str, float, bytes]:
         verdict, message = "error", "out of memory"
     except InfrastructureError as error:
         verdict, message = "infrastructure", str(error)
+    signal.setitimer(signal.ITIMER_PROF, 0)
     message = " ".join(message.encode("utf-8", "replace").decode().split())[:200]
-    return verdict, message, time.monotonic() - started, gold
+    return verdict, message, time.process_time() - started, gold

@@ -6,7 +6,8 @@ every one is treated as hostile, and the comparison is made by this code, never 
 
   SQL     (judge_sql.py) persistent worker processes, one fresh read-only connection per query, behind an authorizer, a
           heap limit, a deadline inside SQLite, and a kill behind that: `instr`, `trim` and the query planner cannot be
-          interrupted.
+          interrupted. Both count the processor time of the query itself, so that a busy machine makes no label; a
+          wall-clock limit, ten times as long, is behind them.
   Python  (judge_python.py) DS-1000's official test in a judge process, the program in another one that cannot see the
           test, behind Landlock, seccomp and limits (walls.py); only data comes back (transport.py). Both are forked
           from an interpreter that has the libraries loaded (zygote.py).
@@ -28,8 +29,10 @@ import hashlib
 import json
 import os
 import queue
+import signal
 import sys
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,7 +50,9 @@ COMPARISONS = ("spider", "spider_keep_distinct", "bird", "strict")
 
 # gold code is given at least this long: a slow machine must not make it look broken
 GOLD_SECONDS = {"sql": 30.0, "python": 120.0}
-GRACE = 0.25  # seconds after the deadline inside SQLite until the process is killed
+GRACE = 0.25  # seconds after the deadline inside SQLite until the process is killed; all these are processor time
+WALL = 10  # a query that waits, for the processor or the disk, is killed after this many times as long
+WAITED = 1.2  # a query that took this many times its processor time ran on a machine that had other things to do
 KEPT_GOLD_BYTES, KEPT_VERDICTS = 256 << 20, 100_000
 
 
@@ -55,7 +60,7 @@ KEPT_GOLD_BYTES, KEPT_VERDICTS = 256 << 20, 100_000
 class Verdict:
     verdict: str  # one of VERDICTS
     message: str = ""  # short, one line
-    seconds: float = 0.0
+    seconds: float = 0.0  # SQL: processor time
 
     @property
     def ran(self) -> bool:
@@ -69,7 +74,7 @@ class SqlJob:
     gold: str
     answer: str
     comparison: str = "spider"  # one of COMPARISONS
-    timeout: float = 10.0
+    timeout: float = 10.0  # seconds of processor time; more where the gold itself needs more than half of it
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,7 @@ class Verifier:
             self._idle.put(child)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="verify")
         self._lock = threading.Lock()
+        self._turn = threading.Lock()  # to take a worker: a query that runs alone keeps it
         self._verdicts: OrderedDict[tuple, Future] = OrderedDict()
         self._golds: OrderedDict[tuple, Future] = OrderedDict()
         self._gold_bytes = 0
@@ -182,8 +188,9 @@ class Verifier:
         return self._ask(("alone", database, query, timeout), timeout)[0]
 
     def _judge_sql(self, database, gold, answer, timeout, comparison, ordered):
-        _, data = self._gold_result(database, gold, timeout)
-        return self._ask(("answer", database, answer, timeout, comparison, ordered, data), timeout)[0]
+        reference, data = self._gold_result(database, gold, timeout)
+        limit = answer_seconds(timeout, reference.seconds)
+        return self._ask(("answer", database, answer, limit, comparison, ordered, data), limit)[0]
 
     def _gold_result(self, database, gold, timeout) -> tuple[Verdict, bytes]:
         reference, data = self._gold(database, gold, max(timeout, GOLD_SECONDS["sql"]))
@@ -224,31 +231,61 @@ class Verifier:
                     self._gold_bytes -= len(self._golds.pop(key).result()[1])
 
     def _ask(self, request, timeout) -> tuple[Verdict, bytes]:
-        """One request to an idle worker. One that dies is replaced and asked once more: what comes again is real."""
-        # more for a big gold result, which travels through the pipe
-        grace = GRACE + (len(request[-1]) / 20e6 if request[0] == "answer" else 0.1 * timeout)
-        child = self._idle.get()
+        """The reply of an idle worker. A timeout on a machine that is busy is no verdict: the query runs again, alone."""
+        with self._turn:
+            child = self._idle.get()
         try:
-            for _ in range(2):
-                if self.closed:
-                    raise InfrastructureError("the verifier is closed")
-                try:
-                    verdict, message, seconds, data = child.ask(request, timeout + grace)
-                except sandbox.Late:
-                    return Verdict("timeout", f"longer than {timeout:g} s, killed", timeout), b""
-                except sandbox.Died as died:
-                    status = died.status
-                    continue
-                if verdict == "infrastructure":
-                    raise InfrastructureError(message)
-                if message == "out of memory":  # what it freed may be in pieces
-                    child.stop()
-                return Verdict(verdict, message, seconds), data
+            verdict, data, waited = self._exchange(child, request, timeout)
         finally:
             self._idle.put(child)
+        if verdict.verdict != "timeout" or not waited:
+            return verdict, data
+        with self._turn:  # no other query begins, and those that run end first
+            children = [self._idle.get() for _ in self.children]
+            try:
+                return self._exchange(children[0], request, timeout)[:2]
+            finally:
+                for child in children:
+                    self._idle.put(child)
+
+    def _exchange(self, child, request, timeout) -> tuple[Verdict, bytes, bool]:
+        """One request to a worker, and whether it had to wait. If it dies it is asked once more: what comes again is real."""
+        # more for a big gold result, which travels through the pipe
+        kill = timeout + GRACE + (len(request[-1]) / 20e6 if request[0] == "answer" else 0.1 * timeout)
+        for _ in range(2):
+            if self.closed:
+                raise InfrastructureError("the verifier is closed")
+            try:
+                if child.process is None:
+                    child.start()  # before the clock starts
+                started = time.monotonic()
+                verdict, message, seconds, data = child.ask((kill, *request), WALL * kill)
+            except sandbox.Late:
+                message = f"killed after {WALL * kill:.3g} s by the wall clock"
+                return Verdict("timeout", message, timeout), b"", True
+            except sandbox.Died as died:
+                status = died.status
+                if status != -signal.SIGPROF:
+                    continue
+                verdict, message, seconds, data = "timeout", f"longer than {timeout:g} s, killed", kill, b""
+            if verdict == "infrastructure":
+                raise InfrastructureError(message)
+            if message == "out of memory":  # what it freed may be in pieces
+                child.stop()
+            return Verdict(verdict, message, seconds), data, time.monotonic() - started > WAITED * seconds
         if -status in sandbox.CRASHES:
-            return Verdict("crash", f"the worker died of signal {-status}"), b""
+            return Verdict("crash", f"the worker died of signal {-status}"), b"", False
         raise InfrastructureError(f"a SQL worker died twice (exit status {status}; -9: the machine is out of memory)")
+
+
+def answer_seconds(timeout: float, gold: float) -> float:
+    """An answer's deadline: the timeout, doubled until it is at least twice the gold's own seconds.
+
+    In steps, so that it does not follow every small change of the gold's time from one run to the next.
+    """
+    while timeout < 2 * gold:
+        timeout *= 2
+    return timeout
 
 
 def prepared(job: SqlJob) -> tuple[str, str, str, bool]:
