@@ -24,7 +24,7 @@ from tqdm import tqdm
 import data
 from data import Question, UserError
 from exact_match import exact_match, hardness
-from verify import GOLD_SECONDS, VERDICTS, GoldError, InfrastructureError, PythonJob, SqlJob, Verdict, Verifier
+from verify import GOLD_SECONDS, VERDICTS, GoldError, InfrastructureError, PythonJob, SqlJob, Unreadable, Verdict, Verifier
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def usable(questions: list[Question], verifier: Verifier, comparison: str, timeo
             cause = f"its gold code fails: {verdict.verdict}: {verdict.message}"
             if slow and verdict.verdict == "correct":
                 cause = f"its gold code takes {verdict.seconds:.0f} s, more than half of an answer's {timeout:g}"
-        except GoldError as error:  # say, a test that loads data from the network
+        except (GoldError, Unreadable) as error:  # say, a test that loads data from the network
             cause = error
         name = f"problem {q.question_id}" if q.language == "python" else f"question {q.index}"
         notes.append(f"{name} ({q.db_id}): {cause}")

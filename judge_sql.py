@@ -21,6 +21,7 @@ import sqlite3
 import sys
 import time
 from collections import Counter, deque
+from contextlib import closing
 from functools import lru_cache, partial
 from itertools import islice
 from typing import Any
@@ -88,6 +89,10 @@ INFRASTRUCTURE_CODES = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQ
                         sqlite3.SQLITE_FULL, sqlite3.SQLITE_PERM, sqlite3.SQLITE_PROTOCOL}
 
 
+class Unreadable(InfrastructureError):
+    """This query met what cannot be read, say a damaged page; the database can be read otherwise."""
+
+
 class Rejected(Exception):
     """The query gave no result; carries the verdict and the message."""
 
@@ -108,7 +113,7 @@ def holds_data(path: str) -> bool:
         raise InfrastructureError(f"{path}: {error.strerror}") from None
 
 
-def open_database(path: str, deadline: float, denials: list[str], functions: set[str]) -> sqlite3.Connection:
+def open_database(path: str, deadline: float, denials: list, functions: set) -> sqlite3.Connection:
     """A connection that can read this one file and nothing else, until this process has used `deadline` seconds.
 
     What it refuses to do is appended to `denials`, the functions that a query calls are added to `functions`, also those
@@ -142,6 +147,15 @@ def open_database(path: str, deadline: float, denials: list[str], functions: set
     return connection
 
 
+def has_schema(database: str) -> bool:
+    """Whether the database can be read at all."""
+    try:
+        with closing(open_database(database, time.process_time() + QUICK, [], set())) as connection:
+            return connection.execute("SELECT count(*) FROM sqlite_master").fetchone() is not None
+    except (sqlite3.Error, InfrastructureError):
+        return False
+
+
 def rows_of(database: str, query: str, timeout: float, take, functions: set[str] | None = None) -> tuple[int, Any]:
     """The number of columns and `take(cursor)`; adds to `functions`. Raises Rejected or InfrastructureError."""
     if len(query) > MAX_QUERY:  # before any work on it; SQLite counts the bytes of what is shorter
@@ -166,7 +180,8 @@ def rows_of(database: str, query: str, timeout: float, take, functions: set[str]
         if code == sqlite3.SQLITE_INTERRUPT:
             raise Rejected("timeout", f"longer than {timeout:g} s") from None
         if code & 255 in INFRASTRUCTURE_CODES and code != sqlite3.SQLITE_IOERR_WRITE:
-            raise InfrastructureError(f"{database}: {error}") from None
+            kind = Unreadable if has_schema(database) else InfrastructureError
+            raise kind(f"{database}: {error}") from None
         raise Rejected("error", str(error)) from None
     finally:
         connection.close()
@@ -343,7 +358,7 @@ def handle_sql(kill: float, kind: str, *arguments) -> tuple[str, str, float, byt
     except MemoryError:
         verdict, message = "error", "out of memory"
     except InfrastructureError as error:
-        verdict, message = "infrastructure", str(error)
+        verdict, message = "unreadable" if isinstance(error, Unreadable) else "infrastructure", str(error)
     signal.setitimer(signal.ITIMER_PROF, 0)
     message = " ".join(message.encode("utf-8", "replace").decode().split())[:200]
     return verdict, message, time.process_time() - started, gold

@@ -18,8 +18,9 @@ As a command it reads one job per line (JSON) and writes one verdict per line, i
     {"id": 2, "kind": "python", "context": "...code_context of DS-1000...", "answer": "result = 1", "timeout": 120}
  -> {"id": 1, "verdict": "wrong", "message": "other rows", "seconds": 0.0004}
 
-A verdict of null is a fault of the machine (InfrastructureError) or of the question (GoldError: its gold query does not
-execute, its test fails before the program has run), never of the answer; the exit code is then 1.
+A verdict of null is a fault of the machine (InfrastructureError), of the database (Unreadable: a damaged page) or of the
+question (GoldError: its gold query does not execute, its test fails before the program has run), never of the answer; the
+exit code is then 1.
 """
 
 import argparse
@@ -41,7 +42,7 @@ from functools import lru_cache
 
 import sandbox
 import walls
-from judge_sql import MAX_QUERY, NO_QUERY, NO_ROWS, outermost_orders, spider_query
+from judge_sql import MAX_QUERY, NO_QUERY, NO_ROWS, Unreadable, outermost_orders, spider_query
 from sandbox import InfrastructureError
 from zygote import Zygote
 
@@ -51,6 +52,7 @@ COMPARISONS = ("spider", "spider_keep_distinct", "bird", "strict")
 # gold code is given at least this long: a slow machine must not make it look broken
 GOLD_SECONDS = {"sql": 30.0, "python": 120.0}
 GRACE = 0.25  # seconds after the deadline inside SQLite until the process is killed; all these are processor time
+NOT_JUDGED = "not judged:  "  # begins the message of what is no label; two spaces, which no program's message has
 WALL = 10  # a query that waits, for the processor or the disk, is killed after this many times as long
 WAITED = 1.2  # a query that took this many times its processor time ran on a machine that had other things to do
 KEPT_GOLD_BYTES, KEPT_VERDICTS = 256 << 20, 100_000
@@ -66,6 +68,11 @@ class Verdict:
     def ran(self) -> bool:
         """Whether it executed; a text that is no query is wrong, but nothing of it ran."""
         return self.verdict in ("correct", "wrong") and self.message != NO_QUERY
+
+    @property
+    def judged(self) -> bool:
+        """Whether it is a label; if not, the answer is neither right nor wrong (`settled`)."""
+        return not self.message.startswith(NOT_JUDGED)
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,18 @@ class PythonJob:
 
 class GoldError(ValueError):
     """The gold query does not execute, or the test fails by itself: no answer to the question can be judged."""
+
+
+def settled(future: Future) -> Verdict:
+    """The verdict that a Future has, so that one answer ends no run.
+
+    An answer that reads a damaged page gets an `error` that is not `judged`: a score counts it as the official evaluators
+    do, and no pair is made of it. All other faults are raised.
+    """
+    try:
+        return future.result()
+    except Unreadable as error:
+        return Verdict("error", f"{NOT_JUDGED}{error}")
 
 
 # --- the parent's side ------------------------------------------------------------------------------------------------
@@ -127,9 +146,10 @@ class Verifier:
     def submit(self, job) -> Future:
         """A Future of the Verdict. The same job runs once.
 
-        It raises GoldError where the gold query does not execute or the test fails before any of the program has run, and
-        InfrastructureError where the machine is at fault: a database that cannot be read, walls that are missing, an
-        interpreter that does not start, too little memory.
+        It raises GoldError where the gold query does not execute or the test fails before any of the program has run,
+        Unreadable where a query meets a damaged page of its database, and InfrastructureError where the machine is at
+        fault: a database that cannot be read at all, walls that are missing, an interpreter that does not start, too
+        little memory.
         """
         if isinstance(job, PythonJob):
             key = (hashlib.sha256(job.context.encode("utf-8", "surrogatepass")).digest(), job.answer, job.timeout)
@@ -161,11 +181,11 @@ class Verifier:
         return future
 
     def run(self, jobs: Iterable, progress=None) -> list[Verdict]:
-        """Verdicts in the order of the jobs; `progress(1)` is called for each."""
+        """Verdicts in the order of the jobs, as `settled` gives them; `progress(1)` is called for each."""
         futures = [self.submit(job) for job in jobs]
         verdicts = []
         for future in futures:
-            verdicts.append(future.result())
+            verdicts.append(settled(future))
             if progress:
                 progress(1)
         return verdicts
@@ -268,8 +288,8 @@ class Verifier:
                 if status != -signal.SIGPROF:
                     continue
                 verdict, message, seconds, data = "timeout", f"longer than {timeout:g} s, killed", kill, b""
-            if verdict == "infrastructure":
-                raise InfrastructureError(message)
+            if verdict in ("infrastructure", "unreadable"):
+                raise (Unreadable if verdict == "unreadable" else InfrastructureError)(message)
             if message == "out of memory":  # what it freed may be in pieces
                 child.stop()
             return Verdict(verdict, message, seconds), data, time.monotonic() - started > WAITED * seconds

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import plain_logps
 from safetensors.torch import load_file
+from test_verify_sql import damaged
 
 import codelutra
 import data
@@ -20,7 +21,7 @@ import lora
 import report
 import settings
 from codelutra import QuestionPairs, batches, check_first_step, learning_rate, reference_logps, train
-from data import Answer, UserError
+from data import Answer, Question, UserError
 from folder import UNIT_END
 from policy import halving, load_policy, load_tokenizer
 from settings import Config, choose_questions, parse
@@ -244,6 +245,17 @@ def test_by_the_criterion_executable_a_text_that_is_no_query_is_not_right(spider
             answer = Answer(0, 0, (1,), text, -1.0, True)
             verdict = codelutra.outcome(config, codelutra.execute(config, questions[0], answer, verifier))
             assert verdict.verdict == expected, text
+
+
+@pytest.mark.parametrize("criterion", ["match", "executable"])
+def test_an_answer_that_reads_a_damaged_page_ends_no_run(tmp_path, criterion):
+    question = Question(0, "bad", damaged(tmp_path / "bad.sqlite"), "?", "SELECT id FROM t")
+    config = Config(data="spider", criterion=criterion, timeout=5.0)
+    with Verifier(1) as verifier:
+        for text, judged in (("SELECT name FROM lost", False), ("SELECT id FROM t", True)):
+            answer = Answer(0, 0, (1,), text, -1.0, True)
+            verdict = codelutra.outcome(config, codelutra.execute(config, question, answer, verifier))
+            assert (verdict.verdict, verdict.judged) == ("correct" if judged else "error", judged)
 
 
 @pytest.mark.parametrize("criterion, chosen", [("match", {"correct"}), ("executable", {"correct", "wrong"})])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from test_verify_cli import CONTEXT, strict
+from test_verify_sql import damaged
 
 import data
 import eval as evaluation
@@ -169,6 +170,14 @@ def test_a_gold_is_judged_as_an_answer_would_be(spider, verifier):
     assert "not a query" in notes[1]
     kept, notes = usable(asked, verifier, "strict", 5.0)
     assert not kept and "question 0 (pets): gold query fails" in notes[0] and "syntax error" in notes[0]
+
+
+def test_a_question_whose_gold_reads_a_damaged_page_is_left_out_and_named(verifier, tmp_path):
+    path = damaged(tmp_path / "bad.sqlite")
+    asked = [Question(i, "bad", path, "?", gold) for i, gold in enumerate(["SELECT id FROM t", "SELECT * FROM lost"])]
+    kept, notes = usable(asked, verifier, "spider", 5.0)
+    assert kept == asked[:1] and len(notes) == 1
+    assert notes[0].startswith("question 1 (bad): ") and "bad.sqlite: database disk image is malformed" in notes[0]
 
 
 @strict

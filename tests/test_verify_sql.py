@@ -627,6 +627,60 @@ def test_35_a_folder_beside_a_database_is_named(verifier, tmp_path):
         verifier.submit(SqlJob(path, "SELECT 1", "SELECT 1")).result()
 
 
+def damaged(path, byte=b"\xa5"):
+    """A database whose table `lost` cannot be read, while all others can."""
+    make_database(path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE lost(id INTEGER PRIMARY KEY, name TEXT)")
+        connection.executemany("INSERT INTO lost VALUES (?, ?)", [(i, f"name {i}" * 50) for i in range(200)])
+        connection.commit()
+        first = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'lost'").fetchone()[0]
+        size = connection.execute("PRAGMA page_size").fetchone()[0]
+    with open(path, "r+b") as file:
+        file.seek((first - 1) * size)
+        file.write(byte * size)
+    return str(path)
+
+
+@pytest.mark.parametrize("byte", [b"\xa5", b"\0"])
+@pytest.mark.parametrize("comparison", verify.COMPARISONS)
+def test_an_answer_that_reads_a_damaged_page_is_no_label_and_ends_no_run(verifier, tmp_path, byte, comparison):
+    path = damaged(tmp_path / "bad.sqlite", byte)
+    gold, lost = "SELECT id FROM t", "SELECT count(name) FROM lost"
+    with pytest.raises(verify.Unreadable, match="bad.sqlite: database disk image is malformed"):
+        verifier.submit(SqlJob(path, gold, lost, comparison)).result()
+    with pytest.raises(verify.Unreadable, match="bad.sqlite"):
+        verifier.execute(path, lost, 1.0).result()
+    found = verifier.run([SqlJob(path, gold, answer, comparison) for answer in (lost, gold, "SELECT 5", "SELECT x")])
+    assert [v.verdict for v in found] == ["error", "correct", "wrong", "error"]
+    assert [v.judged for v in found] == [False, True, True, True] and "bad.sqlite" in found[0].message
+    # where the gold itself cannot be read, no answer has a label
+    found = verifier.run([SqlJob(path, lost, answer, comparison) for answer in (lost, gold)])
+    assert [(v.verdict, v.judged) for v in found] == [("error", False)] * 2
+
+
+@pytest.mark.parametrize("damage", [lambda good: good[:-4096], lambda good: good[:2048], lambda good: b"text" * 9999,
+                                    lambda good: good[:100] + b"\xa5" * (len(good) - 100), lambda good: b""],
+                         ids=["cut", "cut short", "another file", "all pages", "empty"])
+def test_a_database_that_is_lost_between_two_answers_is_the_machines_fault(verifier, tmp_path, damage):
+    path = make_database(tmp_path / "bad.sqlite")
+    job = SqlJob(path, "SELECT id FROM t", "SELECT id FROM t")
+    assert verifier.run([job])[0].verdict == "correct"
+    Path(path).write_bytes(damage(Path(path).read_bytes()))
+    for ask in (lambda: verifier.run([job]), verifier.execute(path, "SELECT id FROM t", 1.0).result):
+        with pytest.raises(InfrastructureError, match="bad.sqlite") as error:
+            ask()
+        assert not isinstance(error.value, verify.Unreadable)
+
+
+def test_no_query_can_say_that_it_was_not_judged(verifier, database):
+    """The message of a query or program has no two spaces side by side."""
+    said = verify.NOT_JUDGED + "x"
+    assert not verify.Verdict("error", said).judged and verify.Verdict("error", " ".join(said.split())).judged
+    verdict = verifier.execute(database, f'SELECT "{said}"(1)', 1.0).result()
+    assert "not judged: x" in verdict.message and verify.NOT_JUDGED not in verdict.message
+
+
 # --- promises ---------------------------------------------------------------------------------------------------------
 
 
