@@ -50,7 +50,7 @@ from policy import Policy, empty_pass, halving, load_policy, locate
 from sample import sample
 from settings import Config, check_data, check_settings, choose_questions, codes, load_questions, parse
 from tree import Tree, answer_logps
-from verify import GoldError, InfrastructureError, Verdict, Verifier
+from verify import GoldError, InfrastructureError, Verdict, Verifier, settled
 from walls import tier
 
 
@@ -167,7 +167,7 @@ def execute(config, question, answer, verifier):
 def outcome(config, future) -> Verdict:
     """The verdict of one answer. By the criterion `executable` an answer that runs at all is correct."""
     try:
-        verdict = future.result()
+        verdict = settled(future)
     except GoldError as broken:
         if config.criterion == "match":
             raise
@@ -213,11 +213,13 @@ def question_pairs(config, question: Question, gold, drawn, t, counts) -> Questi
     too slow as an answer. Code that is chosen is never rejected as well, so no answer is preferred to itself.
     """
     chosen = [a.ids for a, v in drawn if v.verdict == "correct"]
-    failed = [a for a, v in drawn if v.verdict != "correct"]
+    failed = [a for a, v in drawn if v.verdict != "correct" and v.judged]
     rejected = [a.ids for a in failed if not is_degenerate(a)]
     counts["questions"] += 1
     counts["answers"] += len(drawn)
     counts["answers_right"] += len(chosen)
+    if unknown := len(drawn) - len(chosen) - len(failed):  # a damaged page of the database: neither right nor wrong
+        counts["answers_not_judged"] += unknown
     counts["answers_degenerate"] += len(failed) - len(rejected)
     if config.gold == "always" or (config.gold == "if-empty" and not chosen):
         counts["questions_given_gold"] += 1

@@ -24,7 +24,7 @@ from tqdm import tqdm
 import data
 from data import Question, UserError
 from exact_match import exact_match, hardness
-from verify import GOLD_SECONDS, VERDICTS, GoldError, InfrastructureError, PythonJob, SqlJob, Verdict, Verifier
+from verify import GOLD_SECONDS, VERDICTS, GoldError, InfrastructureError, PythonJob, SqlJob, Unreadable, Verdict, Verifier
 
 
 @dataclass(frozen=True)
@@ -48,23 +48,34 @@ def job(question: Question, code: str, comparison: str, timeout: float) -> SqlJo
 def usable(questions: list[Question], verifier: Verifier, comparison: str, timeout: float, progress: str | None = None):
     """Questions whose gold code is right when it is judged as an answer would be, and a note for each of the others.
 
-    The others are left out, never counted as answered wrongly. A fault of the machine is raised (InfrastructureError).
+    The others are left out, never counted as answered wrongly; so is a program that needs more than half of an answer's
+    time (a query's answers get more, `verify.answer_seconds`). A fault of the machine is raised (InfrastructureError).
     """
-    jobs = [job(q, q.gold, comparison, max(timeout, GOLD_SECONDS[q.language])) for q in questions]
+    seconds = {"sql": timeout, "python": max(timeout, GOLD_SECONDS["python"])}
+    jobs = [job(q, q.gold, comparison, seconds[q.language]) for q in questions]
     futures = [verifier.submit(j) for j in jobs]
     kept, notes = [], []
     for q, future in tqdm(list(zip(questions, futures)), desc=progress, disable=progress is None, unit="question", leave=False):
         try:
             verdict = future.result()
-            if verdict.verdict == "correct":
+            slow = q.language == "python" and verdict.seconds > timeout / 2
+            if verdict.verdict == "correct" and not slow:
                 kept.append(q)
                 continue
             cause = f"its gold code fails: {verdict.verdict}: {verdict.message}"
-        except GoldError as error:  # say, a test that loads data from the network
+            if slow and verdict.verdict == "correct":
+                cause = f"its gold code takes {verdict.seconds:.0f} s, more than half of an answer's {timeout:g}"
+        except (GoldError, Unreadable) as error:  # say, a test that loads data from the network
             cause = error
         name = f"problem {q.question_id}" if q.language == "python" else f"question {q.index}"
         notes.append(f"{name} ({q.db_id}): {cause}")
     return kept, notes
+
+
+def with_rows(questions: list[Question], verifier: Verifier, comparison: str, timeout: float) -> list[Question]:
+    """Usable questions without those whose gold query gives no rows: any query that gives none would be right."""
+    empty = lambda q: q.language == "sql" and verifier.gold_is_empty(job(q, q.gold, comparison, timeout))  # noqa: E731
+    return [q for q in questions if not empty(q)]
 
 
 def scores(questions: list[Question], codes: list[str], verdicts: list[Verdict], tables: dict | None = None) -> Scores:

@@ -16,7 +16,7 @@ from pathlib import Path
 import data
 import ranks
 from data import UserError
-from eval import usable
+from eval import usable, with_rows
 from folder import missing, whole, write
 from policy import settle_device
 
@@ -48,6 +48,7 @@ class Config:
     criterion: str = setting(
         "match", "chosen: same result as gold, or merely executable, without the gold code (Fig. 3c)", ["match", "executable"]
     )
+    keep_empty: bool = setting(False, "train on questions whose gold query gives no rows, too: any that gives none is right")
     objective: str = setting("dual", "dual: equation 6; dpo: without SFT (Table 2); sft: chosen only", ["dual", "dpo", "sft"])
     beta: float = setting(0.1, "β of DPO", above=0)
     lam: float = setting(1.0, "λ, weight of the SFT term", least=0)
@@ -221,16 +222,23 @@ def choose_questions(config, policy, splits, notes, run, verifier):
 
 
 def fitting_questions(config, policy, splits, notes, verifier) -> dict:
-    """Leave out questions whose gold fails or that are too long; raises UserError where none is left to train on.
+    """Leave out questions whose gold fails, gives no rows, or that are too long; raises UserError where none is left.
 
-    Scoring keeps the long ones of the dev split: a question that the model cannot read is one it does not answer.
+    Scoring keeps the long ones of the dev split, since a question that the model cannot read is one it does not answer,
+    and those without rows, as officially. By the criterion `executable` no gold code of a training question is run.
     """
-    room, kept = min(config.max_length, policy.max_positions), []
+    room, kept, comparison = min(config.max_length, policy.max_positions), [], data.COMPARISON[config.data]
     for name, questions in zip(("train", "validation", "dev"), splits):
         use, failing = questions, []
         if name != "train" or config.criterion == "match":
-            use, failing = usable(questions, verifier, data.COMPARISON[config.data], config.timeout, f"gold code of {name}")
-        notes, fits = notes + failing, use
+            use, failing = usable(questions, verifier, comparison, config.timeout, f"gold code of {name}")
+        notes = notes + failing
+        if name != "dev" and config.criterion == "match" and not config.keep_empty:
+            full = with_rows(use, verifier, comparison, config.timeout)
+            if len(full) < len(use):
+                notes.append(f"{name}: {len(use) - len(full)} questions: their gold query gives no rows (--keep-empty)")
+            use = full
+        fits = use
         if name != "dev":
             gold = lambda q: len(data.code_ids(q.gold, policy.tokenizer))  # noqa: E731
             fits = [q for q in use if len(data.prompt_ids(q, policy.tokenizer)) + max(config.max_new, gold(q)) <= room]

@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 from concurrent.futures import Future
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from test_verify_cli import CONTEXT, strict
+from test_verify_sql import damaged
 
 import data
 import eval as evaluation
@@ -292,15 +294,25 @@ def test_a_question_whose_gold_fails_is_left_out_and_named(spider, verifier):
 
 
 def test_a_gold_is_judged_as_an_answer_would_be(spider, verifier):
-    """Spider's preparation of a query comes before it runs; a gold that is not equal to itself says nothing."""
+    """Spider's preparation of a query comes before it runs; a gold that is not the same the next time says nothing."""
     path = data.load("spider", spider, "dev")[0][0].database
-    golds = ["SELECT name FROM owner WHERE id > = 2", "SELECT random() FROM owner", "EXPLAIN SELECT name FROM owner"]
+    golds = ["SELECT name FROM owner WHERE id > = 2", "SELECT name FROM owner ORDER BY random()"]
+    golds.append("EXPLAIN SELECT name FROM owner")
     asked = [Question(i, "pets", path, "?", gold) for i, gold in enumerate(golds)]
     kept, notes = usable(asked, verifier, "spider", 5.0)
     assert [q.index for q in kept] == [0]
-    assert "question 1 (pets): its gold code fails: wrong: other rows" in notes[0] and "not a query" in notes[1]
+    assert "question 1 (pets): gold query fails" in notes[0] and "changes from run to run: random" in notes[0]
+    assert "not a query" in notes[1]
     kept, notes = usable(asked, verifier, "strict", 5.0)
     assert not kept and "question 0 (pets): gold query fails" in notes[0] and "syntax error" in notes[0]
+
+
+def test_a_question_whose_gold_reads_a_damaged_page_is_left_out_and_named(verifier, tmp_path):
+    path = damaged(tmp_path / "bad.sqlite")
+    asked = [Question(i, "bad", path, "?", gold) for i, gold in enumerate(["SELECT id FROM t", "SELECT * FROM lost"])]
+    kept, notes = usable(asked, verifier, "spider", 5.0)
+    assert kept == asked[:1] and len(notes) == 1
+    assert notes[0].startswith("question 1 (bad): ") and "bad.sqlite: database disk image is malformed" in notes[0]
 
 
 @strict
@@ -324,18 +336,46 @@ def test_a_fault_of_the_machine_is_not_taken_for_a_broken_question(verifier, tmp
         usable([problem], other, "", 5.0)
 
 
-def test_gold_code_has_its_time_on_a_slow_machine():
-    class Recording:
-        def submit(self, job):
-            seconds.append(job.timeout)
-            future = Future()
-            future.set_result(Verdict("correct"))
-            return future
+class Recording:
+    """A verifier for which every gold is right and takes so long."""
 
-    asked, seconds = [*questions(0), dataclasses.replace(questions(1)[0], context="test")], []
+    def __init__(self, seconds=0.0):
+        self.timeouts, self.seconds = [], seconds
+
+    def submit(self, job):
+        self.timeouts.append(job.timeout)
+        future = Future()
+        future.set_result(Verdict("correct", "", self.seconds))
+        return future
+
+
+def test_gold_code_has_its_time_on_a_slow_machine():
+    """A gold query as well: the verifier gives it, and then its answers, the time that it needs."""
+    asked, verifier = [*questions(0), dataclasses.replace(questions(1)[0], context="test")], Recording()
     for timeout in (10.0, 60.0, 500.0):
-        assert usable(asked, Recording(), "spider", timeout) == (asked, [])
-    assert seconds == [30, 120, 60, 120, 500, 500]
+        assert usable(asked, verifier, "spider", timeout) == (asked, [])
+    assert verifier.timeouts == [10, 120, 60, 120, 500, 500]
+
+
+def test_a_program_that_needs_more_than_half_of_an_answers_time_is_left_out_by_name():
+    query, program = *questions(0), dataclasses.replace(questions(1)[0], context="test", db_id="Numpy")
+    assert usable([query, program], Recording(30.0), "", 60.0) == ([query, program], [])
+    kept, notes = usable([query, program], Recording(41.0), "", 60.0)
+    assert kept == [query] and notes == ["problem 701 (Numpy): its gold code takes 41 s, more than half of an answer's 60"]
+
+
+def test_a_slow_gold_is_right_as_an_answer_too(spider, tmp_path):
+    """It runs for longer than an answer's time, and would be a timeout as a prediction."""
+    rows = json.loads((spider / "dev.json").read_text())
+    digits = " UNION ALL ".join(f"SELECT {i} x" for i in range(10))
+    tables = ", ".join(f"d {name}" for name in "abcdef")
+    rows[0]["query"] = f"WITH d AS ({digits}) SELECT count(*) FROM {tables} WHERE a.x + b.x * c.x + d.x * e.x * f.x > 300"
+    shutil.copytree(spider, tmp_path / "data")
+    (tmp_path / "data" / "dev.json").write_text(json.dumps(rows))
+    predictions = tmp_path / "gold.sql"
+    predictions.write_text("\n".join(row["query"] for row in rows))
+    done = command("--data", "spider", "--data-dir", tmp_path / "data", "--predictions", predictions, "--timeout", "0.05")
+    assert done.returncode == 0 and last(done.stdout)["ex"] == 1.0 and last(done.stdout)["n"] == len(rows), done.stderr
 
 
 def test_greedy_answers_are_verified_in_the_order_of_the_questions(spider, verifier, folders, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 from codelutra import QuestionPairs, is_degenerate, make_pairs, question_pairs
 from data import Answer, Question, code_ids, load
 from settings import Config
-from verify import Verdict
+from verify import NOT_JUDGED, Verdict
 
 GOLD = (90, 91, 0)
 CONFIG = Config(pairs=4, seed=0)
@@ -97,6 +97,18 @@ def test_gold_where_an_answer_is_right(gold, expected):
 
 def test_gold_only_is_chosen_alone():
     assert {c for t in range(10) for c, _ in sides(pairs_of(DRAWN, t, gold="only"))} == {GOLD}
+
+
+def test_an_answer_that_was_not_judged_is_neither_chosen_nor_rejected():
+    """Nor does the gold code make pairs with it, where no answer is right."""
+    counts, unknown = Counter(), Verdict("error", NOT_JUDGED + "shop.sqlite: database disk image is malformed")
+    drawn = [(answer, unknown) for answer, _ in answers(5, *["error"] * 3)]
+    for gold in ("if-empty", "always", "never"):
+        assert pairs_of(drawn, gold=gold) is None
+    drawn += answers(5, "wrong", "correct", first=7)
+    found = {pair for t in range(50) for pair in sides(pairs_of(drawn, t, counts=counts, gold="always"))}
+    assert {c for c, _ in found} == {GOLD, (105, 8, 0)} and {r for _, r in found} == {(105, 7, 0)}
+    assert counts["answers_not_judged"] == 3 * 50 and counts["answers"] == 5 * 50
 
 
 def test_without_a_dpo_term_no_wrong_answer_is_needed():
