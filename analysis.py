@@ -35,7 +35,7 @@ from loss import preference_accuracy
 from policy import load_policy
 from sample import sample
 from tree import Tree, answer_logps
-from verify import GoldError, InfrastructureError, Verifier
+from verify import GoldError, InfrastructureError, Verifier, settled
 
 
 def pass_at_k(right: list[int], n: int) -> dict[int, np.ndarray]:
@@ -61,7 +61,7 @@ def passes(args, policy, questions, verifier):
             running.append((q.index, verifier.submit(job(q, data.extract_code(a.text, q.language), comparison, timeout))))
     right = dict.fromkeys(by_index, 0)
     for index, future in running:
-        right[index] += future.result().verdict == "correct"
+        right[index] += settled(future).verdict == "correct"
     result = {k: [float(p.mean()), *interval(p)] for k, p in pass_at_k(list(right.values()), args.answers).items()}
     for k, (share, low, high) in result.items():
         print(f"pass@{k:<4} {share:6.1%}  ({low:.1%} to {high:.1%})")

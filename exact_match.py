@@ -30,6 +30,8 @@ from dataclasses import dataclass
 import sqlglot
 from sqlglot import exp
 
+from judge_sql import MAX_QUERY
+
 logging.getLogger("sqlglot").setLevel(logging.CRITICAL)  # an answer that is not SQL is no news
 
 # sqlglot is recursive, and answers are hostile: characters; parentheses inside each other, and queries of a set
@@ -82,12 +84,13 @@ def exact_match(gold: str, answer: str, tables: dict | None) -> bool:
     """Whether `answer` matches `gold`; False where it does not parse. `tables` is the database's entry of tables.json.
 
     Without `tables`, a column that does not name its table is known only where FROM has one table, and no columns are
-    merged. A gold query that does not parse matches the answers that have its tokens, values left out.
+    merged. A gold query that does not parse matches the answers that have its tokens, values left out. A text that is too
+    long to run matches nothing.
     """
     schema = Schema(tables)
     expected = clauses(gold, schema)
     if expected is None:
-        return tokens(gold) == tokens(answer)
+        return len(gold) <= MAX_QUERY >= len(answer) and tokens(gold) == tokens(answer)
     found = clauses(answer, schema)
     return found is not None and matches(expected, found)
 

@@ -7,18 +7,21 @@ Comparison modes (of the results; the official evaluators are reimplemented, not
   bird    BIRD's evaluation.py: set(answer) == set(gold).
   strict  a multiset of rows, in order if the gold's outermost SELECT has ORDER BY, columns in place.
 
-Where this differs from the official code on purpose: results of no rows are equal only if they have as many columns;
-1 and 1.0 are equal beside any other column; text that is not UTF-8 is compared byte by byte; only one statement that
-reads may run; columns are matched by refinement, not by trying all permutations.
+Two results of no rows are equal however many columns they have, as officially; in `strict` they need as many.
+Where this differs from the official code on purpose: 1 and 1.0 are equal beside any other column; text that is not UTF-8
+is compared byte by byte; only one statement that reads may run; columns are matched by refinement, not by trying all
+permutations.
 """
 
 import marshal
 import os
 import re
+import signal
 import sqlite3
 import sys
 import time
 from collections import Counter, deque
+from contextlib import closing
 from functools import lru_cache, partial
 from itertools import islice
 from typing import Any
@@ -33,8 +36,10 @@ HEAP = 256 << 20  # bytes that SQLite may hold (plans, sorts, temporary tables);
 MEMORY = 1 << 30  # bytes of address space of a worker: SQLite's heap and the two results as Python objects
 MAX_VALUE = 16 << 20  # bytes of one value; a model's answer can ask for printf('%.*c', 1e9, 'x')
 MAX_QUERY = 100_000  # bytes of one query
+QUICK = 10.0  # seconds to read the schema
 MAX_DEPTH = 500  # of an expression: SQLite's own 1000 is a matter of how it was built
 MAX_ROWS = 1_000_000  # of a gold result; an answer may have one row more than its gold
+NO_ROWS = "no rows"  # the message of a gold query whose result is empty
 NO_QUERY = "not a query"  # the message of an empty text, a comment, an EXPLAIN: wrong, though nothing failed
 
 
@@ -50,7 +55,12 @@ def words(query: str) -> list[str]:
 
 
 def spider_query(query: str, keep_distinct: bool) -> str:
-    """The official preparation: `> =` becomes `>=`, MySQL's current year becomes 2020, DISTINCT goes."""
+    """The official preparation: `> =` becomes `>=`, MySQL's current year becomes 2020, DISTINCT goes.
+
+    A text that is too long to run stays as it is.
+    """
+    if len(query) > MAX_QUERY:
+        return query
     for operator in (">", "<", "!"):
         query = query.replace(f"{operator} =", f"{operator}=")
     query = re.sub(r"YEAR\s*\(\s*CURDATE\s*\(\s*\)\s*\)\s*", "2020", query, flags=re.IGNORECASE)
@@ -71,10 +81,16 @@ def outermost_orders(query: str) -> bool:
 # --- running one query (in the worker) --------------------------------------------------------------------------------
 
 READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
+CHANGING_FUNCTIONS = {"random", "randomblob", "current_date", "current_time", "current_timestamp"}
+DATE_FUNCTIONS = {"date", "time", "datetime", "julianday", "strftime", "unixepoch", "timediff"}  # these may ask for 'now'
 DENIED_FUNCTIONS = {"load_extension", "fts3_tokenizer", "randomblob", "zeroblob"}
 # Extended result codes have the basic one in their low byte. IOERR_WRITE alone is the query's doing: it met the limit.
 INFRASTRUCTURE_CODES = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN,
                         sqlite3.SQLITE_FULL, sqlite3.SQLITE_PERM, sqlite3.SQLITE_PROTOCOL}
+
+
+class Unreadable(InfrastructureError):
+    """This query met what cannot be read, say a damaged page; the database can be read otherwise."""
 
 
 class Rejected(Exception):
@@ -86,12 +102,27 @@ def read_only_uri(path: str) -> str:
     return f"file:{quoted}?mode=ro&immutable=1"
 
 
-def open_database(path: str, deadline: float, denials: list[str]) -> sqlite3.Connection:
-    """A connection that can read this one file and nothing else; what it refuses to do is appended to `denials`."""
+def holds_data(path: str) -> bool:
+    """Whether this -wal or -journal must be read: SQLite takes one that is empty or begins with a zero for none."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(1) not in (b"", b"\0")
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise InfrastructureError(f"{path}: {error.strerror}") from None
+
+
+def open_database(path: str, deadline: float, denials: list, functions: set) -> sqlite3.Connection:
+    """A connection that can read this one file and nothing else, until this process has used `deadline` seconds.
+
+    What it refuses to do is appended to `denials`, the functions that a query calls are added to `functions`, also those
+    of the views that it reads.
+    """
     if not os.path.isfile(path) or os.path.getsize(path) == 0:
         raise InfrastructureError(f"no database at {path}")
     for suffix in ("-wal", "-journal"):  # read as immutable, the file would show old or half-written data
-        if os.path.exists(path + suffix):
+        if holds_data(path + suffix):
             raise InfrastructureError(f"{path}{suffix} exists: the database was not closed; open it once with sqlite3")
     connection = sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None, cached_statements=0)
     connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
@@ -102,6 +133,8 @@ def open_database(path: str, deadline: float, denials: list[str]) -> sqlite3.Con
     connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
 
     def authorize(action, first, second, _database, _trigger):
+        if action == sqlite3.SQLITE_FUNCTION:
+            functions.add(second.lower())
         reads = action in READING and not (action == sqlite3.SQLITE_FUNCTION and second.lower() in DENIED_FUNCTIONS)
         # SQLite asks for this one when it declares json_each; a real UPDATE of sqlite_master is an error of its own
         if reads or (action, first) == (sqlite3.SQLITE_UPDATE, "sqlite_master"):
@@ -110,17 +143,29 @@ def open_database(path: str, deadline: float, denials: list[str]) -> sqlite3.Con
         return sqlite3.SQLITE_DENY
 
     connection.set_authorizer(authorize)
-    connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+    connection.set_progress_handler(lambda: time.process_time() > deadline, 10_000)
     return connection
 
 
-def rows_of(database: str, query: str, timeout: float, take) -> tuple[int, Any]:
-    """The number of columns and `take(cursor)`. Raises Rejected or InfrastructureError."""
+def has_schema(database: str) -> bool:
+    """Whether the database can be read at all."""
+    try:
+        with closing(open_database(database, time.process_time() + QUICK, [], set())) as connection:
+            return connection.execute("SELECT count(*) FROM sqlite_master").fetchone() is not None
+    except (sqlite3.Error, InfrastructureError):
+        return False
+
+
+def rows_of(database: str, query: str, timeout: float, take, functions: set[str] | None = None) -> tuple[int, Any]:
+    """The number of columns and `take(cursor)`; adds to `functions`. Raises Rejected or InfrastructureError."""
+    if len(query) > MAX_QUERY:  # before any work on it; SQLite counts the bytes of what is shorter
+        raise Rejected("error", f"a query of more than {MAX_QUERY} bytes")
     first = next((word for word in words(query) if word not in (";", "\ufeff")), "")  # SQLite skips these
     if first == "explain":  # it executes, and may give no row at all
         raise Rejected("wrong", NO_QUERY)
     denials = []
-    connection = open_database(database, time.monotonic() + timeout, denials)
+    functions = set() if functions is None else functions
+    connection = open_database(database, time.process_time() + timeout, denials, functions)
     try:
         cursor = connection.execute(query)
         if cursor.description is None:  # an empty text or a comment "succeeds"; nobody asked for nothing
@@ -135,7 +180,8 @@ def rows_of(database: str, query: str, timeout: float, take) -> tuple[int, Any]:
         if code == sqlite3.SQLITE_INTERRUPT:
             raise Rejected("timeout", f"longer than {timeout:g} s") from None
         if code & 255 in INFRASTRUCTURE_CODES and code != sqlite3.SQLITE_IOERR_WRITE:
-            raise InfrastructureError(f"{database}: {error}") from None
+            kind = Unreadable if has_schema(database) else InfrastructureError
+            raise kind(f"{database}: {error}") from None
         raise Rejected("error", str(error)) from None
     finally:
         connection.close()
@@ -143,10 +189,34 @@ def rows_of(database: str, query: str, timeout: float, take) -> tuple[int, Any]:
 
 def run_gold(database: str, query: str, timeout: float) -> tuple[str, str, bytes]:
     """The gold result, small enough to be kept and sent: (verdict, message, marshalled result)."""
-    width, rows = rows_of(database, query, timeout, partial(take_bag, limit=MAX_ROWS))
+    functions: set[str] = set()
+    width, rows = rows_of(database, query, timeout, partial(take_bag, limit=MAX_ROWS), functions)
     if len(rows) > MAX_ROWS:
         raise Rejected("error", f"more than {MAX_ROWS} rows")
-    return "correct", "", marshal.dumps((width, rows))
+    if found := changing(database, query, functions):
+        raise Rejected("error", f"its result changes from run to run: {found}")
+    return "correct", "" if rows else NO_ROWS, marshal.dumps((width, rows))
+
+
+def changing(database: str, query: str, functions: set[str]) -> str:
+    """What in a query gives another result at another time, an empty text where nothing does.
+
+    `functions`: those that it calls. A date function asks for the present time where it is given 'now' or no time at all.
+    """
+    if found := sorted(functions & CHANGING_FUNCTIONS):
+        return found[0]
+    if not functions & DATE_FUNCTIONS:
+        return ""
+    _, views = rows_of(database, "SELECT sql FROM sqlite_master WHERE type = 'view'", QUICK, list)
+    for text in (query, *(sql for sql, in views)):
+        tokens = words(text)
+        if "'now'" in tokens or '"now"' in tokens:
+            return "'now'"
+        for at, token in enumerate(tokens):
+            name, after = token.strip('"`[]'), tokens[at + 1:at + 4]
+            if name in DATE_FUNCTIONS and (after[:2] == ["(", ")"] or name == "strftime" and after[::2] == ["(", ")"]):
+                return f"{name} without a time"
+    return ""
 
 
 def run_alone(database: str, query: str, timeout: float) -> tuple[str, str, bytes]:
@@ -190,6 +260,8 @@ unpack = lru_cache(maxsize=1)(marshal.loads)  # many answers in a row have the s
 
 def difference(gold, answer, gold_width: int, width: int, comparison: str, ordered: bool) -> str:
     """What is different, in a few words; an empty text where the results are equal."""
+    if comparison != "strict" and not gold and not answer:
+        return ""
     if width != gold_width:
         return f"{width} columns, not {gold_width}"
     if len(answer) != len(gold):
@@ -265,13 +337,20 @@ def serve_sql(parent: int) -> None:
     """The whole life of a SQL worker."""
     sandbox.die_with_parent(parent)
     sandbox.limit_resources(memory=MEMORY, file_size=0)  # no query writes a file, not even a temporary one
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # it ends this process, whatever the parent does with it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     sqlite3.connect(":memory:").execute(f"PRAGMA hard_heap_limit = {HEAP}")
     sandbox.serve(handle_sql)
 
 
-def handle_sql(kind: str, *arguments) -> tuple[str, str, float, bytes]:
-    """(verdict, message, seconds, marshalled result of a gold query)"""
-    started, gold = time.monotonic(), b""
+def handle_sql(kill: float, kind: str, *arguments) -> tuple[str, str, float, bytes]:
+    """(verdict, message, seconds, marshalled result of a gold query); times are those that this process itself uses.
+
+    The deadline is in the arguments. After `kill` seconds the kernel ends this process, which may be inside a call that
+    nothing else can interrupt.
+    """
+    started, gold = time.process_time(), b""
+    signal.setitimer(signal.ITIMER_PROF, kill)
     try:
         verdict, message, gold = {"gold": run_gold, "answer": run_answer, "alone": run_alone}[kind](*arguments)
     except Rejected as rejected:
@@ -279,6 +358,7 @@ def handle_sql(kind: str, *arguments) -> tuple[str, str, float, bytes]:
     except MemoryError:
         verdict, message = "error", "out of memory"
     except InfrastructureError as error:
-        verdict, message = "infrastructure", str(error)
+        verdict, message = "unreadable" if isinstance(error, Unreadable) else "infrastructure", str(error)
+    signal.setitimer(signal.ITIMER_PROF, 0)
     message = " ".join(message.encode("utf-8", "replace").decode().split())[:200]
-    return verdict, message, time.monotonic() - started, gold
+    return verdict, message, time.process_time() - started, gold

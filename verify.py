@@ -6,7 +6,8 @@ every one is treated as hostile, and the comparison is made by this code, never 
 
   SQL     (judge_sql.py) persistent worker processes, one fresh read-only connection per query, behind an authorizer, a
           heap limit, a deadline inside SQLite, and a kill behind that: `instr`, `trim` and the query planner cannot be
-          interrupted.
+          interrupted. Both count the processor time of the query itself, so that a busy machine makes no label; a
+          wall-clock limit, ten times as long, is behind them.
   Python  (judge_python.py) DS-1000's official test in a judge process, the program in another one that cannot see the
           test, behind Landlock, seccomp and limits (walls.py); only data comes back (transport.py). Both are forked
           from an interpreter that has the libraries loaded (zygote.py).
@@ -17,8 +18,9 @@ As a command it reads one job per line (JSON) and writes one verdict per line, i
     {"id": 2, "kind": "python", "context": "...code_context of DS-1000...", "answer": "result = 1", "timeout": 120}
  -> {"id": 1, "verdict": "wrong", "message": "other rows", "seconds": 0.0004}
 
-A verdict of null is a fault of the machine (InfrastructureError) or of the question (GoldError: its gold query does not
-execute, its test fails before the program has run), never of the answer; the exit code is then 1.
+A verdict of null is a fault of the machine (InfrastructureError), of the database (Unreadable: a damaged page) or of the
+question (GoldError: its gold query does not execute, its test fails before the program has run), never of the answer; the
+exit code is then 1.
 """
 
 import argparse
@@ -28,8 +30,10 @@ import hashlib
 import json
 import os
 import queue
+import signal
 import sys
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,7 +42,7 @@ from functools import lru_cache
 
 import sandbox
 import walls
-from judge_sql import NO_QUERY, outermost_orders, spider_query
+from judge_sql import MAX_QUERY, NO_QUERY, NO_ROWS, Unreadable, outermost_orders, spider_query
 from sandbox import InfrastructureError
 from zygote import Zygote
 
@@ -47,7 +51,10 @@ COMPARISONS = ("spider", "spider_keep_distinct", "bird", "strict")
 
 # gold code is given at least this long: a slow machine must not make it look broken
 GOLD_SECONDS = {"sql": 30.0, "python": 120.0}
-GRACE = 0.25  # seconds after the deadline inside SQLite until the process is killed
+GRACE = 0.25  # seconds after the deadline inside SQLite until the process is killed; all these are processor time
+NOT_JUDGED = "not judged:  "  # begins the message of what is no label; two spaces, which no program's message has
+WALL = 10  # a query that waits, for the processor or the disk, is killed after this many times as long
+WAITED = 1.2  # a query that took this many times its processor time ran on a machine that had other things to do
 KEPT_GOLD_BYTES, KEPT_VERDICTS = 256 << 20, 100_000
 
 
@@ -55,12 +62,17 @@ KEPT_GOLD_BYTES, KEPT_VERDICTS = 256 << 20, 100_000
 class Verdict:
     verdict: str  # one of VERDICTS
     message: str = ""  # short, one line
-    seconds: float = 0.0
+    seconds: float = 0.0  # SQL: processor time
 
     @property
     def ran(self) -> bool:
         """Whether it executed; a text that is no query is wrong, but nothing of it ran."""
         return self.verdict in ("correct", "wrong") and self.message != NO_QUERY
+
+    @property
+    def judged(self) -> bool:
+        """Whether it is a label; if not, the answer is neither right nor wrong (`settled`)."""
+        return not self.message.startswith(NOT_JUDGED)
 
 
 @dataclass(frozen=True)
@@ -69,7 +81,7 @@ class SqlJob:
     gold: str
     answer: str
     comparison: str = "spider"  # one of COMPARISONS
-    timeout: float = 10.0
+    timeout: float = 10.0  # seconds of processor time; more where the gold itself needs more than half of it
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,18 @@ class PythonJob:
 
 class GoldError(ValueError):
     """The gold query does not execute, or the test fails by itself: no answer to the question can be judged."""
+
+
+def settled(future: Future) -> Verdict:
+    """The verdict that a Future has, so that one answer ends no run.
+
+    An answer that reads a damaged page gets an `error` that is not `judged`: a score counts it as the official evaluators
+    do, and no pair is made of it. All other faults are raised.
+    """
+    try:
+        return future.result()
+    except Unreadable as error:
+        return Verdict("error", f"{NOT_JUDGED}{error}")
 
 
 # --- the parent's side ------------------------------------------------------------------------------------------------
@@ -98,6 +122,7 @@ class Verifier:
             self._idle.put(child)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="verify")
         self._lock = threading.Lock()
+        self._turn = threading.Lock()  # to take a worker: a query that runs alone keeps it
         self._verdicts: OrderedDict[tuple, Future] = OrderedDict()
         self._golds: OrderedDict[tuple, Future] = OrderedDict()
         self._gold_bytes = 0
@@ -121,28 +146,26 @@ class Verifier:
     def submit(self, job) -> Future:
         """A Future of the Verdict. The same job runs once.
 
-        It raises GoldError where the gold query does not execute or the test fails before any of the program has run, and
-        InfrastructureError where the machine is at fault: a database that cannot be read, walls that are missing, an
-        interpreter that does not start, too little memory.
+        It raises GoldError where the gold query does not execute or the test fails before any of the program has run,
+        Unreadable where a query meets a damaged page of its database, and InfrastructureError where the machine is at
+        fault: a database that cannot be read at all, walls that are missing, an interpreter that does not start, too
+        little memory.
         """
         if isinstance(job, PythonJob):
             key = (hashlib.sha256(job.context.encode("utf-8", "surrogatepass")).digest(), job.answer, job.timeout)
             return self._once(key, self._judge_python, job)
-        if job.comparison not in COMPARISONS:
-            raise ValueError(f"unknown comparison {job.comparison!r}: one of {', '.join(COMPARISONS)}")
-        gold, answer, ordered = job.gold, job.answer, False
-        if job.comparison.startswith("spider"):
-            gold, answer = (spider_query(query, job.comparison == "spider_keep_distinct") for query in (gold, answer))
-            ordered = "order by" in gold.lower()
-        elif job.comparison == "strict":
-            ordered = outermost_orders(gold)
-        database = os.path.abspath(job.database)  # the workers live in another folder
+        database, gold, answer, ordered = prepared(job)
         key = (*identity(database), gold, answer, job.comparison, job.timeout)
         return self._once(key, self._judge_sql, database, gold, answer, job.timeout, job.comparison, ordered)
 
+    def gold_is_empty(self, job: SqlJob) -> bool:
+        """Whether the gold result has no rows: any answer without rows is right then. Raises as `submit`'s Future does."""
+        database, gold, *_ = prepared(job)
+        return self._gold_result(database, gold, job.timeout)[0].message == NO_ROWS
+
     def execute(self, database: str, query: str, timeout: float) -> Future:
         """A Future of the Verdict on a query that runs alone, without a gold: "correct" where it executes."""
-        database = os.path.abspath(database)
+        database, query = os.path.abspath(database), cut(query)
         return self._once((*identity(database), query, timeout), self._run_alone, database, query, timeout)
 
     def _once(self, key: tuple, function, *arguments) -> Future:
@@ -158,11 +181,11 @@ class Verifier:
         return future
 
     def run(self, jobs: Iterable, progress=None) -> list[Verdict]:
-        """Verdicts in the order of the jobs; `progress(1)` is called for each."""
+        """Verdicts in the order of the jobs, as `settled` gives them; `progress(1)` is called for each."""
         futures = [self.submit(job) for job in jobs]
         verdicts = []
         for future in futures:
-            verdicts.append(future.result())
+            verdicts.append(settled(future))
             if progress:
                 progress(1)
         return verdicts
@@ -185,10 +208,15 @@ class Verifier:
         return self._ask(("alone", database, query, timeout), timeout)[0]
 
     def _judge_sql(self, database, gold, answer, timeout, comparison, ordered):
+        reference, data = self._gold_result(database, gold, timeout)
+        limit = answer_seconds(timeout, reference.seconds)
+        return self._ask(("answer", database, answer, limit, comparison, ordered, data), limit)[0]
+
+    def _gold_result(self, database, gold, timeout) -> tuple[Verdict, bytes]:
         reference, data = self._gold(database, gold, max(timeout, GOLD_SECONDS["sql"]))
         if reference.verdict != "correct":
-            raise GoldError(f"gold query fails on {database} ({reference.verdict}: {reference.message}): {gold}")
-        return self._ask(("answer", database, answer, timeout, comparison, ordered, data), timeout)[0]
+            raise GoldError(f"gold query fails on {database} ({reference.verdict}: {reference.message}): {gold[:1000]}")
+        return reference, data
 
     def _gold(self, database, gold, timeout) -> tuple[Verdict, bytes]:
         """The gold result: run by the first thread that wants it, while the others wait for that one."""
@@ -223,31 +251,79 @@ class Verifier:
                     self._gold_bytes -= len(self._golds.pop(key).result()[1])
 
     def _ask(self, request, timeout) -> tuple[Verdict, bytes]:
-        """One request to an idle worker. One that dies is replaced and asked once more: what comes again is real."""
-        # more for a big gold result, which travels through the pipe
-        grace = GRACE + (len(request[-1]) / 20e6 if request[0] == "answer" else 0.1 * timeout)
-        child = self._idle.get()
+        """The reply of an idle worker. A timeout on a machine that is busy is no verdict: the query runs again, alone."""
+        with self._turn:
+            child = self._idle.get()
         try:
-            for _ in range(2):
-                if self.closed:
-                    raise InfrastructureError("the verifier is closed")
-                try:
-                    verdict, message, seconds, data = child.ask(request, timeout + grace)
-                except sandbox.Late:
-                    return Verdict("timeout", f"longer than {timeout:g} s, killed", timeout), b""
-                except sandbox.Died as died:
-                    status = died.status
-                    continue
-                if verdict == "infrastructure":
-                    raise InfrastructureError(message)
-                if message == "out of memory":  # what it freed may be in pieces
-                    child.stop()
-                return Verdict(verdict, message, seconds), data
+            verdict, data, waited = self._exchange(child, request, timeout)
         finally:
             self._idle.put(child)
+        if verdict.verdict != "timeout" or not waited:
+            return verdict, data
+        with self._turn:  # no other query begins, and those that run end first
+            children = [self._idle.get() for _ in self.children]
+            try:
+                return self._exchange(children[0], request, timeout)[:2]
+            finally:
+                for child in children:
+                    self._idle.put(child)
+
+    def _exchange(self, child, request, timeout) -> tuple[Verdict, bytes, bool]:
+        """One request to a worker, and whether it had to wait. If it dies it is asked once more: what comes again is real."""
+        # more for a big gold result, which travels through the pipe
+        kill = timeout + GRACE + (len(request[-1]) / 20e6 if request[0] == "answer" else 0.1 * timeout)
+        for _ in range(2):
+            if self.closed:
+                raise InfrastructureError("the verifier is closed")
+            try:
+                if child.process is None:
+                    child.start()  # before the clock starts
+                started = time.monotonic()
+                verdict, message, seconds, data = child.ask((kill, *request), WALL * kill)
+            except sandbox.Late:
+                message = f"killed after {WALL * kill:.3g} s by the wall clock"
+                return Verdict("timeout", message, timeout), b"", True
+            except sandbox.Died as died:
+                status = died.status
+                if status != -signal.SIGPROF:
+                    continue
+                verdict, message, seconds, data = "timeout", f"longer than {timeout:g} s, killed", kill, b""
+            if verdict in ("infrastructure", "unreadable"):
+                raise (Unreadable if verdict == "unreadable" else InfrastructureError)(message)
+            if message == "out of memory":  # what it freed may be in pieces
+                child.stop()
+            return Verdict(verdict, message, seconds), data, time.monotonic() - started > WAITED * seconds
         if -status in sandbox.CRASHES:
-            return Verdict("crash", f"the worker died of signal {-status}"), b""
+            return Verdict("crash", f"the worker died of signal {-status}"), b"", False
         raise InfrastructureError(f"a SQL worker died twice (exit status {status}; -9: the machine is out of memory)")
+
+
+def answer_seconds(timeout: float, gold: float) -> float:
+    """An answer's deadline: the timeout, doubled until it is at least twice the gold's own seconds.
+
+    In steps, so that it does not follow every small change of the gold's time from one run to the next.
+    """
+    while timeout < 2 * gold:
+        timeout *= 2
+    return timeout
+
+
+def prepared(job: SqlJob) -> tuple[str, str, str, bool]:
+    """Database, gold and answer as they are run, and whether the order of the gold's rows counts."""
+    if job.comparison not in COMPARISONS:
+        raise ValueError(f"unknown comparison {job.comparison!r}: one of {', '.join(COMPARISONS)}")
+    gold, answer, ordered = cut(job.gold), cut(job.answer), False
+    if job.comparison.startswith("spider"):
+        gold, answer = (spider_query(query, job.comparison == "spider_keep_distinct") for query in (gold, answer))
+        ordered = "order by" in gold.lower()
+    elif job.comparison == "strict":
+        ordered = outermost_orders(gold)
+    return os.path.abspath(job.database), gold, answer, ordered  # absolute: the workers live in another folder
+
+
+def cut(query: str) -> str:
+    """The query itself, or so much of it that it is still too long to run: no work is done on the rest."""
+    return query[: MAX_QUERY + 1]
 
 
 def identity(database: str) -> tuple:

@@ -20,6 +20,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from test_verify_sql import spent
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -97,9 +98,10 @@ def ask(verifier, database):
 
     def ask(answer, gold="SELECT id FROM t", comparison="strict", timeout=1.0):
         verifier.submit(SqlJob(database, gold, "SELECT 1", comparison)).exception()  # the gold has run
-        started = time.monotonic()
+        before = spent(verifier)
         verdict = verifier.submit(SqlJob(database, gold, answer, comparison, timeout)).result()
-        assert time.monotonic() - started < timeout + SLACK
+        tries = 2 if verdict.verdict == "timeout" else 1  # on a machine that is busy
+        assert spent(verifier) - before < tries * (timeout + 0.5)
         assert verdict.verdict in verify.VERDICTS and "\n" not in verdict.message and len(verdict.message) <= 200
         check = SqlJob(database, "SELECT id FROM t", f"SELECT id FROM t WHERE {time.monotonic_ns()}", "strict")
         assert verifier.submit(check).result().verdict == "correct"
@@ -181,7 +183,7 @@ ALL = dict.fromkeys(verify.COMPARISONS, "correct")
     ("SELECT 'True'", "SELECT 1 = 1", NONE),
     ("SELECT id FROM t WHERE 0", "SELECT NULL", NONE),
     ("SELECT id FROM t WHERE 0", "SELECT NULL WHERE 0", ALL),
-    ("SELECT id FROM t WHERE 0", "SELECT NULL, NULL WHERE 0", NONE),
+    ("SELECT id FROM t WHERE 0", "SELECT NULL, NULL WHERE 0", ALL | {"strict": "wrong"}),
     ("SELECT 'SELECT id FROM t'", "SELECT sql FROM sqlite_stmt", NONE),  # statements of this connection: its own alone
     ("SELECT count(*) FROM t", "SELECT sql FROM sqlite_stmt WHERE sql NOT LIKE '%sqlite_stmt%'", NONE),
     ("SELECT 3", "SELECT 3 /* ; DROP TABLE t */ ; -- x", ALL),

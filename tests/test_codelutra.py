@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import plain_logps
 from safetensors.torch import load_file
+from test_verify_sql import damaged
 
 import codelutra
 import data
@@ -20,11 +21,11 @@ import lora
 import report
 import settings
 from codelutra import QuestionPairs, batches, check_first_step, learning_rate, reference_logps, train
-from data import Answer, UserError
+from data import Answer, Question, UserError
 from folder import UNIT_END
 from policy import halving, load_policy, load_tokenizer
 from settings import Config, choose_questions, parse
-from verify import VERDICTS, Verdict, Verifier
+from verify import VERDICTS, GoldError, SqlJob, Verdict, Verifier
 
 LN2 = math.log(2)
 
@@ -263,6 +264,17 @@ def test_by_the_criterion_executable_a_text_that_is_no_query_is_not_right(spider
             assert verdict.verdict == expected, text
 
 
+@pytest.mark.parametrize("criterion", ["match", "executable"])
+def test_an_answer_that_reads_a_damaged_page_ends_no_run(tmp_path, criterion):
+    question = Question(0, "bad", damaged(tmp_path / "bad.sqlite"), "?", "SELECT id FROM t")
+    config = Config(data="spider", criterion=criterion, timeout=5.0)
+    with Verifier(1) as verifier:
+        for text, judged in (("SELECT name FROM lost", False), ("SELECT id FROM t", True)):
+            answer = Answer(0, 0, (1,), text, -1.0, True)
+            verdict = codelutra.outcome(config, codelutra.execute(config, question, answer, verifier))
+            assert (verdict.verdict, verdict.judged) == ("correct" if judged else "error", judged)
+
+
 @pytest.mark.parametrize("criterion, chosen", [("match", {"correct"}), ("executable", {"correct", "wrong"})])
 def test_the_criterion_decides_which_verdicts_are_chosen(criterion, chosen):
     for name in VERDICTS:
@@ -279,6 +291,46 @@ def test_no_training_question_left_is_one_sentence_and_no_file(spider, tmp_path)
     with Verifier(1) as verifier, pytest.raises(UserError, match="no training question is left.*question 11 .*no such table"):
         choose_questions(Config(data="spider"), policy, splits, [], tmp_path, verifier)
     assert not list(tmp_path.iterdir())
+
+
+class NoGold(Verifier):
+    """A verifier that must not run a gold query of the questions in `forbidden`."""
+
+    forbidden = ()
+
+    def _gold(self, database, gold, timeout):
+        assert gold not in self.forbidden
+        return super()._gold(database, gold, timeout)
+
+
+@pytest.mark.parametrize("flags, kept, counts", [
+    ({}, [[0, 3], [5], [0, 1]], ["train: 2 questions", "validation: 1 questions"]),
+    ({"keep_empty": True}, [[0, 1, 2, 3], [4, 5], [0, 1]], []),
+    ({"criterion": "executable", "gold": "never"}, [[0, 1, 2, 3], [4, 5], [0, 1]], []),
+])  # fmt: skip
+def test_questions_whose_gold_gives_no_rows_are_counted_and_not_trained_on(spider, tokenizer, flags, kept, counts):
+    train, dev = (data.load("spider", spider, split)[0] for split in ("train", "dev"))
+    empty = {1: "SELECT name FROM owner WHERE id > 9", 2: "SELECT * FROM pet WHERE 0", 4: "SELECT id FROM owner LIMIT 0"}
+    train = [replace(q, gold=empty.get(q.index, q.gold)) for q in train]
+    splits = train[:4], train[4:6], [replace(dev[0], gold="SELECT 1 WHERE 0"), dev[1]]
+    policy = SimpleNamespace(max_positions=4096, tokenizer=tokenizer)
+    with NoGold(1) as verifier:
+        if "criterion" in flags:
+            verifier.forbidden = {q.gold for q in train[:4]}
+        found = settings.fitting_questions(Config(data="spider", **flags), policy, splits, [], verifier)
+    assert found["kept"] == kept
+    assert [note.split(":")[0] + ":" + note.split(":")[1] for note in found["left out"]] == counts
+    assert all("--keep-empty" in note for note in found["left out"])
+
+
+def test_an_empty_result_is_one_by_the_official_preparation_and_numbers_are_not_empty(spider):
+    database = data.load("spider", spider, "train")[0][0].database
+    golds = {"SELECT name FROM owner WHERE id > = 9": True, "SELECT count(*) FROM owner WHERE id > 9": False,
+             "SELECT NULL": False, "SELECT max(id) FROM owner WHERE id > 9": False}  # fmt: skip
+    with Verifier(1) as verifier:
+        assert {gold: verifier.gold_is_empty(SqlJob(database, gold, "")) for gold in golds} == golds
+        with pytest.raises(GoldError):
+            verifier.gold_is_empty(SqlJob(database, "SELECT x FROM nowhere", ""))
 
 
 # ---- the whole loop ----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 from concurrent.futures import Future
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from test_verify_cli import CONTEXT, strict
+from test_verify_sql import damaged
 
 import data
 import eval as evaluation
@@ -90,6 +92,141 @@ def test_a_tab_inside_a_query_drops_nothing(write):
     assert read_predictions(path, questions(0, 1), 2) == {0: "SELECT 1\tFROM pets", 1: "SELECT '\tx'"}
 
 
+def on(index, db_id, **more):
+    return dataclasses.replace(questions(index)[0], db_id=db_id, **more)
+
+
+@pytest.mark.parametrize("line, named", [
+    ("SELECT a FROM t\tbooks", "books"),  # another question's database
+    ("SELECT a FROM t\tbooks  ", "books"), ("SELECT a FROM t \t books", "books"),
+    ("SELECT a FROM t\tpets\tbooks", "books"),
+    ("SELECT a FROM t\t3-d", "3-d"),  # a known name, though no word of SQL
+    ("SELECT a FROM t\tPets", "Pets"), ("SELECT a FROM t\tpet", "pet"),  # misspelt
+    ("SELECT a FROM t\tfoo", "foo"),  # unknown
+    ("SELECT a FROM t\t----- bird -----\tbooks", "books"),
+    ("SELECT a FROM t\t----- bird -----\tno word", "no word"), ("SELECT a FROM t\t----- bird -----\t", ""),
+])  # fmt: skip
+def test_the_name_of_another_database_is_refused(write, line, named):
+    """It would be an alias, and the query would be judged on the question's own database."""
+    asked = [on(0, "pets"), on(1, "pets"), on(2, "books"), on(3, "3-d")]
+    path = write(f"SELECT 1\n{line}\nSELECT 1\nSELECT 1")
+    with pytest.raises(UserError, match=f"line 2: after the TAB stands {named}, but question 1 is on pets"):
+        read_predictions(path, asked, 4)
+
+
+def test_gold_queries_of_another_order_are_refused(write):
+    asked = [on(i, ("pets", "books")[i % 2]) for i in range(6)]
+    lines = [f"SELECT {q.index} FROM t\t{q.db_id}" for q in asked]
+    assert read_predictions(write("\n".join(lines)), asked, 6) == {i: f"SELECT {i} FROM t" for i in range(6)}
+    with pytest.raises(UserError, match="line 3: after the TAB stands books"):
+        read_predictions(write("\n".join(lines[:2] + lines[3:] + lines[2:3])), asked, 6)
+
+
+@pytest.mark.parametrize("query", [
+    "SELECT a FROM t ORDER BY b\tDESC", "SELECT a FROM t WHERE b IS NOT\tnull", "SELECT a FROM t LIMIT\t1",
+    'SELECT a FROM t WHERE b\t=  "Emma"', 'SELECT a FROM t WHERE b = "Emma\t"', "SELECT\ta FROM t",
+    "SELECT a FROM t\t", "SELECT a FROM\tt;",
+])  # fmt: skip
+def test_what_cannot_be_a_database_after_a_tab_is_part_of_the_query(write, query):
+    assert read_predictions(write(query), questions(0), 1) == {0: query}
+
+
+def test_an_empty_answer_may_have_the_name_of_its_database(write):
+    path = write("\tpets\nSELECT 1\t----- bird -----\tpets")
+    assert read_predictions(path, questions(0, 1), 2) == {0: "", 1: "SELECT 1"}
+
+
+def test_python_code_has_no_database(write):
+    asked = [on(0, "Pandas", context="test"), on(1, "Numpy", context="test")]
+    assert read_predictions(write("x =\ty\nx =\tNumpy"), asked, 2) == {0: "x =\ty", 1: "x =\tNumpy"}
+    assert read_predictions(write('{"0": "x =\\ty"}'), asked, 2) == {0: "x =\ty"}
+
+
+# ---- BIRD's predict_dev.json ----
+
+
+@pytest.mark.parametrize("indent", [None, 4])
+def test_birds_own_file(write, indent):
+    asked = [on(0, "pets"), on(2, "books"), on(3, "books")]
+    answers = {
+        "0": "SELECT 1\t----- bird -----\tpets",
+        "2": "SELECT\n2 -- \u2028\t----- bird -----\tbooks",
+        "3": "SELECT 3",
+        "1": "of a question left out\t----- bird -----\tshops",
+    }
+    found = read_predictions(write(json.dumps(answers, indent=indent)), asked, 4)
+    assert {i: found[i] for i in (0, 2, 3)} == {0: "SELECT 1", 2: "SELECT\n2 -- \u2028", 3: "SELECT 3"}
+
+
+@pytest.mark.parametrize("text, words", [
+    ('{"0": "SELECT 1\\t----- bird -----\\tbooks"}', "key '0': after the TAB stands books, but question 0"),
+    ('{"0": "SELECT 1\\t----- bird -----\\tnone"}', "key '0': after the TAB stands none"),
+    ('{"0": "x", "4": "x"}', "key '4': a key must be a position among the official file's 4 questions"),
+    ('{"0": "x", "00": "x"}', "key '00'"), ('{"0": "x", "-1": "x"}', "key '-1'"),
+    ('{"0": "x", "a": "x"}', "key 'a'"),
+    ('{"0": "x", "0": "y"}', "key '0': question 0 has an answer already"),
+    ('{"0": 0}', "key '0': the answer must be a string"), ('{"0": null}', "key '0'"),
+    ('{"0": {"1": "x"}}', "key '0'"), ('{"0": "\\ud800"}', "key '0': the answer must be a string"),
+    ('{"1": "x"}', "no line answers a question of this split"), ("{}", "line 1"), ('{"0": "x"', "line 1"),
+])  # fmt: skip
+def test_what_is_wrong_with_birds_own_file_is_named(write, text, words):
+    with pytest.raises(UserError, match=words):
+        read_predictions(write(text), questions(0, 2, 3), 4)
+
+
+# ---- ids ----
+
+
+def twice(**other):
+    """Question 1's id is question 3's as well."""
+    asked = [dataclasses.replace(q, text=f"question {q.index}?") for q in questions(*range(5))]
+    return [*asked[:3], dataclasses.replace(asked[1], index=3, **other), asked[4]]
+
+
+def with_ids(*rows):
+    return "".join(json.dumps({"question_id": own, "answer": answer}) + "\n" for own, answer in rows)
+
+
+def test_one_line_answers_all_questions_with_its_id(write):
+    found = read_predictions(write(with_ids((700, "a"), (701, "b"), (704, "c"))), twice(), 5)
+    assert found == {0: "a", 1: "b", 3: "b", 4: "c"}
+
+
+def test_as_many_lines_as_questions_with_an_id_answer_them_in_order(write):
+    found = read_predictions(write(with_ids((701, "first"), (700, "a"), (701, "second"))), twice(), 5)
+    assert found == {0: "a", 1: "first", 3: "second"}
+
+
+def test_more_lines_than_questions_with_an_id_are_refused(write):
+    with pytest.raises(UserError, match="line 3: question 3 has an answer already"):
+        read_predictions(write(with_ids(*[(701, "a")] * 3)), twice(), 5)
+    with pytest.raises(UserError, match="line 2: question 0 has an answer already"):
+        read_predictions(write(with_ids(*[(700, "a")] * 2)), twice(), 5)
+    by_index = '{"index": 3, "answer": "a"}\n'
+    with pytest.raises(UserError, match="line 2: question 3 has an answer already"):
+        read_predictions(write(by_index + with_ids((701, "a"))), twice(), 5)
+    with pytest.raises(UserError, match="line 2: question 3 has an answer already"):
+        read_predictions(write(with_ids((701, "a")) + by_index), twice(), 5)
+
+
+@pytest.mark.parametrize("other", [{"text": "?"}, {"gold": "SELECT 2"}, {"db_id": "books"}])
+def test_an_id_of_questions_that_differ_is_refused(write, other):
+    with pytest.raises(UserError, match="line 2: questions 1 and 3 differ, but share the id 701: give their"):
+        read_predictions(write(with_ids((700, "a"), (701, "b"))), twice(**other), 5)
+    rows = [{"index": i, "question_id": 701, "answer": str(i)} for i in (3, 1)]
+    assert read_predictions(write("\n".join(map(json.dumps, rows))), twice(**other), 5) == {3: "3", 1: "1"}
+
+
+def test_a_line_that_names_no_question_is_refused(write):
+    good = {"index": None, "question_id": 700, "answer": "a"}  # as tables write a value that is missing
+    assert read_predictions(write(json.dumps(good)), questions(0), 1) == {0: "a"}
+    for row in ({"answer": "a"}, {"index": None, "answer": "a"}, {"question_id": None, "answer": "a"}):
+        with pytest.raises(UserError, match="line 2: expected a JSON object with answer and index or quest"):
+            read_predictions(write(json.dumps(good) + "\n" + json.dumps(row)), questions(0), 1)
+    unknown = with_ids((1, "a"), (1, "b"))  # of questions left out
+    assert read_predictions(write(json.dumps(good) + "\n" + unknown), questions(0), 1) == {0: "a"}
+
+
 def test_lines_of_windows(write):
     assert read_predictions(write("SELECT 1\r\nSELECT 2\tpets\r\n"), questions(0, 1), 2) == {0: "SELECT 1", 1: "SELECT 2"}
 
@@ -157,15 +294,25 @@ def test_a_question_whose_gold_fails_is_left_out_and_named(spider, verifier):
 
 
 def test_a_gold_is_judged_as_an_answer_would_be(spider, verifier):
-    """Spider's preparation of a query comes before it runs; a gold that is not equal to itself says nothing."""
+    """Spider's preparation of a query comes before it runs; a gold that is not the same the next time says nothing."""
     path = data.load("spider", spider, "dev")[0][0].database
-    golds = ["SELECT name FROM owner WHERE id > = 2", "SELECT random() FROM owner", "EXPLAIN SELECT name FROM owner"]
+    golds = ["SELECT name FROM owner WHERE id > = 2", "SELECT name FROM owner ORDER BY random()"]
+    golds.append("EXPLAIN SELECT name FROM owner")
     asked = [Question(i, "pets", path, "?", gold) for i, gold in enumerate(golds)]
     kept, notes = usable(asked, verifier, "spider", 5.0)
     assert [q.index for q in kept] == [0]
-    assert "question 1 (pets): its gold code fails: wrong: other rows" in notes[0] and "not a query" in notes[1]
+    assert "question 1 (pets): gold query fails" in notes[0] and "changes from run to run: random" in notes[0]
+    assert "not a query" in notes[1]
     kept, notes = usable(asked, verifier, "strict", 5.0)
     assert not kept and "question 0 (pets): gold query fails" in notes[0] and "syntax error" in notes[0]
+
+
+def test_a_question_whose_gold_reads_a_damaged_page_is_left_out_and_named(verifier, tmp_path):
+    path = damaged(tmp_path / "bad.sqlite")
+    asked = [Question(i, "bad", path, "?", gold) for i, gold in enumerate(["SELECT id FROM t", "SELECT * FROM lost"])]
+    kept, notes = usable(asked, verifier, "spider", 5.0)
+    assert kept == asked[:1] and len(notes) == 1
+    assert notes[0].startswith("question 1 (bad): ") and "bad.sqlite: database disk image is malformed" in notes[0]
 
 
 @strict
@@ -189,18 +336,46 @@ def test_a_fault_of_the_machine_is_not_taken_for_a_broken_question(verifier, tmp
         usable([problem], other, "", 5.0)
 
 
-def test_gold_code_has_its_time_on_a_slow_machine():
-    class Recording:
-        def submit(self, job):
-            seconds.append(job.timeout)
-            future = Future()
-            future.set_result(Verdict("correct"))
-            return future
+class Recording:
+    """A verifier for which every gold is right and takes so long."""
 
-    asked, seconds = [*questions(0), dataclasses.replace(questions(1)[0], context="test")], []
+    def __init__(self, seconds=0.0):
+        self.timeouts, self.seconds = [], seconds
+
+    def submit(self, job):
+        self.timeouts.append(job.timeout)
+        future = Future()
+        future.set_result(Verdict("correct", "", self.seconds))
+        return future
+
+
+def test_gold_code_has_its_time_on_a_slow_machine():
+    """A gold query as well: the verifier gives it, and then its answers, the time that it needs."""
+    asked, verifier = [*questions(0), dataclasses.replace(questions(1)[0], context="test")], Recording()
     for timeout in (10.0, 60.0, 500.0):
-        assert usable(asked, Recording(), "spider", timeout) == (asked, [])
-    assert seconds == [30, 120, 60, 120, 500, 500]
+        assert usable(asked, verifier, "spider", timeout) == (asked, [])
+    assert verifier.timeouts == [10, 120, 60, 120, 500, 500]
+
+
+def test_a_program_that_needs_more_than_half_of_an_answers_time_is_left_out_by_name():
+    query, program = *questions(0), dataclasses.replace(questions(1)[0], context="test", db_id="Numpy")
+    assert usable([query, program], Recording(30.0), "", 60.0) == ([query, program], [])
+    kept, notes = usable([query, program], Recording(41.0), "", 60.0)
+    assert kept == [query] and notes == ["problem 701 (Numpy): its gold code takes 41 s, more than half of an answer's 60"]
+
+
+def test_a_slow_gold_is_right_as_an_answer_too(spider, tmp_path):
+    """It runs for longer than an answer's time, and would be a timeout as a prediction."""
+    rows = json.loads((spider / "dev.json").read_text())
+    digits = " UNION ALL ".join(f"SELECT {i} x" for i in range(10))
+    tables = ", ".join(f"d {name}" for name in "abcdef")
+    rows[0]["query"] = f"WITH d AS ({digits}) SELECT count(*) FROM {tables} WHERE a.x + b.x * c.x + d.x * e.x * f.x > 300"
+    shutil.copytree(spider, tmp_path / "data")
+    (tmp_path / "data" / "dev.json").write_text(json.dumps(rows))
+    predictions = tmp_path / "gold.sql"
+    predictions.write_text("\n".join(row["query"] for row in rows))
+    done = command("--data", "spider", "--data-dir", tmp_path / "data", "--predictions", predictions, "--timeout", "0.05")
+    assert done.returncode == 0 and last(done.stdout)["ex"] == 1.0 and last(done.stdout)["n"] == len(rows), done.stderr
 
 
 def test_greedy_answers_are_verified_in_the_order_of_the_questions(spider, verifier, folders, monkeypatch):
@@ -304,6 +479,8 @@ def test_gold_as_predictions_of_the_shop_is_all_right(write, tmp_path):
     # what --out writes is a predictions file itself
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["answer"] for row in rows] == golds and {row["verdict"] for row in rows} == {"correct"}
+    assert list(rows[0]) == ["index", "verdict", "em", "message", "answer"]
+    assert {row["em"] for row in rows} == {True}
     again = command("--predictions", tmp_path / "out.jsonl", "--limit", 7)
     assert last(again.stdout) == {"n": 7, "ex": 1.0, "executable": 1.0, "em": 1.0}
 
@@ -315,6 +492,35 @@ def test_an_answer_that_is_missing_counts_as_not_answered(spider, write):
     found = last(done.stdout)
     assert done.returncode == 0 and (found["n"], found["ex"]) == (6, 0.5)
     assert "3 questions have no prediction" in done.stderr
+
+
+def test_out_has_em_beside_each_verdict_and_the_same_as_the_score(spider, tmp_path, capsys):
+    golds = [q.gold for q in data.load("spider", spider, "dev")[0]]
+    answers = ["SELECT count(id) FROM owner", "SELECT max(age) FROM pet", "SELEC", *golds[3:5]]
+    answers.append("SELECT count(*) FROM book WHERE price > 0")
+    (tmp_path / "predictions").write_text("\n".join(answers))
+    files = ["--predictions", str(tmp_path / "predictions"), "--out", str(tmp_path / "out.jsonl")]
+    evaluation.main(["--data", "spider", "--data-dir", str(spider), *files])
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(row["verdict"], row["em"]) for row in rows] == [
+        ("correct", False), ("wrong", False), ("error", False), ("correct", True), ("correct", True),
+        ("wrong", True),
+    ]  # fmt: skip
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["em"] == 3 / 6
+
+
+@strict
+def test_out_has_no_em_where_there_is_none(write, tmp_path):
+    meta = {"library": "Numpy", "problem_id": 5}
+    row = {"metadata": meta, "prompt": "?", "reference_code": "result = x * 2", "code_context": CONTEXT}
+    with gzip.open(tmp_path / "ds1000.jsonl.gz", "wt") as file:
+        file.write(json.dumps(row) + "\n")
+    flags = ["--data", "ds1000", "--data-dir", tmp_path, "--split", "train", "--out", tmp_path / "out.jsonl"]
+    done = command(*flags, "--predictions", write(json.dumps({"problem_id": 5, "answer": "result = x * 2"})))
+    assert done.returncode == 0, done.stderr
+    row = json.loads((tmp_path / "out.jsonl").read_text())
+    assert list(row) == ["index", "question_id", "verdict", "message", "answer"]
+    assert row["verdict"] == "correct"
 
 
 def test_a_broken_file_is_exit_code_2_and_one_line(spider, write):

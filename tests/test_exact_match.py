@@ -353,3 +353,13 @@ def test_every_gold_of_shop_matches_itself():
         assert clauses(gold, Schema(table)) is not None, gold
         assert exact_match(gold, gold, table), gold
         assert not exact_match(gold, f"SELECT 1 FROM ({gold.rstrip(';')})", table), gold
+
+
+def test_a_text_that_is_too_long_to_run_is_not_read():
+    """Where the gold query does not parse the tokens decide; nothing bounds the time that this takes but the length."""
+    broken = "SELECT a FROM ("
+    long, started = "SELECT " + "a," * 5_000_000, time.process_time()
+    for gold, answer in ((broken, long), (long, broken), (long, long), ("SELECT 1", long)):
+        assert exact_match(gold, answer, None) is False
+    assert hardness(long) == "extra"
+    assert exact_match(broken, broken, None) and time.process_time() - started < 0.5

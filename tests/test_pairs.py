@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from codelutra import QuestionPairs, is_degenerate, make_pairs, question_pairs
-from data import Answer, code_ids, load
+from data import Answer, Question, code_ids, load
 from settings import Config
-from verify import Verdict
+from verify import NOT_JUDGED, Verdict
 
 GOLD = (90, 91, 0)
 CONFIG = Config(pairs=4, seed=0)
@@ -23,9 +23,10 @@ def answers(question, *verdicts, first=1):
     ]
 
 
-def pairs_of(drawn, t=1, index=5, counts=None, **settings):
+def pairs_of(drawn, t=1, index=5, counts=None, gold_code="SELECT 1", context="", **settings):
     counts = Counter() if counts is None else counts
-    return question_pairs(replace(CONFIG, **settings), index, GOLD, drawn, t, counts)
+    question = Question(index, "pets", "pets.sqlite", "?", gold_code, context=context)
+    return question_pairs(replace(CONFIG, **settings), question, GOLD, drawn, t, counts)
 
 
 def sides(pairs):
@@ -98,6 +99,18 @@ def test_gold_only_is_chosen_alone():
     assert {c for t in range(10) for c, _ in sides(pairs_of(DRAWN, t, gold="only"))} == {GOLD}
 
 
+def test_an_answer_that_was_not_judged_is_neither_chosen_nor_rejected():
+    """Nor does the gold code make pairs with it, where no answer is right."""
+    counts, unknown = Counter(), Verdict("error", NOT_JUDGED + "shop.sqlite: database disk image is malformed")
+    drawn = [(answer, unknown) for answer, _ in answers(5, *["error"] * 3)]
+    for gold in ("if-empty", "always", "never"):
+        assert pairs_of(drawn, gold=gold) is None
+    drawn += answers(5, "wrong", "correct", first=7)
+    found = {pair for t in range(50) for pair in sides(pairs_of(drawn, t, counts=counts, gold="always"))}
+    assert {c for c, _ in found} == {GOLD, (105, 8, 0)} and {r for _, r in found} == {(105, 7, 0)}
+    assert counts["answers_not_judged"] == 3 * 50 and counts["answers"] == 5 * 50
+
+
 def test_without_a_dpo_term_no_wrong_answer_is_needed():
     pairs = pairs_of(answers(5, "correct", "correct"), objective="sft")
     assert {r for _, r in sides(pairs)} == {None} and len(pairs.pairs) == 4
@@ -131,6 +144,68 @@ def test_degenerate_answers_are_never_rejected_but_may_be_chosen():
 )
 def test_degenerate_means_a_last_half_of_one_n_gram_at_least_three_times(ids, finished, expected):
     assert is_degenerate(Answer(0, 0, ids, "", -1.0, finished)) == expected
+
+
+# ---- the same code with two verdicts ----
+
+
+def answer(ids, verdict, text="", finished=True):
+    return Answer(5, 0, ids, text, -1.0, finished), Verdict(verdict)
+
+
+@pytest.mark.parametrize("gold", ["if-empty", "always", "only"])
+def test_the_gold_code_is_never_preferred_to_itself(gold):
+    """It was drawn as well, and too slow as an answer: its time limit is longer as the gold code."""
+    counts, drawn = Counter(), [answer(GOLD, "timeout", "SELECT 1")] * 3
+    assert pairs_of(drawn, gold=gold, counts=counts) is None
+    assert counts["answers_wrong_but_chosen"] == 3 and counts["questions_without_wrong"] == 1
+    for t in range(20):
+        found = sides(pairs_of(drawn + answers(5, "wrong", "error"), t, gold=gold))
+        assert {c for c, _ in found} == {GOLD} and {r for _, r in found} <= {(105, 1, 0), (105, 2, 0)}
+
+
+@pytest.mark.parametrize("other", ["timeout", "wrong", "error", "crash", "denied"])
+def test_an_answer_that_was_right_once_is_never_rejected(other):
+    counts, twice = Counter(), [answer((7, 8, 0), "correct"), answer((7, 8, 0), other)]
+    for drawn in (twice, twice[::-1]):
+        assert pairs_of(drawn) is None
+        drawn = drawn + answers(5, "wrong")
+        found = [pair for t in range(20) for pair in sides(pairs_of(drawn, t, counts=counts))]
+        assert set(found) == {((7, 8, 0), (105, 1, 0))}
+    assert counts["answers_wrong_but_chosen"] == 40
+
+
+@pytest.mark.parametrize(
+    "text", ["SELECT 1", "SELECT 1;", "```sql\nSELECT 1\n```", "Here it is:\nSELECT 1; That is all."]
+)
+def test_the_same_code_in_other_tokens_is_never_rejected(text):
+    counts = Counter()
+    drawn = [answer((7, 0), "timeout", text), answer((8,), "timeout", text, finished=False)]
+    assert pairs_of(drawn, gold_code="SELECT 1;", counts=counts) is None
+    assert counts["answers_wrong_but_chosen"] == 2
+    drawn += [answer((9, 0), "correct", "SELECT 1"), answer((6, 0), "wrong", "SELECT 2")]
+    found = [pair for t in range(20) for pair in sides(pairs_of(drawn, t))]
+    assert set(found) == {((9, 0), (6, 0))}
+
+
+def test_python_code_is_compared_as_it_is_taken_from_the_answer():
+    drawn = [answer((7, 0), "timeout", "<code>\nresult = 1\n</code>"), answer((6, 0), "wrong", "result = 10")]
+    found = sides(pairs_of(drawn, gold_code="\nresult = 1\n", context="test"))
+    assert set(found) == {(GOLD, (6, 0))}
+
+
+def test_gold_code_that_is_not_chosen_moves_no_draw():
+    drawn = [answer(GOLD, "timeout", "SELECT 1"), *DRAWN]
+    for gold in ("if-empty", "never"):
+        counts = Counter()
+        assert GOLD in {r for t in range(20) for _, r in sides(pairs_of(drawn, t, gold=gold, counts=counts))}
+        assert "answers_wrong_but_chosen" not in counts  # no count of 0 in the file
+
+
+def test_draws_without_such_answers_are_those_that_they_were():
+    """Recorded at commit 676e7b2, which did not look for the same code with two verdicts."""
+    found = [(c[1], r[1]) for c, r in sides(pairs_of(DRAWN))]
+    assert found == [(4, 7), (6, 9), (5, 11), (3, 8)]
 
 
 def test_a_draw_depends_on_seed_iteration_and_question_alone():

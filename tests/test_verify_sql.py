@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import os
 import random
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -24,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import judge_sql  # noqa: E402
+import sandbox  # noqa: E402
 import verify  # noqa: E402
 from verify import GoldError, InfrastructureError, SqlJob, Verifier  # noqa: E402
 
@@ -71,6 +73,15 @@ def alive(pid):
         return False
 
 
+def spent(verifier):
+    """Seconds of processor time of the SQL workers, also of those that have ended."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ticks = 0
+    for process in [child.process for child in verifier.children if child.process]:
+        ticks += sum(map(int, Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return ended.ru_utime + ended.ru_stime + ticks / os.sysconf("SC_CLK_TCK")
+
+
 def wait_for(condition, seconds=10):
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
@@ -105,9 +116,10 @@ def judge(verifier, database):
 
     def judge(answer, gold="SELECT id FROM t", comparison="strict", timeout=0.5):
         verifier.submit(SqlJob(database, gold, "SELECT 1", comparison)).exception()  # worker and gold are warm
-        started = time.monotonic()
+        before = spent(verifier)
         verdict = verifier.submit(SqlJob(database, gold, answer, comparison, timeout)).result()
-        assert time.monotonic() - started < timeout + 0.5
+        tries = 2 if verdict.verdict == "timeout" else 1  # on a machine that is busy
+        assert spent(verifier) - before < tries * (timeout + 0.5)
         assert verdict.verdict in verify.VERDICTS and "\n" not in verdict.message
         return verdict
 
@@ -168,6 +180,22 @@ def test_what_does_not_execute_is_an_error(judge, answer, comparison):
     assert judge(answer, comparison=comparison).verdict == "error"
 
 
+@pytest.mark.parametrize("comparison", verify.COMPARISONS)
+@pytest.mark.parametrize("text", ["SELECT 1" + " " * 20_000_000, "SELECT DISTINCT " * 1_000_000, "distinct" * 12_501,
+                                  "-- " * 5_000_000, "EXPLAIN " * 1_000_000], ids=lambda text: text[:12])
+def test_a_text_that_is_too_long_to_run_costs_nothing(verifier, database, text, comparison):
+    """It is an error whatever it says, also where the preparation for `spider` would make it short enough."""
+    verifier.submit(SqlJob(database, "SELECT 1", "SELECT 2")).result()  # the worker is up
+    started = time.process_time()
+    verdict = verifier.submit(SqlJob(database, "SELECT 1", text, comparison)).result()
+    verdicts = {verdict, verifier.execute(database, text, 1.0).result()}
+    assert {v.verdict for v in verdicts} == {"error"} and all(v.seconds < 0.1 for v in verdicts)
+    with pytest.raises(GoldError, match="more than 100000 bytes") as error:
+        verifier.submit(SqlJob(database, text, "SELECT 1", comparison)).result()
+    assert len(str(error.value)) < 2000
+    assert time.process_time() - started < 0.5 and all(len(str(key)) < 300_000 for key in verifier._verdicts)
+
+
 # --- 14 to 23: time, memory and disk ----------------------------------------------------------------------------------
 
 
@@ -200,6 +228,168 @@ def test_18_19_36_calls_that_cannot_be_interrupted_are_killed(judge, answer):
     assert verdict.verdict == "timeout" and "killed" in verdict.message
     assert judge("SELECT id FROM t WHERE 18 > 0").verdict == "correct"  # 36: the next query in the same place
 
+
+# --- deadlines count a query's own time -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("query", [INSTR, TRIM, BOMB, ENDLESS], ids=["instr", "trim", "planner", "endless"])
+def test_a_query_ends_by_its_deadline_in_processor_time(database, query):
+    """The worker and the kernel see to it: here the parent would wait for a minute."""
+    child = sandbox.Child("judge_sql", "serve_sql")
+    child.start()
+    before, verdict = resource.getrusage(resource.RUSAGE_CHILDREN), ""
+    try:
+        verdict = child.ask((0.5, "alone", database, query, 0.3), 60)[0]
+    except sandbox.Died as died:
+        assert died.status == -signal.SIGPROF
+    finally:
+        child.stop()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert verdict in ("", "timeout", "error")
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+
+
+def test_the_kill_does_not_depend_on_what_the_parent_does_with_signals(database):
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPROF})
+    handler = signal.signal(signal.SIGPROF, signal.SIG_IGN)
+    try:
+        with Verifier(workers=1) as verifier:
+            verdict = verifier.execute(database, INSTR, 0.2).result()
+            assert verdict.verdict == "timeout" and "longer than 0.2 s, killed" in verdict.message
+    finally:
+        signal.signal(signal.SIGPROF, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+HEAVY = "SELECT count(*) FROM big a, big b WHERE a.x + b.x > {}"  # 0.2 s
+
+
+def stopped(verifier, database):
+    """Stop the only worker, as a machine does that has other things to do; return its process."""
+    verifier.submit(SqlJob(database, HEAVY.format(-1), "SELECT 4000000")).result()  # it is up, and the gold has run
+    process = verifier.children[0].process
+    process.send_signal(signal.SIGSTOP)
+    return process
+
+
+def test_a_right_answer_on_a_machine_that_is_busy_is_right(database):
+    with Verifier(workers=1) as verifier:
+        process = stopped(verifier, database)
+        future = verifier.submit(SqlJob(database, HEAVY.format(-1), HEAVY.format(-2), timeout=1.0))
+        with pytest.raises(TimeoutError):
+            future.result(2.5)  # well after its deadline
+        process.send_signal(signal.SIGCONT)
+        assert future.result(20).verdict == "correct" and verifier.children[0].process is process
+
+
+def test_what_the_wall_clock_has_ended_runs_again(database, monkeypatch):
+    monkeypatch.setattr(verify, "WALL", 2)
+    with Verifier(workers=1) as verifier:
+        process = stopped(verifier, database)
+        future = verifier.submit(SqlJob(database, HEAVY.format(-1), HEAVY.format(-2), timeout=0.7))
+        assert future.result(20).verdict == "correct" and verifier.children[0].process is not process
+
+
+def test_what_the_wall_clock_has_ended_twice_is_a_timeout(database, monkeypatch):
+    monkeypatch.setattr(verify, "WALL", 2)
+    with Verifier(workers=1) as verifier:
+        verifier.submit(SqlJob(database, "SELECT 1", "SELECT 1")).result()
+        child, tries = verifier.children[0], []
+        ask = child.ask
+
+        def ask_and_stop(request, timeout):
+            tries.append(request)
+            child.process.send_signal(signal.SIGSTOP)
+            return ask(request, timeout)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(child, "ask", ask_and_stop)
+            verdict = verifier.submit(SqlJob(database, "SELECT 1", "SELECT 2", timeout=0.2)).result(20)
+        assert verdict.verdict == "timeout" and "killed after 0.9 s" in verdict.message and len(tries) == 2
+        assert verifier.run([SqlJob(database, "SELECT 1", "SELECT 1 WHERE 1")])[0].verdict == "correct"
+
+
+@pytest.mark.parametrize("kind", ["gold", "answer", "alone"])
+@pytest.mark.parametrize("waited", [True, False])
+def test_a_timeout_is_tried_once_more_only_where_the_query_had_to_wait(database, monkeypatch, kind, waited):
+    with Verifier(workers=2) as verifier:
+        exchange, tries = verifier._exchange, []
+
+        def first_late(child, request, timeout):
+            if request[0] != kind:
+                return exchange(child, request, timeout)
+            tries.append(request)
+            if len(tries) == 1:
+                return verify.Verdict("timeout", "slow"), b"", waited
+            assert verifier._idle.empty()  # it has all workers
+            return exchange(child, request, timeout)
+
+        monkeypatch.setattr(verifier, "_exchange", first_late)
+        future = (verifier.execute(database, "SELECT 1", 5.0) if kind == "alone" else
+                  verifier.submit(SqlJob(database, "SELECT 1", "SELECT 1")))  # fmt: skip
+        if waited:
+            assert future.result().verdict == "correct" and len(tries) == 2
+        elif kind == "gold":
+            with pytest.raises(GoldError, match="timeout"):
+                future.result()
+        else:
+            assert future.result().verdict == "timeout" and len(tries) == 1
+        assert verifier._idle.qsize() == 2
+
+
+def test_second_tries_run_one_at_a_time_and_nothing_beside_them(database, monkeypatch):
+    seen, running, lock, first = [], [], threading.Lock(), set()
+    with Verifier(workers=3) as verifier:
+        exchange = verifier._exchange
+
+        def watched(child, request, timeout):
+            again = request[2] in first
+            with lock:
+                first.add(request[2])
+                running.append(again)
+                seen.append(list(running))
+            try:
+                verdict, data, _ = exchange(child, request, timeout)
+                late = not again and int(request[2].split()[-1]) % 4 == 0
+                return (verify.Verdict("timeout"), b"", True) if late else (verdict, data, False)
+            finally:
+                with lock:
+                    running.remove(again)
+
+        monkeypatch.setattr(verifier, "_exchange", watched)
+        verdicts = [f.result() for f in [verifier.execute(database, HEAVY.format(-i), 5.0) for i in range(1, 13)]]
+    assert {v.verdict for v in verdicts} == {"correct"}
+    alone = [of for of in seen if True in of]
+    assert alone == [[True]] * 3 and any(len(of) > 1 for of in seen)
+
+
+def test_a_verifier_closes_while_second_tries_wait(database, monkeypatch):
+    before = set(children())
+    verifier = Verifier(workers=2)
+    exchange = verifier._exchange
+    monkeypatch.setattr(verifier, "_exchange", lambda *arguments: (*exchange(*arguments)[:2], True))
+    futures = [verifier.execute(database, f"{ENDLESS} LIMIT {i + 1}", 0.3 if i % 2 else 30) for i in range(6)]
+    time.sleep(1)
+    started = time.monotonic()
+    verifier.close()
+    assert time.monotonic() - started < 3 and not set(children()) - before
+    for future in futures:
+        assert future.cancelled() or isinstance(future.exception(), InfrastructureError)
+
+
+def test_an_answer_gets_at_least_twice_the_time_of_its_gold(database, monkeypatch):
+    assert [verify.answer_seconds(10, gold) for gold in (0.1, 5, 5.1, 9, 12, 29)] == [10, 10, 20, 20, 40, 80]
+    with Verifier(workers=1) as verifier:
+        limits, ask = [], verifier._ask
+        monkeypatch.setattr(verifier, "_ask", lambda request, timeout: limits.append(timeout) or ask(request, timeout))
+        slow = HEAVY.format(-1)
+        assert verifier.run([SqlJob(database, slow, HEAVY.format(-2), timeout=0.01)])[0].verdict == "correct"
+        assert limits[0] == 30 and 0.1 < limits[1] < 10
+        verdict = verifier.run([SqlJob(database, slow, ENDLESS, timeout=0.01)])[0]
+        assert verdict.verdict == "timeout" and verdict.message.startswith(f"longer than {limits[1]:g} s")
+
+
+# --- memory and disk --------------------------------------------------------------------------------------------------
 
 PEAK = """
 import resource, sys
@@ -284,7 +474,12 @@ SPIDER = NONE | {"spider": "correct", "spider_keep_distinct": "correct"}
                  id="32 swapped, ordered"),
     pytest.param("SELECT 0.3", "SELECT 0.1 + 0.2", NONE, id="33 rounding"),
     pytest.param(EMPTY, EMPTY + " AND 1", ALL, id="empty and empty"),
-    pytest.param(EMPTY, "SELECT id, name FROM t WHERE id > 100", NONE, id="empty and empty of another width"),
+    pytest.param(EMPTY, "SELECT id, name FROM t WHERE id > 100", ALL | {"strict": "wrong"},
+                 id="empty and empty of another width"),
+    pytest.param(EMPTY + " ORDER BY id", "SELECT id, name FROM t WHERE id > 100", ALL | {"strict": "wrong"},
+                 id="empty and empty of another width, ordered"),
+    pytest.param(EMPTY, "SELECT id FROM t", NONE, id="empty and not"),
+    pytest.param("SELECT id FROM t", EMPTY, NONE, id="not and empty"),
     pytest.param("SELECT id FROM t WHERE id > = 3", "SELECT id FROM t WHERE id >= 3", None, id="operators apart"),
     pytest.param("SELECT 2", "SELECT value FROM json_each('[2]')", ALL, id="json"),
     pytest.param("SELECT 2", "SELECT 2 FROM t", BIRD, id="repeated"),
@@ -392,6 +587,100 @@ def test_35_a_database_at_fault_is_never_a_label(verifier, tmp_path, fault):
         assert verifier.run([SqlJob(path, "SELECT id FROM t", "SELECT id FROM t")])[0].verdict == "correct"
 
 
+@pytest.mark.parametrize("beside", ["-wal", "-journal", "-shm"])
+@pytest.mark.parametrize("contents", [b"", bytes(512)], ids=["empty", "zeros"])
+def test_35_what_holds_nothing_is_no_reason_to_refuse_a_database(verifier, tmp_path, beside, contents):
+    """A program that has the database open leaves an empty -wal; journal_mode = PERSIST leaves zeros."""
+    path = make_database(tmp_path / "closed.sqlite")
+    Path(path + beside).write_bytes(contents)
+    assert verifier.run([SqlJob(path, "SELECT id FROM t", "SELECT id FROM t")])[0].verdict == "correct"
+    assert verifier.execute(path, "SELECT id FROM t", 1.0).result().verdict == "correct"
+
+
+@pytest.mark.parametrize("mode, suffix", [("WAL", "-wal"), ("PERSIST", "-journal")])
+def test_35_files_that_sqlite_itself_has_left(verifier, tmp_path, mode, suffix):
+    """In the middle of a change they hold data, and the database is refused; afterwards they hold none."""
+    path = make_database(tmp_path / "used.sqlite")
+    job = SqlJob(path, "SELECT count(*) FROM big", "SELECT 2001")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(f"PRAGMA journal_mode = {mode}")
+        connection.execute("PRAGMA cache_size = 1")
+        connection.execute("BEGIN")
+        connection.execute("INSERT INTO big VALUES (1)")
+        connection.execute("UPDATE big SET x = 0")
+        if mode == "WAL":
+            connection.execute("COMMIT")
+        with pytest.raises(InfrastructureError, match=f"{suffix} exists"):
+            verifier.submit(job).result()
+        if mode == "WAL":
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        else:
+            connection.execute("COMMIT")
+        assert os.path.exists(path + suffix)
+        assert verifier.submit(job).result().verdict == "correct"
+
+
+def test_35_a_folder_beside_a_database_is_named(verifier, tmp_path):
+    path = make_database(tmp_path / "odd.sqlite")
+    os.mkdir(path + "-wal")
+    with pytest.raises(InfrastructureError, match="odd.sqlite-wal"):
+        verifier.submit(SqlJob(path, "SELECT 1", "SELECT 1")).result()
+
+
+def damaged(path, byte=b"\xa5"):
+    """A database whose table `lost` cannot be read, while all others can."""
+    make_database(path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE lost(id INTEGER PRIMARY KEY, name TEXT)")
+        connection.executemany("INSERT INTO lost VALUES (?, ?)", [(i, f"name {i}" * 50) for i in range(200)])
+        connection.commit()
+        first = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'lost'").fetchone()[0]
+        size = connection.execute("PRAGMA page_size").fetchone()[0]
+    with open(path, "r+b") as file:
+        file.seek((first - 1) * size)
+        file.write(byte * size)
+    return str(path)
+
+
+@pytest.mark.parametrize("byte", [b"\xa5", b"\0"])
+@pytest.mark.parametrize("comparison", verify.COMPARISONS)
+def test_an_answer_that_reads_a_damaged_page_is_no_label_and_ends_no_run(verifier, tmp_path, byte, comparison):
+    path = damaged(tmp_path / "bad.sqlite", byte)
+    gold, lost = "SELECT id FROM t", "SELECT count(name) FROM lost"
+    with pytest.raises(verify.Unreadable, match="bad.sqlite: database disk image is malformed"):
+        verifier.submit(SqlJob(path, gold, lost, comparison)).result()
+    with pytest.raises(verify.Unreadable, match="bad.sqlite"):
+        verifier.execute(path, lost, 1.0).result()
+    found = verifier.run([SqlJob(path, gold, answer, comparison) for answer in (lost, gold, "SELECT 5", "SELECT x")])
+    assert [v.verdict for v in found] == ["error", "correct", "wrong", "error"]
+    assert [v.judged for v in found] == [False, True, True, True] and "bad.sqlite" in found[0].message
+    # where the gold itself cannot be read, no answer has a label
+    found = verifier.run([SqlJob(path, lost, answer, comparison) for answer in (lost, gold)])
+    assert [(v.verdict, v.judged) for v in found] == [("error", False)] * 2
+
+
+@pytest.mark.parametrize("damage", [lambda good: good[:-4096], lambda good: good[:2048], lambda good: b"text" * 9999,
+                                    lambda good: good[:100] + b"\xa5" * (len(good) - 100), lambda good: b""],
+                         ids=["cut", "cut short", "another file", "all pages", "empty"])
+def test_a_database_that_is_lost_between_two_answers_is_the_machines_fault(verifier, tmp_path, damage):
+    path = make_database(tmp_path / "bad.sqlite")
+    job = SqlJob(path, "SELECT id FROM t", "SELECT id FROM t")
+    assert verifier.run([job])[0].verdict == "correct"
+    Path(path).write_bytes(damage(Path(path).read_bytes()))
+    for ask in (lambda: verifier.run([job]), verifier.execute(path, "SELECT id FROM t", 1.0).result):
+        with pytest.raises(InfrastructureError, match="bad.sqlite") as error:
+            ask()
+        assert not isinstance(error.value, verify.Unreadable)
+
+
+def test_no_query_can_say_that_it_was_not_judged(verifier, database):
+    """The message of a query or program has no two spaces side by side."""
+    said = verify.NOT_JUDGED + "x"
+    assert not verify.Verdict("error", said).judged and verify.Verdict("error", " ".join(said.split())).judged
+    verdict = verifier.execute(database, f'SELECT "{said}"(1)', 1.0).result()
+    assert "not judged: x" in verdict.message and verify.NOT_JUDGED not in verdict.message
+
+
 # --- promises ---------------------------------------------------------------------------------------------------------
 
 
@@ -400,6 +689,65 @@ def test_a_gold_that_fails_is_named(verifier, database):
         with pytest.raises(GoldError) as error:
             verifier.submit(SqlJob(database, gold, "SELECT 1", "strict")).result()
         assert gold in str(error.value) and database in str(error.value)
+
+
+CHANGING = {
+    "SELECT random()": "random",
+    "SELECT id FROM t ORDER BY RANDOM() LIMIT 1": "random",
+    'SELECT abs("random"()) > 0': "random",
+    "SELECT id FROM t WHERE id IN (SELECT id FROM t ORDER BY random())": "random",
+    "SELECT CURRENT_TIMESTAMP": "current_timestamp",
+    "SELECT strftime('%Y', current_date) - 1": "current_date",
+    "SELECT id FROM t WHERE current_time IS NULL": "current_time",
+    "SELECT date('now')": "'now'",
+    "SELECT strftime('%Y', 'NOW') - 5": "'now'",
+    'SELECT julianday("now") > 0': "'now'",
+    "SELECT unixepoch('now', '-1 day')": "'now'",
+    "SELECT DATE() > '2020'": "date without a time",
+    "SELECT datetime(/* no time */)": "datetime without a time",
+    'SELECT "time"()': "time without a time",
+    "SELECT strftime('%s')": "strftime without a time",
+    "SELECT * FROM recent": "'now'",
+    "SELECT count(*) FROM shuffled": "random",
+}
+STEADY = [
+    "SELECT id FROM t LIMIT 2",
+    "SELECT date('2020-01-01', '+1 day')",
+    "SELECT strftime('%Y', name) FROM t",
+    "SELECT 'now'",
+    "SELECT id AS random FROM t ORDER BY random",
+    "SELECT 'random()', 'current_date'",
+    "SELECT date(now) FROM (SELECT '2020-01-01' AS now)",
+    "SELECT id FROM t -- random() date('now')",
+    "SELECT date FROM (SELECT 1 date)",
+]
+
+
+@pytest.fixture(scope="module")
+def views(tmp_path_factory):
+    path = make_database(tmp_path_factory.mktemp("views") / "views.sqlite")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE VIEW recent AS SELECT id FROM t WHERE name < date('now')")
+        connection.execute("CREATE VIEW shuffled AS SELECT id FROM t ORDER BY random() LIMIT 2")
+    return path
+
+
+@pytest.mark.parametrize("comparison", ["spider", "bird", "strict"])
+@pytest.mark.parametrize("gold", CHANGING)
+def test_a_gold_whose_result_changes_from_run_to_run_is_named(verifier, views, gold, comparison):
+    with pytest.raises(GoldError) as error:
+        verifier.submit(SqlJob(views, gold, gold, comparison)).result()
+    assert f"its result changes from run to run: {CHANGING[gold]})" in str(error.value)
+
+
+@pytest.mark.parametrize("gold", STEADY)
+def test_a_gold_that_only_speaks_of_the_time_or_of_chance_is_a_gold(verifier, database, gold):
+    assert verifier.submit(SqlJob(database, gold, gold, "strict")).result().verdict == "correct"
+
+
+@pytest.mark.parametrize("answer", ["SELECT id FROM t ORDER BY random()", "SELECT id FROM t WHERE date('now') > '2020'"])
+def test_an_answer_may_ask_for_the_time_or_for_chance(judge, answer):
+    assert judge(answer).verdict == "correct"
 
 
 @pytest.mark.parametrize("query, verdict, ran", [
