@@ -12,15 +12,15 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import signal
 import sys
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # until data.run takes over: Ctrl-C while the libraries are imported ends it, without a traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+import cli
+
+if __name__ == "__main__":
+    cli.interruptible()
 
 import numpy as np
 import torch
@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 import data
 import lora
-from data import UserError, first_line
+from cli import UserError, first_line
 from eval import interval, job, read_predictions, usable
-from folder import iterations, read_lines
+from run_folder import iterations, read_lines
 from loss import preference_accuracy
 from policy import load_policy
 from sample import sample
@@ -175,7 +175,7 @@ def similarity(args):
 
 
 def main(argv=None):
-    parser = data.flags(__doc__)
+    parser = cli.flags(__doc__)
     commands = parser.add_subparsers(dest="what", required=True)
     similar = commands.add_parser("similarity", help="Fig. 4b, of a run's held-out answers", allow_abbrev=False)
     similar.add_argument("run", type=Path, help="folder of a run")
@@ -222,4 +222,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    data.run(main, InfrastructureError, GoldError)
+    cli.run(main, InfrastructureError, GoldError)

@@ -37,7 +37,8 @@ import questions
 import ranks
 from cli import UserError
 from data import Answer, Question
-from eval import PolicyScores, evaluate
+from eval import Evaluation, PolicyScores, evaluate
+from judging import job
 from pairs import QuestionPairs, make_pairs
 from policy import Policy, load_policy, locate
 from questions import Splits
@@ -127,7 +128,7 @@ class Execution:
         code, timeout = data.extract_code(answer.text, question.language), self.config.timeout
         if self.config.criterion == "executable" and question.language == "sql":
             return self.verifier.execute(question.database, code, timeout)  # no gold is involved
-        return self.verifier.submit(questions.job(question, code, data.COMPARISON[self.config.data], timeout))
+        return self.verifier.submit(job(question, code, data.COMPARISON[self.config.data], timeout))
 
     def verdicts(self) -> list[Verdict]:
         """Wait for all; one verdict for each answer, in the order in which they were started."""
@@ -164,7 +165,7 @@ def train(
     )
 
 
-def score(config: Config, policy: Policy, splits: Splits, verifier: Verifier, t: int) -> list:
+def score(config: Config, policy: Policy, splits: Splits, verifier: Verifier, t: int) -> list[Evaluation]:
     """π_t's greedy answers on the validation slice, which decides, and on the dev split, which is reported."""
     return [
         evaluate(

@@ -17,14 +17,21 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
+import cli
 import data
-from data import Question, UserError
+from cli import UserError
+from data import Question
 from exact_match import exact_match, hardness
-from verify import GOLD_SECONDS, VERDICTS, GoldError, InfrastructureError, PythonJob, SqlJob, Unreadable, Verdict, Verifier
+from judging import job, usable
+from verify import VERDICTS, GoldError, InfrastructureError, Verdict, Verifier
+
+if TYPE_CHECKING:  # scoring a file of predictions needs no torch
+    from policy import Policy
 
 
 @dataclass(frozen=True)
@@ -290,7 +297,7 @@ def answers_of_json_lines(lines: list[str], path: Path, questions: list[Question
 
 
 def main(argv=None):
-    parser = data.flags(__doc__)
+    parser = cli.flags(__doc__)
     parser.add_argument("--data", default="shop", choices=sorted(data.LAYOUT), help="data set (default shop)")
     parser.add_argument("--data-dir", help="its folder (default data/NAME)")
     parser.add_argument("--split", default="dev", choices=("train", "dev"), help="default dev")
@@ -321,7 +328,7 @@ def main(argv=None):
     if args.predictions and args.adapter:
         parser.error("--predictions are scored as they are: --adapter has no use")
     if args.out:
-        data.check_output("--out", args.out)
+        cli.check_output("--out", args.out)
 
     folder = args.data_dir or f"data/{args.data}"
     questions, notes = data.load(args.data, folder, args.split)
@@ -357,9 +364,11 @@ def main(argv=None):
             bar.close()
             result = scores(kept, codes, verdicts, tables)
         else:
-            result, codes, verdicts = evaluate(
-                policy, kept, verifier, comparison, args.timeout, args.max_new, args.batch_tokens, "answering", tables
-            )
+            made = evaluate(
+                policy, kept, verifier, args.split, comparison, args.timeout, args.max_new, args.batch_tokens,
+                "answering", tables,
+            )  # fmt: skip
+            result, codes, verdicts = made.scores, made.codes, made.verdicts
     for verdict, count in result.classes.items():
         print(f"{verdict:>8}  {count:5d}  {count / max(result.n, 1):6.1%}")
     for name, part in result.groups.items():
@@ -380,4 +389,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    data.run(main, InfrastructureError, GoldError)
+    cli.run(main, InfrastructureError, GoldError)

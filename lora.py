@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 from pathlib import Path
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # until data.run takes over: Ctrl-C while the libraries are imported ends it, without a traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+import cli
+
+if __name__ == "__main__":
+    cli.interruptible()
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import data
-from data import UserError
+from cli import UserError
 
 PREFIX = "base_model.model."  # PEFT's name for the wrapped model
 # settings of PEFT's that change what an adapter computes
@@ -166,7 +166,7 @@ def merge(model: nn.Module):
 
 
 def main():
-    parser = data.flags(__doc__)
+    parser = cli.flags(__doc__)
     parser.add_argument("command", choices=["merge"])
     parser.add_argument("--model", required=True, help="the base model the adapter was trained on")
     parser.add_argument("--adapter", required=True, help="folder of the adapter")
@@ -190,4 +190,4 @@ def main():
 
 
 if __name__ == "__main__":
-    data.run(main)
+    cli.run(main)

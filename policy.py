@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import data
 import ranks
-from data import UserError, first_line
+from cli import UserError, first_line
 from tree import Tree, answer_logps
 
 

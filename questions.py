@@ -13,16 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from tqdm import tqdm
-
 import data
 import ranks
 from cli import UserError
 from data import Question
+from judging import usable, with_rows
 from policy import Policy
 from run_folder import indented, missing, read_json, stage, text, whole
 from settings import Config
-from verify import GOLD_SECONDS, GoldError, PythonJob, SqlJob, Unreadable, Verifier
+from verify import Verifier
 
 
 @dataclass(frozen=True)
@@ -123,48 +122,3 @@ def longest(config: Config, policy: Policy, question: Question) -> int:
     """The most tokens that the prompt with an answer can have."""
     gold = len(data.code_ids(question.gold, policy.tokenizer))
     return len(data.prompt_ids(question, policy.tokenizer)) + max(config.max_new, gold)
-
-
-def job(question: Question, code: str, comparison: str, timeout: float) -> SqlJob | PythonJob:
-    """What the verifier needs to judge `code` as an answer to the question."""
-    if question.language == "python":
-        return PythonJob(question.context, code, timeout)
-    return SqlJob(question.database, question.gold, code, comparison, timeout)
-
-
-def usable(
-    questions: list[Question], verifier: Verifier, comparison: str, timeout: float, progress: str | None = None
-) -> tuple[list[Question], list[str]]:
-    """Questions whose gold code is right when it is judged as an answer would be, and a note for each of the others.
-
-    The others are left out, never counted as answered wrongly; so is a program that needs more than half of an answer's
-    time (a query's answers get more, `verify.answer_seconds`). A fault of the machine is raised (InfrastructureError).
-    """
-    seconds = {"sql": timeout, "python": max(timeout, GOLD_SECONDS["python"])}
-    jobs = [job(q, q.gold, comparison, seconds[q.language]) for q in questions]
-    futures = [verifier.submit(j) for j in jobs]
-    kept, notes = [], []
-    for q, future in tqdm(list(zip(questions, futures)), desc=progress, disable=progress is None, unit="question", leave=False):
-        try:
-            verdict = future.result()
-            slow = q.language == "python" and verdict.seconds > timeout / 2
-            if verdict.verdict == "correct" and not slow:
-                kept.append(q)
-                continue
-            cause = f"its gold code fails: {verdict.verdict}: {verdict.message}"
-            if slow and verdict.verdict == "correct":
-                cause = f"its gold code takes {verdict.seconds:.0f} s, more than half of an answer's {timeout:g}"
-        except (GoldError, Unreadable) as error:  # say, a test that loads data from the network
-            cause = error
-        name = f"problem {q.question_id}" if q.language == "python" else f"question {q.index}"
-        notes.append(f"{name} ({q.db_id}): {cause}")
-    return kept, notes
-
-
-def with_rows(questions: list[Question], verifier: Verifier, comparison: str, timeout: float) -> list[Question]:
-    """Usable questions without those whose gold query gives no rows: any query that gives none would be right."""
-
-    def empty(q: Question) -> bool:
-        return q.language == "sql" and verifier.gold_is_empty(job(q, q.gold, comparison, timeout))
-
-    return [q for q in questions if not empty(q)]

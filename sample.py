@@ -1,11 +1,11 @@
 """Draw answers from the policy: the prompt is prefilled once, and its cache is shared by all of its answers.
 
-A unit of questions is prefilled as one tree (a schema shared by several questions is computed once); then every step
-feeds one token for each unfinished answer of the whole unit, packed in one row. A token's attention is joined from parts:
+A batch of questions is prefilled as one tree (a schema shared by several questions is computed once); then every step
+feeds one token for each unfinished answer of the whole batch, packed in one row. A token's attention is joined from parts:
 over the one copy of its schema's keys, over that of its question's, and over its own answer's. Finished answers leave.
 
 Randomness comes from position: the uniform number that picks token j of answer m to question i in iteration t is a
-function of (seed, t, i, m, j) alone. Rounding depends on what is computed together, so the unit is fixed by the settings.
+function of (seed, t, i, m, j) alone. Rounding depends on what is computed together, so the batch is fixed by the settings.
 
     python sample.py --model smollm2 --data shop --limit 4      draws and prints answers
 """
@@ -13,6 +13,7 @@ function of (seed, t, i, m, j) alone. Rounding depends on what is computed toget
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -278,8 +279,8 @@ class Replay:
         return self.result
 
 
-def units(prompts: list[list[int]], answers: int, max_new: int, batch_tokens: int) -> list[list[int]]:
-    """Split questions into units of at most `batch_tokens` cached tokens: prompts of like length and one schema together."""
+def batches(prompts: list[list[int]], answers: int, max_new: int, batch_tokens: int) -> list[list[int]]:
+    """Split questions into batches of at most `batch_tokens` cached tokens: prompts of like length and one schema together."""
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]) // 128, prompts[i]))
     result, size, last = [], 0, []
     for i in order:
@@ -293,13 +294,22 @@ def units(prompts: list[list[int]], answers: int, max_new: int, batch_tokens: in
 
 
 @torch.no_grad()
-def draw_unit(policy, questions, prompts, answers, max_new, temperature, top_p, seed, iteration, progress=None):
-    """Draw `answers` answers to each of a unit's questions; returns them ordered by question and sample.
+def draw_batch(
+    policy: Policy,
+    questions: list[Question],
+    prompts: list[list[int]],
+    params: SamplingParams,
+    progress: Callable[[int, int, int], object] | None = None,
+) -> list[Answer]:
+    """Draw `params.answers` answers to each of a batch's questions; returns them ordered by question and sample.
 
     progress(answers that have ended, tokens drawn, answers that go on) is called after every step.
     """
     tree, decode = Tree(prompts, device=policy.device, keep_cache=True), policy.tokenizer.decode
-    u = np.stack([uniforms(seed, iteration, q.index, m, max_new) for q in questions for m in range(answers)])
+    answers, steps = params.answers, params.max_new
+    u = np.stack(
+        [uniforms(params.seed, params.iteration, q.index, m, steps) for q in questions for m in range(answers)]
+    )
     u = torch.from_numpy(u).to(policy.device)  # (R, T)
     tokens = [[] for _ in range(len(u))]
     logps, finished = [0.0] * len(u), [False] * len(u)
@@ -307,15 +317,15 @@ def draw_unit(policy, questions, prompts, answers, max_new, temperature, top_p, 
         logits = policy.model(
             input_ids=tree.ids, position_ids=tree.positions, layout=tree, logits_to_keep=tree.keep, use_cache=False
         ).logits[0]  # (Q, V)
-        state = Decoding(tree, answers, max_new)
+        state = Decoding(tree, answers, steps)
         tree.cache = None
         logits = logits.repeat_interleave(answers, 0)
         rows = list(range(len(u)))  # the answer that each row of the batch belongs to
         running = [True] * len(rows)
         # when so few of the rows go on, the others leave: that copies the caches and, on a GPU, makes a new graph
         few = 1 / 2 if policy.device.type == "cuda" else 7 / 8
-        for step in range(max_new):
-            picked, logp = pick(logits, u[:, step], temperature, top_p)
+        for step in range(steps):
+            picked, logp = pick(logits, u[:, step], params.temperature, params.top_p)
             for r, (token, value) in enumerate(zip(picked.tolist(), logp.tolist())):
                 if not running[r]:
                     continue
@@ -329,7 +339,7 @@ def draw_unit(policy, questions, prompts, answers, max_new, temperature, top_p, 
             alive = [r for r, on in enumerate(running) if on]
             if progress:
                 progress(sum(finished), sum(map(len, tokens)), len(alive))
-            if not alive or step == max_new - 1:
+            if not alive or step == steps - 1:
                 break
             if len(alive) <= few * len(rows):
                 going = torch.tensor(alive, device=policy.device)
@@ -346,59 +356,51 @@ def draw_unit(policy, questions, prompts, answers, max_new, temperature, top_p, 
 def sample(
     policy: Policy,
     questions: list[Question],
-    answers: int = 16,
-    max_new: int = 128,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    iteration: int = 0,
-    batch_tokens: int = 32768,
+    params: SamplingParams,
     skip: int = 0,
     progress: str | None = None,
-):
-    """Draw answers to all questions; yields one list of Answers for each unit, skipping the first `skip` units.
+) -> Iterator[list[Answer]]:
+    """Draw answers to all questions; yields the Answers of one batch of questions after the other.
 
-    The units are fixed by the arguments, so a resumed run draws the same tokens.
+    The batches are fixed by the arguments, so a resumed run draws the same tokens. skip: batches that are drawn already.
+    progress: the name of the progress bar; None: none is shown.
     """
     prompts = [data.prompt_ids(q, policy.tokenizer) for q in questions]
-    todo = units(prompts, answers, max_new, batch_tokens)
-
+    todo = batches(prompts, params.answers, params.max_new, params.batch_tokens)
     bar = tqdm(
-        total=len(questions) * answers, desc=progress, unit="answer", disable=progress is None, dynamic_ncols=True,
-        miniters=0, mininterval=1,
+        total=len(questions) * params.answers, desc=progress, unit="answer", disable=progress is None,
+        dynamic_ncols=True, miniters=0, mininterval=1,
     )  # fmt: skip
-    drawn = ended = total = 0
-    complete = sum(map(len, todo[:skip])) * answers  # answers of the units that are done
+    complete = sum(map(len, todo[:skip])) * params.answers  # answers of the batches that are done
     bar.update(complete)
 
-    def show(finished, tokens, going):  # inside a unit, which may take minutes
+    def show(finished: int, tokens: int, going: int):  # inside a batch, which may take minutes
         bar.n = complete + finished
-        bar.set_postfix_str(f"{tokens} tokens of this unit, {going} answers unfinished", refresh=False)
+        bar.set_postfix_str(f"{tokens} tokens of this batch, {going} answers unfinished", refresh=False)
         bar.update(0)
 
-    def draw(unit):
-        members = [questions[i] for i in unit], [prompts[i] for i in unit]
-        return draw_unit(policy, *members, answers, max_new, temperature, top_p, seed, iteration, show)
+    def draw(batch: list[int]) -> list[Answer]:
+        return draw_batch(policy, [questions[i] for i in batch], [prompts[i] for i in batch], params, show)
 
-    for start in range(skip, len(todo), ranks.count()):  # each process draws one unit, and all get all
+    drawn = ended = total = 0
+    for start in range(skip, len(todo), ranks.world_size()):  # each process draws one batch, and all get all
         mine = start + ranks.rank()
         own = halving(draw, todo[mine]) if mine < len(todo) else []
         ranks.catch_up(partial(empty_pass, policy))
-        results = ranks.gather(own)
-        for unit, result in zip(todo[start:], results):
-            drawn, ended = drawn + sum(len(a.ids) for a in result), ended + sum(a.finished for a in result)
-            total += len(result)
+        for batch, answers in zip(todo[start:], ranks.all_gather(own)):
+            drawn, ended = drawn + sum(len(a.ids) for a in answers), ended + sum(a.finished for a in answers)
+            total += len(answers)
             elapsed = bar.format_dict["elapsed"] or 1e-9
             bar.set_postfix_str(f"{drawn / elapsed:.0f} tokens/s, {ended / total:.0%} finished")
-            complete += len(unit) * answers
+            complete += len(batch) * params.answers
             bar.n = complete
             bar.refresh()
-            yield result
+            yield answers
     bar.close()
 
 
 def main():
-    parser = data.flags("Draw answers from a policy and print them.")
+    parser = cli.flags("Draw answers from a policy and print them.")
     parser.add_argument("--model", default="smollm2", help="hub id, folder, .gguf file, or smollm2")
     parser.add_argument("--adapter", help="folder of a LoRA adapter")
     parser.add_argument("--data", default="shop", choices=sorted(data.LAYOUT), help="data set")
@@ -418,15 +420,14 @@ def main():
     if args.adapter:
         lora.load(policy.model, args.adapter)
     chosen = data.subset(questions, args.limit, args.seed)
-    for unit in sample(
-        policy, chosen, args.answers, data.MAX_NEW[args.data], args.temperature, seed=args.seed, progress="sampling"
-    ):
-        by_index = {q.index: q for q in chosen}
-        for a in unit:
+    params = SamplingParams(args.answers, data.MAX_NEW[args.data], args.temperature, seed=args.seed)
+    by_index = {q.index: q for q in chosen}
+    for batch in sample(policy, chosen, params, progress="sampling"):
+        for a in batch:
             question = by_index[a.question]
             code = data.extract_code(a.text, question.language)
             print(f"[{a.question}.{a.sample}] {question.text}\n    {code!r}  log π {a.logp:.1f}")
 
 
 if __name__ == "__main__":
-    data.run(main)
+    cli.run(main)

@@ -111,6 +111,9 @@ class Run:
         path = self.iteration(t) / "reference.safetensors"
         return stage(path, make, save, read, SafetensorError, RuntimeError, seconds="reference")
 
+    def checkpoint(self, t: int) -> Checkpoint:
+        return Checkpoint(self.iteration(t))
+
     def adapter(self, t: int, policy: Policy, make: Callable[[], object]):
         """π_t → adapter/. `make` trains the policy; from the folder the policy gets the same adapter."""
 

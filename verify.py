@@ -115,6 +115,7 @@ class Verifier:
 
     def __init__(self, workers: int = 2, python: str | None = None, allow_unsandboxed: bool = False):
         self.closed = False
+        self.isolation = walls.tier()  # the walls that Python answers run behind
         self.children = [sandbox.Child("judge_sql", "serve_sql") for _ in range(workers)]
         self.python = Zygote(workers, python or sys.executable, allow_unsandboxed)
         self._idle = queue.LifoQueue()

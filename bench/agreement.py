@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 import data  # noqa: E402
 import eval as score  # noqa: E402
-from data import UserError  # noqa: E402
+from cli import UserError  # noqa: E402
 from exact_match import exact_match, hardness  # noqa: E402
 from verify import GoldError, InfrastructureError, PythonJob, Verifier  # noqa: E402
 
@@ -157,4 +157,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    data.run(main, InfrastructureError)
+    cli.run(main, InfrastructureError)

@@ -9,7 +9,7 @@ from conftest import plain_logps
 
 import analysis
 import data
-from data import UserError
+from cli import UserError
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer():

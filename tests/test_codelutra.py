@@ -21,8 +21,9 @@ import lora
 import report
 import settings
 from codelutra import QuestionPairs, batches, check_first_step, learning_rate, reference_logps, train
-from data import Answer, Question, UserError
-from folder import UNIT_END
+from cli import UserError
+from data import Answer, Question
+from stages import BATCH_END
 from policy import halving, load_policy, load_tokenizer
 from settings import Config, choose_questions, parse
 from verify import VERDICTS, GoldError, SqlJob, Verdict, Verifier

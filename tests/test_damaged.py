@@ -16,7 +16,7 @@ import data
 import eval as evaluation
 import lora
 import report
-from data import UserError
+from cli import UserError
 from sample import pick
 
 READ = ("questions.json", "iter_0/scores.json", "iter_1/answers.jsonl", "iter_1/verdicts.jsonl", "iter_1/pairs.jsonl",
@@ -185,7 +185,7 @@ def test_an_output_that_is_no_file_is_noticed_first_and_a_full_one_loses_no_scor
             evaluation.main([*argv, name])
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        data.run(lambda: evaluation.main([*argv, "/dev/full"]))
+        cli.run(lambda: evaluation.main([*argv, "/dev/full"]))
     shown = capsys.readouterr()
     assert stop.value.code == 2 and shown.err.count("\n") == 1 + shown.err.count("left out") and "No space left" in shown.err
     assert json.loads(shown.out.splitlines()[-1])["ex"] == 1

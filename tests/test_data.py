@@ -186,5 +186,5 @@ def test_a_user_error_is_one_line_and_exit_code_2(capsys):
         raise UserError("no such thing.")
 
     with pytest.raises(SystemExit) as stop:
-        data.run(main)
+        cli.run(main)
     assert stop.value.code == 2 and capsys.readouterr().err == "error: no such thing.\n"

@@ -15,7 +15,8 @@ from test_verify_sql import damaged
 
 import data
 import eval as evaluation
-from data import Question, UserError
+from cli import UserError
+from data import Question
 from eval import read_predictions, scores, usable
 from verify import InfrastructureError, Verdict, Verifier
 

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import data
 import lora
-from data import UserError
+from cli import UserError
 from policy import load_policy
 from sample import draw_unit
 from tree import Tree, answer_logps

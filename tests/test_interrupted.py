@@ -11,7 +11,7 @@ import pytest
 from test_codelutra import again, command, finished  # noqa: F401 (fixtures)
 
 import codelutra
-from data import UserError
+from cli import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 import lora
-from data import UserError
+from cli import UserError
 
 IDS = torch.tensor([[5, 9, 200, 31, 7]])
 

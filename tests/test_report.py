@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import report
-from data import UserError
+from cli import UserError
 
 HOSTILE = "</script><b><!--<script>"
 

@@ -11,7 +11,7 @@ from conftest import plain_logps
 
 import data
 import sample as sampling
-from data import UserError
+from cli import UserError
 from policy import load_policy, locate
 from sample import Decoding, invert, pick, sample, units
 from tree import Tree, answer_logps
