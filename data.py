@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 
 from judge_sql import read_only_uri
+from sql_text import BLOCK_COMMENT, QUOTED
 
 
 class UserError(Exception):
@@ -283,15 +284,26 @@ def code_ids(code: str, tokenizer) -> tuple[int, ...]:
     return (*tokenizer(code, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
 
 
-# where a query begins: a fence, or SELECT or WITH at the start of a line; and where it ends, outside quoted text. What
-# makes WITH a beginning holds nothing that could end a query, or a text that had ended could get another beginning.
-GAP = r"(?:[^\S\n]+\n?|\n)[^\S\n]*"
+# Where a query begins: at a fence, or at SELECT or WITH at the start of a line. A block comment may stand before
+# them, and comments of both forms between WITH and the name that it defines. What makes a beginning holds nothing
+# that could end a query (a semicolon, a fence, a blank line), or a text that has ended could get another beginning
+# when more of it comes. `++` and `*+` give nothing back: without them a text that only looks like a beginning could
+# take minutes.
+BLANK = r"\n[^\S\n]*\n"
+NOTE = rf"/\*(?:(?!\*/|```|{BLANK})[^;])*+\*/"
+GAP = rf"(?:(?:[^\S\n]|{NOTE})++(?:--(?:(?!```)[^;\n])*+)?+\n?+|\n)(?:[^\S\n]|{NOTE})*+"
+NAME = r"(?:\"[^\"`;\n]*\"|\[[^\]`;\n]*\]|`[^`;\n]+`|(?:(?!```|--|/\*)[^\s;(])++)"
 BEGIN = re.compile(
     r"```(?!select\b|with\b)[a-z]*\n?|```"
-    rf"|^[ \t(]*(?=select\b|with{GAP}(?:recursive{GAP})?(?:(?!```)[^\s;])+(?:{GAP})?(?:\(|as\b))",
+    rf"|^(?:[ \t(]|{NOTE}\n?)*+(?=select\b|with{GAP}(?:recursive{GAP})?{NAME}(?:{GAP})?(?:\(|as\b))",
     re.IGNORECASE | re.MULTILINE,
 )
-END = re.compile(r"""'(?:[^']|'')*(?:'|\Z)|"[^"]*(?:"|\Z)|(?P<end>```|;|(?P<blank>\n\s*?\n))""")
+# Where it ends: at a fence, a semicolon or a blank line outside quotes and comments. Two fences count even inside
+# them, because there they are Markdown's: one that starts a line, and one that ends the line of a `--` comment.
+LINE_FENCE = re.compile(r"^[ \t]*```", re.MULTILINE)
+END = re.compile(
+    rf"(?P<end>```|;|(?P<blank>{BLANK}))|{QUOTED}|--(?:(?!```[ \t\r]*\n)[^\n])*|{BLOCK_COMMENT}"
+)
 
 
 # DS-1000's official postprocessing: what stands between these, the first only where the answer begins with it
@@ -304,7 +316,8 @@ def extract_code(text: str, language: str = "sql") -> str:
 
     Python: DS-1000's official rule. SQL: from its first fence, SELECT or WITH to the next `;`, fence or blank line.
 
-    A blank line ends a bare query alone, not one inside a fence; quoted text ends nothing. Without a beginning: all of it.
+    A blank line ends a bare query alone, not one inside a fence. Inside quotes and comments only a fence that starts
+    a line ends it, or one that ends a `--` comment's line. Without a beginning: all of it.
     """
     return _cut_python(text)[0] if language == "python" else _cut(text)[0]
 
@@ -330,7 +343,9 @@ def _cut(text):
         return text.strip(), False
     fenced = begin.group().startswith("```")
     start = begin.end() if fenced else begin.start()
-    for match in END.finditer(text, start):
+    fence = LINE_FENCE.search(text, start)
+    stop = fence.start() if fence else len(text)
+    for match in END.finditer(text, start, stop):
         if match.group("end") and not (fenced and match.group("blank")):
             return text[start : match.start()].strip(), True
-    return text[start:].strip(), False
+    return text[start:stop].strip(), bool(fence)

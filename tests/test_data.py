@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,31 @@ EXTRACTED = {
     "(SELECT 1) UNION (SELECT 2);": ("(SELECT 1) UNION (SELECT 2)", True),
     "no code; at all\n\n": ("no code; at all", False),
     "": ("", False),
+    # comments of both forms hold no end, and an apostrophe in one opens no text
+    "```sql\nSELECT 1 -- it's\n```": ("SELECT 1 -- it's", True),
+    "```sql\nSELECT a -- all; rows\nFROM t\n```": ("SELECT a -- all; rows\nFROM t", True),
+    "```sql\n-- first; it's this\nSELECT 1\n```": ("-- first; it's this\nSELECT 1", True),
+    "SELECT a /* it's; ``` \n\n \" */ FROM t;": ("SELECT a /* it's; ``` \n\n \" */ FROM t", True),
+    "SELECT a -- it's\n\nThis lists a.": ("SELECT a -- it's", True),
+    "SELECT a /* open; it's": ("SELECT a /* open; it's", False),
+    "SELECT '--', '/*' FROM t; x": ("SELECT '--', '/*' FROM t", True),
+    "/* all; */ SELECT 1": ("/* all; */ SELECT 1", False),
+    "/* it's all */ SELECT 1; x": ("/* it's all */ SELECT 1", True),
+    "/* with\nselect a */\nSELECT 1; x": ("/* with\nselect a */\nSELECT 1", True),
+    "WITH /* it's */ a -- new\nAS (\nSELECT 1) SELECT 2;": ("WITH /* it's */ a -- new\nAS (\nSELECT 1) SELECT 2", True),
+    # names in backticks and brackets
+    "SELECT `a;b`, [c;'d], [``] FROM t;": ("SELECT `a;b`, [c;'d], [``] FROM t", True),
+    "```sql\nSELECT `a` FROM `b````": ("SELECT `a` FROM `b`", True),
+    'WITH "my a" AS (\nSELECT 1)\nSELECT 2;': ('WITH "my a" AS (\nSELECT 1)\nSELECT 2', True),
+    # a fence at the start of a line ends everything, also what was never closed
+    "```sql\nSELECT 'it's\n```\nIt's; this": ("SELECT 'it's", True),
+    "```sql\nSELECT [a\n  ```\nSo]; this": ("SELECT [a", True),
+    "```sql\nSELECT 1 /* open\n```\nThis */ lists": ("SELECT 1 /* open", True),
+    "SELECT 'open\n```": ("SELECT 'open", True),
+    # in a `--` comment a fence ends the query where it ends the line
+    "```sql\nSELECT 1 -- it's```\nThis": ("SELECT 1 -- it's", True),
+    "```sql\nSELECT 1 -- it's ```": ("SELECT 1 -- it's ```", False),
+    "```sql\nSELECT a -- no ``` fence\nFROM t\n```": ("SELECT a -- no ``` fence\nFROM t", True),
 }
 
 
@@ -148,7 +174,7 @@ def test_the_query_inside_an_answer(text):
 
 def test_once_code_has_ended_nothing_that_follows_changes_it():
     pieces = ["SELECT ", "select", "WITH ", "with a as (", " as", "recursive ", "```", "`", "sql", ";", "\n", "\n", " ", "'"]
-    pieces += ['"', "(", ")", "a", "x", "''", "\n\n", "\t", "Here:"]
+    pieces += ['"', "(", ")", "a", "x", "''", "\n\n", "\t", "Here:", "--", "/*", "*/", "[", "]", "\n```", "\r\n", "-", "/"]
     rng, ended = random.Random(0), 0
     for _ in range(30000):
         text = "".join(rng.choices(pieces, k=rng.randrange(2, 16)))
@@ -159,6 +185,16 @@ def test_once_code_has_ended_nothing_that_follows_changes_it():
                 assert all(code_ended(t) and extract_code(t) == extract_code(text[:n]) for t in longer), (text, n)
                 break
     assert ended > 4000
+
+
+SLOW = ["with " + "/**/" * 2000, "with " + "/*" * 4000, "with a" + " " * 8000, "(" * 8000, "with [" * 2000]
+
+
+@pytest.mark.parametrize("text", SLOW, ids=lambda text: text[:8])
+def test_a_text_that_only_looks_like_a_query_takes_no_time(text):
+    started = time.monotonic()
+    assert not code_ended(text)
+    assert time.monotonic() - started < 2  # measured: below 0.1 s; with a backtracking expression it took minutes
 
 
 def test_once_a_python_answer_has_ended_nothing_that_follows_changes_it():
