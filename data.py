@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import sql_text
 from judge_sql import read_only_uri
-from sql_text import BLOCK_COMMENT, QUOTED
 
 
 class UserError(Exception):
@@ -208,9 +208,9 @@ def _question(index, row, databases):
         index=index,
         db_id=db_id,
         database=str((databases / db_id / f"{db_id}.sqlite").absolute()),
-        text=" ".join(row["question"].split()),
+        text=row["question"].strip(),
         gold=(row["SQL"] if "SQL" in row else row["query"]).strip(),
-        evidence=" ".join((row.get("evidence") or "").split()),
+        evidence=(row.get("evidence") or "").strip(),
         question_id=row.get("question_id"),
         difficulty=row.get("difficulty", ""),
     )
@@ -231,29 +231,51 @@ def _some(names, most=4):
 
 
 @contextmanager
-def _tables(database):
-    """A connection that cannot write, and (name, CREATE statement) of each table; raises UserError for another file."""
+def _reading(database):
+    """A connection that cannot write; raises UserError where the file cannot be read as a SQLite database."""
     try:
         with closing(sqlite3.connect(read_only_uri(database), uri=True)) as connection:
             connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
-            yield connection, connection.execute(
-                "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid"
-            ).fetchall()
+            yield connection
     except sqlite3.DatabaseError as error:
         raise UserError(f"{database} is not a readable SQLite file: {error}.")
 
 
+def _created(connection, kind):
+    """(name, CREATE statement) of each table or view, in the order of creation.
+
+    Left out are tables that SQLite makes by itself: its own, and those in which a virtual table keeps its rows.
+    """
+    shadows = {name for _, name, type_, *_ in connection.execute("PRAGMA table_list") if type_ == "shadow"}
+    rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = ? ORDER BY rowid", (kind,)).fetchall()
+    return [(name, sql) for name, sql in rows if name not in shadows and not name.lower().startswith("sqlite_")]
+
+
 @cache
 def has_rows(database: str) -> bool:
-    with _tables(database) as (connection, found):
-        return any(connection.execute(f'SELECT 1 FROM "{name}" LIMIT 1').fetchone() for name, _ in found)
+    """Whether any table has a row. A table that this SQLite cannot read (its module is missing) has none to give."""
+    with _reading(database) as connection:
+        for name, _ in _created(connection, "table"):
+            quoted = name.replace('"', '""')
+            try:
+                if connection.execute(f'SELECT 1 FROM "{quoted}" LIMIT 1').fetchone():
+                    return True
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:  # the file is at fault, not the table's definition
+                    raise
+    return False
 
 
 @cache
 def schema(database: str) -> str:
-    """The database's own CREATE TABLE statements, one a line, white space collapsed."""
-    with _tables(database) as (_, found):
-        return "\n".join(re.sub(r"\s+", " ", sql).strip() + ";" for _, sql in found)
+    """The database's own CREATE statements, tables and then views; run on an empty database they rebuild it.
+
+    A table's is one line without comments: few databases have any, and most of those switch off a line of the
+    statement. A view's stays as it was written, because SQLite names columns by the text of their expressions.
+    """
+    with _reading(database) as connection:
+        tables, views = _created(connection, "table"), _created(connection, "view")
+    return "\n".join([f"{sql_text.one_line(sql)};" for _, sql in tables] + [f"{sql}\n;" for _, sql in views])
 
 
 def prompt(question: Question) -> str:
@@ -302,7 +324,7 @@ BEGIN = re.compile(
 # them, because there they are Markdown's: one that starts a line, and one that ends the line of a `--` comment.
 LINE_FENCE = re.compile(r"^[ \t]*```", re.MULTILINE)
 END = re.compile(
-    rf"(?P<end>```|;|(?P<blank>{BLANK}))|{QUOTED}|--(?:(?!```[ \t\r]*\n)[^\n])*|{BLOCK_COMMENT}"
+    rf"(?P<end>```|;|(?P<blank>{BLANK}))|{sql_text.QUOTED}|--(?:(?!```[ \t\r]*\n)[^\n])*|{sql_text.BLOCK_COMMENT}"
 )
 
 

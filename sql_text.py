@@ -9,3 +9,8 @@ BLOCK_COMMENT = r"/\*(?s:.*?)(?:\*/|\Z)"
 COMMENT = rf"--[^\n]*|{BLOCK_COMMENT}"
 SPACE = r"[ \t\n\f\r]"  # every other white space of Unicode may be part of a name
 TOKEN = re.compile(rf"{QUOTED}|{COMMENT}|{SPACE}+|\w+|(?s:.)")
+
+
+def one_line(statement: str) -> str:
+    """The statement without comments, every white space between its tokens one blank; quoted text stays as it is."""
+    return re.sub(rf"({QUOTED})|(?:{SPACE}|{COMMENT})+", lambda match: match[1] or " ", statement).strip(" ")

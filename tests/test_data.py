@@ -3,7 +3,9 @@
 import json
 import random
 import shutil
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -75,11 +77,11 @@ def test_a_database_that_is_not_sqlite_is_a_user_error(copy):
 
 def test_birds_layout_brings_evidence_and_question_id(spider, tmp_path):
     shutil.copytree(spider / "database", tmp_path / "dev" / "dev_databases")
-    row = {"db_id": "pets", "question": "How  many?", "SQL": " SELECT 1 ", "evidence": "many\nmeans 2"}
+    row = {"db_id": "pets", "question": "How  many?", "SQL": " SELECT 1 ", "evidence": " many\nmeans 2 "}
     row |= {"question_id": 71, "difficulty": "simple"}
     (tmp_path / "dev" / "dev.json").write_text(json.dumps([row]))
     (question,), _ = data.load("bird", tmp_path, "dev")
-    assert (question.text, question.gold, question.evidence) == ("How many?", "SELECT 1", "many means 2")
+    assert (question.text, question.gold, question.evidence) == ("How  many?", "SELECT 1", "many\nmeans 2")
     assert (question.question_id, question.difficulty, question.index) == (71, "simple", 0)
 
 
@@ -109,6 +111,102 @@ def test_the_schema_is_the_databases_own_create_statements(spider):
         "CREATE TABLE owner (id INTEGER PRIMARY KEY, name TEXT, city TEXT);\n"
         "CREATE TABLE pet (id INTEGER PRIMARY KEY, owner_id INTEGER, kind TEXT, age INTEGER);"
     )
+
+
+# Each of these lost something when its white space was collapsed, or was not in the schema, or should not be in it.
+NASTY = {
+    "line comments": "CREATE TABLE t (a INTEGER, -- it's the key\n b TEXT -- (last)\n)",
+    "block comments": "CREATE TABLE t (a /* -- it's */ INTEGER /* two\n lines */, b TEXT /**/ NOT NULL)",
+    "comment signs in names": 'CREATE TABLE t ("a -- b" TEXT, [c /* d] TEXT, `e */ f` TEXT)',
+    "white space in names": '''CREATE TABLE "my  table" ([a  b] TEXT, `c\n d` TEXT, "e\t'f" TEXT, 'g  h' TEXT)''',
+    "quotes in names": 'CREATE TABLE "say ""x  y" (`a``  b` TEXT, "[c]" TEXT); CREATE TABLE [it\'s  "odd] (a)',
+    "defaults": "CREATE TABLE t (a DEFAULT 'two  blanks -- none', b DEFAULT 'it''s  /* x */', c DEFAULT x'00')",
+    "a no-break space in a name": "CREATE TABLE t (a\u00a0b TEXT, c\u3000d TEXT)",
+    "names like SQLite's": "CREATE TABLE sqliteX (a); CREATE TABLE sqlite (b); CREATE TABLE xsqlite_y (c)",
+    "keys": "CREATE TABLE p (a INTEGER PRIMARY KEY AUTOINCREMENT); CREATE TABLE c (a -- of p\n REFERENCES p(a))",
+    "views": '''CREATE TABLE t (a); CREATE VIEW v AS SELECT a, '  ' AS "x  y" -- it's all\n FROM t;
+                CREATE TABLE u (b)''',
+    "a comment after a view": "CREATE VIEW v AS SELECT 1 -- one\n; CREATE VIEW w AS SELECT * FROM v /* all */;",
+    "generated": '''CREATE TABLE t (a INT, b INT GENERATED ALWAYS AS (a -- twice\n * 2) STORED,
+                    c AS (a / 1) /* virtual */)''',
+    "without rowid": "CREATE TABLE t (a TEXT PRIMARY KEY, b) -- no rowid\n WITHOUT /* it's */ ROWID",
+    "full text": "CREATE VIRTUAL TABLE t USING fts5(a, b, tokenize = 'porter  ascii'); CREATE TABLE u (a)",
+    "full text, older": 'CREATE VIRTUAL TABLE "my  t" USING fts4(a -- it\'s\n, b /* c */)',
+    "boxes": "CREATE VIRTUAL TABLE t USING rtree(id, low,  high)",
+    "renamed": '''CREATE TABLE t (a, b -- it's\n); ALTER TABLE t RENAME TO "new  t";
+                  ALTER TABLE "new  t" ADD c DEFAULT '  ' ''',
+}
+
+
+def shape(connection):
+    """All that a query can see of the tables and views: kinds, columns, types, keys, defaults, foreign keys."""
+    found = {}
+    for _, name, kind, _, without_rowid, strict in connection.execute("PRAGMA table_list").fetchall():
+        if not name.startswith("sqlite_"):
+            quoted = name.replace('"', '""')
+            columns = connection.execute(f'PRAGMA table_xinfo("{quoted}")').fetchall()
+            keys = connection.execute(f'PRAGMA foreign_key_list("{quoted}")').fetchall()
+            found[name] = kind, without_rowid, strict, columns, keys
+    return found
+
+
+def rebuilt(path):
+    with closing(sqlite3.connect(path)) as theirs, closing(sqlite3.connect(":memory:")) as ours:
+        ours.executescript(data.schema(str(path)))
+        return shape(theirs), shape(ours)
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_the_schema_rebuilds_the_database(name, tmp_path):
+    make_database(tmp_path / "a.sqlite", NASTY[name])
+    theirs, ours = rebuilt(tmp_path / "a.sqlite")
+    assert theirs == ours and theirs
+
+
+def test_the_schemas_of_the_shop_rebuild_their_databases():
+    paths = sorted(SHOP.glob("database/*/*.sqlite"))
+    assert len(paths) > 10
+    for path in paths:
+        theirs, ours = rebuilt(path)
+        assert theirs == ours
+
+
+def test_a_schema_has_its_tables_without_comments_and_then_its_views_as_written(tmp_path):
+    make_database(tmp_path / "a.sqlite", "CREATE VIEW v AS SELECT 1  + 1 -- two\n; CREATE TABLE t (a, -- it's\n b )")
+    assert data.schema(str(tmp_path / "a.sqlite")) == "CREATE TABLE t (a, b );\nCREATE VIEW v AS SELECT 1  + 1 -- two\n;"
+
+
+@pytest.mark.parametrize("table", ['"say ""x"""', "sqliteX", "[it's]", '"a b"'])
+def test_a_table_of_any_name_may_have_the_only_row(copy, table):
+    path = copy / "database" / "books" / "books.sqlite"
+    path.unlink()
+    make_database(path, f"CREATE TABLE {table} (a); INSERT INTO {table} VALUES (1)")
+    questions, notes = data.load("spider", copy, "train")
+    assert len(questions) == 12 and notes == []
+
+
+def test_a_virtual_table_whose_module_is_missing_hides_no_other_table(tmp_path):
+    make_database(
+        tmp_path / "a.sqlite",
+        """CREATE TABLE t (a); INSERT INTO t VALUES (1); PRAGMA writable_schema = on;
+           INSERT INTO sqlite_master (rowid, type, name, tbl_name, rootpage, sql)
+           VALUES (0, 'table', 'v', 'v', 0, 'CREATE VIRTUAL TABLE v USING nowhere(b)')""",
+    )
+    assert data.has_rows(str(tmp_path / "a.sqlite"))
+    assert "CREATE TABLE t (a);" in data.schema(str(tmp_path / "a.sqlite"))
+
+
+def test_what_a_virtual_table_keeps_for_itself_is_no_row(tmp_path):
+    make_database(tmp_path / "a.sqlite", "CREATE VIRTUAL TABLE t USING fts5(a)")
+    assert not data.has_rows(str(tmp_path / "a.sqlite"))
+
+
+def test_a_question_keeps_the_white_space_inside_it(copy):
+    text = "Who wrote \n 'A  B\tC'?"
+    row = {"db_id": "pets", "question": f" {text}\n", "query": "SELECT 1"}
+    (copy / "train_spider.json").write_text(json.dumps([row]))
+    (question,), _ = data.load("spider", copy, "train")
+    assert question.text == text and data.prompt(question).endswith(f"Question: {text}")
 
 
 # ---- where code begins and ends ---------------------------------------------------------------------------------------
