@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import sql_text
 from judge_sql import read_only_uri
 
 
@@ -207,9 +208,9 @@ def _question(index, row, databases):
         index=index,
         db_id=db_id,
         database=str((databases / db_id / f"{db_id}.sqlite").absolute()),
-        text=" ".join(row["question"].split()),
+        text=row["question"].strip(),
         gold=(row["SQL"] if "SQL" in row else row["query"]).strip(),
-        evidence=" ".join((row.get("evidence") or "").split()),
+        evidence=(row.get("evidence") or "").strip(),
         question_id=row.get("question_id"),
         difficulty=row.get("difficulty", ""),
     )
@@ -230,29 +231,51 @@ def _some(names, most=4):
 
 
 @contextmanager
-def _tables(database):
-    """A connection that cannot write, and (name, CREATE statement) of each table; raises UserError for another file."""
+def _reading(database):
+    """A connection that cannot write; raises UserError where the file cannot be read as a SQLite database."""
     try:
         with closing(sqlite3.connect(read_only_uri(database), uri=True)) as connection:
             connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
-            yield connection, connection.execute(
-                "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid"
-            ).fetchall()
+            yield connection
     except sqlite3.DatabaseError as error:
         raise UserError(f"{database} is not a readable SQLite file: {error}.")
 
 
+def _created(connection, kind):
+    """(name, CREATE statement) of each table or view, in the order of creation.
+
+    Left out are tables that SQLite makes by itself: its own, and those in which a virtual table keeps its rows.
+    """
+    shadows = {name for _, name, type_, *_ in connection.execute("PRAGMA table_list") if type_ == "shadow"}
+    rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = ? ORDER BY rowid", (kind,)).fetchall()
+    return [(name, sql) for name, sql in rows if name not in shadows and not name.lower().startswith("sqlite_")]
+
+
 @cache
 def has_rows(database: str) -> bool:
-    with _tables(database) as (connection, found):
-        return any(connection.execute(f'SELECT 1 FROM "{name}" LIMIT 1').fetchone() for name, _ in found)
+    """Whether any table has a row. A table that this SQLite cannot read (its module is missing) has none to give."""
+    with _reading(database) as connection:
+        for name, _ in _created(connection, "table"):
+            quoted = name.replace('"', '""')
+            try:
+                if connection.execute(f'SELECT 1 FROM "{quoted}" LIMIT 1').fetchone():
+                    return True
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:  # the file is at fault, not the table's definition
+                    raise
+    return False
 
 
 @cache
 def schema(database: str) -> str:
-    """The database's own CREATE TABLE statements, one a line, white space collapsed."""
-    with _tables(database) as (_, found):
-        return "\n".join(re.sub(r"\s+", " ", sql).strip() + ";" for _, sql in found)
+    """The database's own CREATE statements, tables and then views; run on an empty database they rebuild it.
+
+    A table's is one line without comments: few databases have any, and most of those switch off a line of the
+    statement. A view's stays as it was written, because SQLite names columns by the text of their expressions.
+    """
+    with _reading(database) as connection:
+        tables, views = _created(connection, "table"), _created(connection, "view")
+    return "\n".join([f"{sql_text.one_line(sql)};" for _, sql in tables] + [f"{sql}\n;" for _, sql in views])
 
 
 def prompt(question: Question) -> str:
@@ -283,15 +306,26 @@ def code_ids(code: str, tokenizer) -> tuple[int, ...]:
     return (*tokenizer(code, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
 
 
-# where a query begins: a fence, or SELECT or WITH at the start of a line; and where it ends, outside quoted text. What
-# makes WITH a beginning holds nothing that could end a query, or a text that had ended could get another beginning.
-GAP = r"(?:[^\S\n]+\n?|\n)[^\S\n]*"
+# Where a query begins: at a fence, or at SELECT or WITH at the start of a line. A block comment may stand before
+# them, and comments of both forms between WITH and the name that it defines. What makes a beginning holds nothing
+# that could end a query (a semicolon, a fence, a blank line), or a text that has ended could get another beginning
+# when more of it comes. `++` and `*+` give nothing back: without them a text that only looks like a beginning could
+# take minutes.
+BLANK = r"\n[^\S\n]*\n"
+NOTE = rf"/\*(?:(?!\*/|```|{BLANK})[^;])*+\*/"
+GAP = rf"(?:(?:[^\S\n]|{NOTE})++(?:--(?:(?!```)[^;\n])*+)?+\n?+|\n)(?:[^\S\n]|{NOTE})*+"
+NAME = r"(?:\"[^\"`;\n]*\"|\[[^\]`;\n]*\]|`[^`;\n]+`|(?:(?!```|--|/\*)[^\s;(])++)"
 BEGIN = re.compile(
     r"```(?!select\b|with\b)[a-z]*\n?|```"
-    rf"|^[ \t(]*(?=select\b|with{GAP}(?:recursive{GAP})?(?:(?!```)[^\s;])+(?:{GAP})?(?:\(|as\b))",
+    rf"|^(?:[ \t(]|{NOTE}\n?)*+(?=select\b|with{GAP}(?:recursive{GAP})?{NAME}(?:{GAP})?(?:\(|as\b))",
     re.IGNORECASE | re.MULTILINE,
 )
-END = re.compile(r"""'(?:[^']|'')*(?:'|\Z)|"[^"]*(?:"|\Z)|(?P<end>```|;|(?P<blank>\n\s*?\n))""")
+# Where it ends: at a fence, a semicolon or a blank line outside quotes and comments. Two fences count even inside
+# them, because there they are Markdown's: one that starts a line, and one that ends the line of a `--` comment.
+LINE_FENCE = re.compile(r"^[ \t]*```", re.MULTILINE)
+END = re.compile(
+    rf"(?P<end>```|;|(?P<blank>{BLANK}))|{sql_text.QUOTED}|--(?:(?!```[ \t\r]*\n)[^\n])*|{sql_text.BLOCK_COMMENT}"
+)
 
 
 # DS-1000's official postprocessing: what stands between these, the first only where the answer begins with it
@@ -304,7 +338,8 @@ def extract_code(text: str, language: str = "sql") -> str:
 
     Python: DS-1000's official rule. SQL: from its first fence, SELECT or WITH to the next `;`, fence or blank line.
 
-    A blank line ends a bare query alone, not one inside a fence; quoted text ends nothing. Without a beginning: all of it.
+    A blank line ends a bare query alone, not one inside a fence. Inside quotes and comments only a fence that starts
+    a line ends it, or one that ends a `--` comment's line. Without a beginning: all of it.
     """
     return _cut_python(text)[0] if language == "python" else _cut(text)[0]
 
@@ -330,7 +365,9 @@ def _cut(text):
         return text.strip(), False
     fenced = begin.group().startswith("```")
     start = begin.end() if fenced else begin.start()
-    for match in END.finditer(text, start):
+    fence = LINE_FENCE.search(text, start)
+    stop = fence.start() if fence else len(text)
+    for match in END.finditer(text, start, stop):
         if match.group("end") and not (fenced and match.group("blank")):
             return text[start : match.start()].strip(), True
-    return text[start:].strip(), False
+    return text[start:stop].strip(), bool(fence)

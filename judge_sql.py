@@ -28,6 +28,7 @@ from typing import Any
 
 import sandbox
 from sandbox import InfrastructureError
+from sql_text import TOKEN
 
 if sys.version_info < (3, 11):
     raise ImportError("verify.py needs Python 3.11: before it, sqlite3 has neither limits nor error codes")
@@ -44,8 +45,6 @@ NO_QUERY = "not a query"  # the message of an empty text, a comment, an EXPLAIN:
 
 
 # --- the text of queries ----------------------------------------------------------------------------------------------
-
-TOKEN = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*(?:\]|\Z)|--[^\n]*|/\*.*?(?:\*/|\Z)|\s+|\w+|.""", re.S)
 
 
 def words(query: str) -> list[str]:
