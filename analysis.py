@@ -29,11 +29,12 @@ from tqdm import tqdm
 import data
 import lora
 from cli import UserError, first_line
-from eval import interval, job, read_predictions, usable
-from run_folder import iterations, read_lines
+from eval import interval, read_predictions
+from judging import job, usable
 from loss import preference_accuracy
 from policy import load_policy
-from sample import sample
+from run_folder import iterations, read_lines
+from sample import SamplingParams, sample
 from tree import Tree, answer_logps
 from verify import GoldError, InfrastructureError, Verifier, settled
 
@@ -55,7 +56,8 @@ def passes(args, policy, questions, verifier):
         lora.load(policy.model, args.adapter)
     room = policy.max_positions - data.MAX_NEW[args.data]
     fitting = [q for q in questions if len(data.prompt_ids(q, policy.tokenizer)) <= room]
-    for unit in sample(policy, fitting, args.answers, data.MAX_NEW[args.data], seed=args.seed, progress="answers"):
+    params = SamplingParams(args.answers, data.MAX_NEW[args.data], seed=args.seed)
+    for unit in sample(policy, fitting, params, progress="answers"):
         for a in unit:
             q = by_index[a.question]
             running.append((q.index, verifier.submit(job(q, data.extract_code(a.text, q.language), comparison, timeout))))

@@ -192,7 +192,7 @@ def main(argv: list[str] | None = None):
         locate(config.model)
         check_settings(config, folder)
         if config.start and not (folder / START).exists():
-            rank, alpha, _ = lora.read(config.start)
+            rank, alpha, _ = lora.read(Path(config.start))
             if (rank, alpha) != (config.lora_rank, config.lora_alpha):
                 raise UserError(f"--start: {config.start} was made with --lora-rank {rank} --lora-alpha {alpha}.")
         if not problems:

@@ -6,53 +6,18 @@ the list of notes it returns. No torch here.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import random
 import re
-import signal
 import sqlite3
-import sys
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import sql_text
-from judge_sql import read_only_uri
-
-
-class UserError(Exception):
-    """Something the user can mend: shown as one sentence, exit code 2."""
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def flags(description: str) -> argparse.ArgumentParser:
-    """A parser for a command; its flags cannot be abbreviated."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-
-
-def run(main, *errors):
-    """Call `main`; what the user can mend becomes a line on stderr and exit code 2, Ctrl-C 130, without a traceback.
-
-    That is a UserError, one of `errors`, or what the system refuses: a full disk, a folder that cannot be written.
-    """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        main()
-    except (UserError, OSError, *errors) as error:
-        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
+from cli import UserError
 
 
 @dataclass(frozen=True)
@@ -137,12 +102,6 @@ def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], lis
     if not kept:
         raise UserError(f"{path} has no question whose database lies under {Path(folder) / databases}.")
     return kept, notes
-
-
-def check_output(flag: str, path: Path):
-    """Raises UserError where no file of this name could be written: noticed before the work, not after it."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"{flag}: {path} cannot be a file's name.")
 
 
 def count(name: str, folder: str | Path, split: str) -> int:
@@ -234,7 +193,7 @@ def _some(names, most=4):
 def _reading(database):
     """A connection that cannot write; raises UserError where the file cannot be read as a SQLite database."""
     try:
-        with closing(sqlite3.connect(read_only_uri(database), uri=True)) as connection:
+        with closing(sqlite3.connect(f"{Path(database).absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
             connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
             yield connection
     except sqlite3.DatabaseError as error:

@@ -48,6 +48,6 @@ def with_rows(questions: list[Question], verifier: Verifier, comparison: str, ti
     """Usable questions without those whose gold query gives no rows: any query that gives none would be right."""
 
     def empty(q: Question) -> bool:
-        return q.language == "sql" and verifier.gold_is_empty(job(q, q.gold, comparison, timeout))
+        return q.language == "sql" and verifier.gold_is_empty(SqlJob(q.database, q.gold, q.gold, comparison, timeout))
 
     return [q for q in questions if not empty(q)]

@@ -24,7 +24,6 @@ from safetensors.torch import save as serialize
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-import data
 from cli import UserError
 
 PREFIX = "base_model.model."  # PEFT's name for the wrapped model

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import data
 from data import Answer, Question
@@ -27,7 +28,7 @@ class QuestionPairs:
 
 
 def make_pairs(
-    config: Config, tokenizer, questions: list[Question], answers: list[Answer], verdicts: list[Verdict], t: int
+    config: Config, tokenizer: Any, questions: list[Question], answers: list[Answer], verdicts: list[Verdict], t: int
 ) -> tuple[list[QuestionPairs], Counter]:
     """Each question's K pairs in iteration t, and how many questions and answers fell into each case.
 
@@ -101,10 +102,13 @@ def draw_pairs(
 def numbered(question: int, pairs: list[tuple[Ids, Ids | None]]) -> QuestionPairs:
     """The pairs as positions among their distinct answers, each of which is computed once, however many pairs use it."""
     number: dict[Ids, int] = {}
-    positions = [
-        tuple(None if ids is None else number.setdefault(ids, len(number)) for ids in pair) for pair in pairs
-    ]
-    return QuestionPairs(question, tuple(number), tuple(positions))
+
+
+    def position(ids: Ids | None) -> int | None:
+        return None if ids is None else number.setdefault(ids, len(number))
+
+    positions = tuple((position(chosen), position(rejected)) for chosen, rejected in pairs)
+    return QuestionPairs(question, tuple(number), positions)
 
 
 def is_degenerate(answer: Answer, repeats: int = 3) -> bool:

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -25,7 +26,7 @@ class Policy:
     """A causal language model, its tokenizer, and how to run it."""
 
     model: torch.nn.Module
-    tokenizer: object
+    tokenizer: Any  # transformers' PreTrainedTokenizerBase
     name: str
     device: torch.device
     dtype: torch.dtype  # of the frozen weights and, on a GPU, of autocast

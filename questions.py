@@ -19,7 +19,7 @@ from cli import UserError
 from data import Question
 from judging import usable, with_rows
 from policy import Policy
-from run_folder import indented, missing, read_json, stage, text, whole
+from run_folder import indented, read_json, stage, text, whole
 from settings import Config
 from verify import Verifier
 

@@ -239,10 +239,10 @@ def add_gradients(
             totals.update(sums)
     ranks.catch_up(partial(empty_pass, policy, parameters))
     ranks.all_reduce_gradients(parameters)
-    sums: Counter = Counter()
+    whole: Counter = Counter()
     for part in ranks.all_gather(totals):
-        sums.update(part)
-    return {key: value / len(batch) for key, value in sums.items()}
+        whole.update(part)
+    return {key: value / len(batch) for key, value in whole.items()}
 
 
 def trees(batch: list[Pair], prompts: Prompts, pairs: list[QuestionPairs], limit: int) -> Iterator[list[Used]]:

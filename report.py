@@ -15,14 +15,14 @@ import base64
 import html
 import json
 import re
-import signal
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # until data.run takes over: Ctrl-C while the libraries are imported ends it, without a traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+import cli
+
+if __name__ == "__main__":
+    cli.interruptible()
 
 import matplotlib
 import numpy as np
@@ -31,9 +31,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 import data
-from data import UserError
+from cli import UserError
 from eval import interval
-from folder import iterations, read_lines, read_seconds
+from run_folder import iterations, read_lines, read_seconds
 from verify import VERDICTS
 
 COLOURS = dict(zip(VERDICTS, ("#2a9d8f", "#e9c46a", "#e76f51", "#6d597a", "#457b9d", "#333333")))
@@ -430,7 +430,7 @@ def results(runs) -> dict:
 
 
 def main(argv=None):
-    parser = data.flags(__doc__)
+    parser = cli.flags(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders; details are of the first")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--pairs", type=Path, metavar="FILE", help="write the first run's preference pairs here instead")
@@ -438,7 +438,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     for flag, path in (("--pairs", args.pairs), ("--results", args.results)):
         if path:
-            data.check_output(flag, path)
+            cli.check_output(flag, path)
     if args.pairs:
         print(f"{args.pairs}: {export_pairs(args.runs[0], args.pairs)} pairs")
         return
@@ -459,4 +459,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    data.run(main)
+    cli.run(main)

@@ -31,13 +31,13 @@ def stage(
     make: Callable[[], Any],
     write: Callable[[Path, Any], object],
     read: Callable[[Path], Any],
-    *damage: type[Exception],
+    *damage,
     seconds: str | None = None,
 ) -> Any:
     """`read(path)`; where the file or folder is missing, `make` its content first and `write` it.
 
     seconds: the name under which the time of `make` is added to seconds.json.
-    damage: errors of `read` that mean a damaged file, besides those that `whole` knows.
+    damage: exception classes that `read` raises for a damaged file, besides those that `whole` knows.
     """
     if missing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def commit(temporary: Path, path: Path):
 
 
 @contextmanager
-def whole(path: Path, *errors: type[Exception]) -> Iterator[None]:
+def whole(path: Path, *errors) -> Iterator[None]:
     """Around the reading of a run's file: what a damaged one raises becomes a UserError that names it."""
     try:
         yield
@@ -105,7 +105,7 @@ def read_json(path: Path) -> dict:
 
 def lines(rows: Iterable) -> str:
     """JSON lines of dataclasses or dictionaries."""
-    plain = (dataclasses.asdict(row) if dataclasses.is_dataclass(row) else row for row in rows)
+    plain = (row if isinstance(row, dict) else dataclasses.asdict(row) for row in rows)
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in plain)
 
 

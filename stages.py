@@ -30,7 +30,21 @@ from data import Answer
 from eval import Evaluation, PolicyScores
 from pairs import QuestionPairs
 from policy import Policy
-from run_folder import commit, indented, lines, missing, part, read_json, read_lines, read_seconds, stage, text, timed, whole, write
+from run_folder import (
+    commit,
+    indented,
+    lines,
+    missing,
+    part,
+    read_json,
+    read_lines,
+    read_seconds,
+    stage,
+    text,
+    timed,
+    whole,
+    write,
+)
 from verify import Verdict
 
 BATCH_END = '{"unit": "complete"}\n'  # the line behind the answers that were drawn together
@@ -74,10 +88,10 @@ class Run:
         """Iteration t's answers and their verdicts; raises UserError where they are not `expected` each."""
         paths = [self.iteration(t) / name for name in ("answers.jsonl", "verdicts.jsonl")]
         answers, verdicts = read_answers(paths[0]), read_verdicts(paths[1])
-        for path, rows in zip(paths, (answers, verdicts)):
+        for path, count in zip(paths, (len(answers), len(verdicts))):
             with whole(path):
-                if len(rows) != expected:
-                    raise ValueError(f"{len(rows)} of {expected}")
+                if count != expected:
+                    raise ValueError(f"{count} of {expected}")
         return answers, verdicts
 
     def pairs(self, t: int, make: Callable[[], tuple[list[QuestionPairs], Counter]]) -> list[QuestionPairs]:

@@ -20,10 +20,9 @@ import data
 import lora
 import report
 import settings
-from codelutra import QuestionPairs, batches, check_first_step, learning_rate, reference_logps, train
 from cli import UserError
+from codelutra import QuestionPairs, batches, check_first_step, learning_rate, reference_logps, train
 from data import Answer, Question
-from stages import BATCH_END
 from policy import halving, load_policy, load_tokenizer
 from settings import Config, choose_questions, parse
 from verify import VERDICTS, GoldError, SqlJob, Verdict, Verifier
@@ -531,9 +530,9 @@ def test_a_run_whose_later_files_are_gone_makes_them_again(again, finished, lost
 
 def test_a_torn_answers_file_is_cut_back_to_whole_units(again, finished, monkeypatch):
     raw = (finished / "iter_1" / "answers.jsonl").read_bytes()
-    units = raw.count(UNIT_END.encode())
+    units = raw.count(BATCH_END.encode())
     assert units > 3
-    ends = [n + len(UNIT_END) for n in range(len(raw)) if raw.startswith(UNIT_END.encode(), n)]
+    ends = [n + len(BATCH_END) for n in range(len(raw)) if raw.startswith(BATCH_END.encode(), n)]
     drawn, original = [], codelutra.sample
 
     def counted(*args, **kwargs):

@@ -11,6 +11,7 @@ from test_codelutra import Stop, again, command, finished, stop_before  # noqa: 
 from transformers import AutoModelForCausalLM
 
 import analysis
+import cli
 import codelutra
 import data
 import eval as evaluation

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import TRAIN, make_database
 
+import cli
 import data
 from data import UserError, code_ended, extract_code
 
