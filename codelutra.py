@@ -29,7 +29,6 @@ if __name__ == "__main__":
     cli.interruptible()
 
 import torch
-from tqdm import tqdm
 
 import data
 import lora
@@ -60,7 +59,7 @@ def codelutra(config: Config, policy: Policy, splits: Splits, verifier: Verifier
     history = [run.scores(0, partial(score, config, policy, splits, verifier, 0))]
     for t in range(1, config.iterations + 1):
         if (gained := gain(config, history)) < config.min_gain:
-            print(f"π_{t - 1} gained {gained:.1f} points on validation, less than --min-gain: stopping")
+            ranks.say(f"π_{t - 1} gained {gained:.1f} points on validation, less than --min-gain: stopping")
             break
         # M answers per question from π_{t−1}, executed while the next are drawn
         answers, verdicts = draw(config, policy, splits.train, verifier, run, t) if config.draws else ([], [])
@@ -69,7 +68,7 @@ def codelutra(config: Config, policy: Policy, splits: Splits, verifier: Verifier
         # equation 6 makes π_t; the reference is the policy that drew, fixed before the first step
         train(config, policy, splits.train, pairs, run, t)
         history.append(run.scores(t, partial(score, config, policy, splits, verifier, t)))
-        print(run.table(history))
+        ranks.say(run.table(history))
     return history
 
 
@@ -132,7 +131,7 @@ class Execution:
 
     def verdicts(self) -> list[Verdict]:
         """Wait for all; one verdict for each answer, in the order in which they were started."""
-        bar = tqdm(self.running.items(), desc="executing", unit="answer", dynamic_ncols=True)
+        bar = ranks.bar(self.running.items(), desc="executing", unit="answer")
         shares = ranks.all_gather({n: self._verdict(future) for n, future in bar})
         return [shares[n % ranks.world_size()][n] for n in range(self.count)]
 
@@ -225,7 +224,7 @@ def work(config: Config, folder: Path, splits: Splits, notes: list[str]):
         write(folder / "isolation.json", indented({"tier": verifier.isolation}))
         splits = questions.choose(config, policy, splits, notes, folder, verifier)
         trained = sum(p.numel() for p in lora.parameters(policy.model))
-        print(
+        ranks.say(
             f"{config.model} on {policy.device} in {config.precision}, {trained:,} trained weights;"
             f" {len(splits.train)} training, {len(splits.validation)} validation, {len(splits.dev)} held-out questions;"
             f" {folder}; isolation {verifier.isolation}"
@@ -236,10 +235,10 @@ def work(config: Config, folder: Path, splits: Splits, notes: list[str]):
     if splits.validation:  # of policies that are equal on validation the last one
         best = max(range(len(history)), key=lambda t: (deciding(config, history[t]), t))
     write(folder / "summary.json", indented({"best": best, "scores": [scores.plain() for scores in history]}))
-    print(f"\n{run.table(history)}\n{'best on validation' if splits.validation else 'last'}: π_{best}", end="")
-    print(f", adapter in {run.iteration(best) / 'adapter'}" if best else ", the base model")
+    where = f"adapter in {run.iteration(best) / 'adapter'}" if best else "the base model"
+    ranks.say(f"\n{run.table(history)}\n{'best on validation' if splits.validation else 'last'}: π_{best}, {where}")
     command = shlex.join([os.path.relpath(sys.executable), "report.py", str(folder)])
-    print(f"what it gets wrong, figures, every question to browse: {command}")
+    ranks.say(f"what it gets wrong, figures, every question to browse: {command}")
 
 
 def copy_start(adapter: str, path: Path):

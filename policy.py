@@ -98,7 +98,7 @@ def from_source(auto, name: str, part: str, **arguments):
     copy, temporary = cache / part, cache / f"{part}.{os.getpid()}"
     if copy.is_dir():
         return auto.from_pretrained(copy, **arguments)
-    print(f"unpacking {file.name} ({part}); the next time is quick: a copy is kept in {cache}", flush=True)
+    ranks.say(f"unpacking {file.name} ({part}); the next time is quick: a copy is kept in {cache}")
     made = auto.from_pretrained(source, **extra, **arguments)
     if getattr(made, "hf_quantizer", None) is not None:
         made.hf_quantizer = None  # the weights are plain now: nothing is quantized that saving must mind

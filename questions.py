@@ -84,7 +84,7 @@ def choose(config: Config, policy: Policy, splits: Splits, notes: list[str], run
         chosen = Splits(*([q for q in questions if q.index in use] for (_, questions), use in zip(splits, kept, strict=True)))
         left_out = [str(note) for note in stored["left out"]]
     for note in left_out:
-        print(f"left out: {note}")
+        ranks.say(f"left out: {note}")
     return chosen
 
 

@@ -9,9 +9,9 @@ there is one process and nothing here does anything.
 from __future__ import annotations
 
 import os
-import sys
+from collections.abc import Callable, Iterable
 from datetime import timedelta
-from functools import partialmethod
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,9 +30,6 @@ def start(device: torch.device) -> torch.device:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     # one may wait long, as for the first to check all gold code; where one fails, torchrun ends the others
     dist.init_process_group(backend, timeout=timedelta(days=1))
-    if rank():  # one progress bar and one table are enough
-        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
-        sys.stdout = open(os.devnull, "w")
     return device
 
 
@@ -45,7 +42,7 @@ _sharded = False  # this process holds a part of each layer
 _empty = False  # it is running a pass that the others have announced
 
 
-def shard(model, device: torch.device):
+def shard(model: torch.nn.Module, device: torch.device):
     """Leave each process its part of every decoder layer's weights, on its own device (torch's `fully_shard`).
 
     model: a transformers model for causal language modelling.
@@ -57,7 +54,8 @@ def shard(model, device: torch.device):
 
     global _sharded
     _sharded = True
-    base, depth = model.base_model, model.config.num_hidden_layers
+    base: torch.nn.Module = model.base_model
+    depth = model.config.num_hidden_layers
     stacks = [m for m in base.children() if isinstance(m, torch.nn.ModuleList) and len(m) == depth]
     if len(stacks) != 1:
         raise UserError(f"--shard: a {model.config.model_type} has no single list of {depth} layers.")
@@ -85,13 +83,24 @@ def _announce(working: bool) -> bool:
     return flag.item() > 0
 
 
-def catch_up(empty_pass):
+def catch_up(empty_pass: Callable[[], object]):
     """Own work is done: while others still run passes of the sharded layers, take part in them with empty ones."""
     global _empty
     while _sharded and _announce(False):
         _empty = True
         empty_pass()
         _empty = False
+
+
+def say(text: str):
+    """Print, in the first process alone."""
+    if rank() == 0:
+        print(text, flush=True)
+
+
+def bar(iterable: Iterable | None = None, disable: bool = False, **options) -> tqdm:
+    """tqdm's progress bar, shown by the first process alone."""
+    return tqdm(iterable, disable=disable or rank() > 0, dynamic_ncols=True, **options)
 
 
 def rank() -> int:
@@ -102,7 +111,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def all_gather(item) -> list:
+def all_gather(item: Any) -> list:
     """The item of every process, in their order, on all of them."""
     if world_size() == 1:
         return [item]
@@ -117,7 +126,9 @@ def barrier():
         dist.barrier()
 
 
-def share_work(items: list, run, empty_pass=None) -> list:
+def share_work(
+    items: list, run: Callable[[list], list], empty_pass: Callable[[], object] | None = None
+) -> list:
     """run(items), with each process running its share; all the results on all of them, in the order of the items.
 
     empty_pass: where `run` calls the model, see `catch_up`.

@@ -16,7 +16,6 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
 
 import lora
 import ranks
@@ -61,7 +60,7 @@ def reference_logps(config: Config, policy: Policy, prompts: Prompts, pairs: lis
         return list(logps.split([len(pairs[at].answers) for at in batch]))
 
     def score_all(batches: list[list[int]]) -> list[list[torch.Tensor]]:
-        return [halving(score, batch) for batch in tqdm(batches, desc="reference", unit="batch", dynamic_ncols=True)]
+        return [halving(score, batch) for batch in ranks.bar(batches, desc="reference", unit="batch")]
 
     batches = list(micro_batches(order, sizes, config.train_tokens))
     scored = ranks.share_work(batches, score_all, partial(empty_pass, policy))
@@ -140,7 +139,7 @@ def refine(
     log = checkpoint.load(partial(restore, parameters, optimizer, scaler))
     saved = time.time()
     started = saved - (log[-1]["seconds"] if log else 0)
-    bar = tqdm(steps, desc=f"training π_{t}", unit="step", dynamic_ncols=True, initial=len(log))
+    bar = ranks.bar(steps, desc=f"training π_{t}", unit="step", initial=len(log))
     between_steps = True  # the adapter and the optimizer are those after len(log) steps
     try:
         for step in range(len(log), len(steps)):

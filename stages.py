@@ -101,7 +101,7 @@ class Run:
         counts = stage(path, lambda: make()[1], text(indented), read_json)
         with whole(path):
             expected = counts["pairs"]
-        print(f"pairs of iteration {t}: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in counts.items()))
+        ranks.say(f"pairs of iteration {t}: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in counts.items()))
         path = folder / "pairs.jsonl"
         pairs = stage(path, lambda: make()[0], text(lines), read_pairs)
         with whole(path):
