@@ -54,7 +54,7 @@ def shard(model: torch.nn.Module, device: torch.device):
 
     global _sharded
     _sharded = True
-    base: torch.nn.Module = model.base_model
+    base: Any = model.base_model
     depth = model.config.num_hidden_layers
     stacks = [m for m in base.children() if isinstance(m, torch.nn.ModuleList) and len(m) == depth]
     if len(stacks) != 1:

@@ -9,24 +9,39 @@ in which a token sees its own segment's past and the whole of the segments above
 segment's end. Every linear layer then runs once per distinct token; only attention knows about the tree. The result is
 that of one-by-one sequences up to rounding (tests/test_tree.py).
 
+Letters in shapes: N tokens of the row; H query heads, Hkv key heads, G = H / Hkv, D a head's size; U segments with one
+parent, L the longest one's tokens, n their tokens, A their ancestors' tokens; d the hidden size, V the vocabulary.
+
 Transformers calls `attention` below in place of its own (its `AttentionInterface`); the layout travels as a keyword
 argument of the model's forward, so there is no global state and no mask is ever built for the whole row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
 aten = torch.ops.aten
+Segments = Sequence[Sequence[int]]  # token ids of several prompts, or of several answers
 MIN_SHARED = 16  # tokens: a shorter common prefix is not worth a level of its own
 
 
-def attention(module, query, key, value, attention_mask=None, scaling=None, layout=None, **kwargs):
-    """The attention function given to transformers: `layout` decides who sees whom.
+def attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: object = None,
+    scaling: float | None = None,
+    layout: Tree | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """The attention function given to transformers: `layout`, a Tree or a Decoding, decides who sees whom.
 
     query (1, H, N, D), key and value (1, Hkv, N, D) → (1, N, H, D).
     """
@@ -77,7 +92,13 @@ class Tree:
     cache           with `keep_cache`, {layer: (key, value)}, each (N, Hkv, D)
     """
 
-    def __init__(self, prompts, answers=None, device="cpu", keep_cache=False):
+    def __init__(
+        self,
+        prompts: Sequence[list[int]],
+        answers: Sequence[Segments] | None = None,
+        device: torch.device | str = "cpu",
+        keep_cache: bool = False,
+    ):
         self.device, self.cache = device, {} if keep_cache else None
         self._ids, self._positions = [], []
         self.siblings: list[Siblings] = []
@@ -108,10 +129,10 @@ class Tree:
         source, target, owner = ([values[i] for i in order] for values in (source, target, owner))
         self.keep, self.source, self.target, self.owner = map(self._tensor, (keep, source, target, owner))
 
-    def _tensor(self, values):
+    def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
 
-    def _add(self, above, segments):
+    def _add(self, above: list[int], segments: Segments) -> list[list[int]]:
         """Append sibling segments below the tokens `above`; returns the row positions of each."""
         rows = []
         for tokens in segments:
@@ -122,16 +143,22 @@ class Tree:
         # a pad lies after its segment's last token, so causality already hides it from real tokens
         own = [position for row in rows for position in row + row[-1:] * (length - len(row))]
         real = [u * length + j for u, row in enumerate(rows) for j in range(len(row))]
-        below = slice(rows[0][0], len(self._ids))
-        self.siblings.append(Siblings(*map(self._index, (above, own, real)), below, len(rows), len(real), not above))
+        together = slice(rows[0][0], len(self._ids))
+        self.siblings.append(
+            Siblings(
+                self._index(above), self._index(own), self._index(real), together, len(rows), len(real), root=not above
+            )
+        )
         return rows
 
-    def _index(self, positions):
+    def _index(self, positions: list[int]) -> slice | torch.Tensor:
         start = positions[0] if positions else 0
         together = slice(start, start + len(positions))
         return together if positions == list(range(together.start, together.stop)) else self._tensor(positions)
 
-    def attend(self, layer, query, key, value, scaling):
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
         """query (N, H, D), key and value (N, Hkv, D) → (N, H, D)."""
         if self.cache is not None:
             self.cache[layer] = (key, value)
@@ -176,29 +203,36 @@ class TreeAttention(torch.autograd.Function):
             own_out = out[s.own]
             padded = torch.zeros_like(own_out)
             padded[s.real] = grad[s.rows]  # pads: no gradient
-            fold = lambda x: x.unflatten(0, (s.count, -1)).transpose(1, 2)  # noqa: B023, E731
-            whole = fold(own_out), fold(lse[s.own])
-            dq, dk, dv = fused_backward(fold(padded), *_own(s, query, key, value), *whole, True, ctx.scaling)
+            up, whole_out, whole_lse = (_side_by_side(x, s.count) for x in (padded, own_out, lse[s.own]))
+            dq, dk, dv = fused_backward(up, *_own(s, query, key, value), whole_out, whole_lse, True, ctx.scaling)
             grad_query[s.rows] += dq.transpose(1, 2).flatten(0, 1)[s.real]
-            for of, part in ((grad_key, dk), (grad_value, dv)):  # heads of a group share their key
-                of[s.rows] += part.transpose(1, 2).flatten(0, 1)[s.real].unflatten(1, (of.shape[1], -1)).sum(2)
+            for total, part in ((grad_key, dk), (grad_value, dv)):  # heads of a group share their key
+                part = part.transpose(1, 2).flatten(0, 1)[s.real]
+                total[s.rows] += part.unflatten(1, (total.shape[1], -1)).sum(2)
             if not s.root:
                 up, whole_out, whole_lse = (_by_head(x[s.rows], key.shape[1]) for x in (grad, out, lse[..., None]))
-                whole = whole_out, whole_lse[..., 0]
-                dq, dk, dv = fused_backward(up, *_above(s, query, key, value), *whole, False, ctx.scaling)
+                above = _above(s, query, key, value)
+                dq, dk, dv = fused_backward(up, *above, whole_out, whole_lse[..., 0], False, ctx.scaling)
                 grad_query[s.rows] += _by_token(dq, s.size)
                 grad_key[s.above] += dk[0].transpose(0, 1)
                 grad_value[s.above] += dv[0].transpose(0, 1)
         return grad_query, grad_key, grad_value, None, None
 
 
-def flash(query):
+def flash(query: torch.Tensor) -> bool:
     """Whether a GPU's fastest kernels take such a query; the others take any, and a mask."""
     ampere = torch.cuda.get_device_capability(query.device) >= (8, 0)
     return ampere and query.dtype != torch.float32 and query.shape[-1] <= 256
 
 
-def fused(query, key, value, causal, scaling, mask=None):
+def fused(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    causal: bool,
+    scaling: float,
+    mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """PyTorch's fused attention, with the log-sum-exps that its public function hides.
 
     query (B, H, L, D), key and value (B, H, A, D), mask (B, 1, 1, A) added → (B, H, L, D), (B, H, L) float32.
@@ -236,7 +270,11 @@ def _own(s, query, key, value):
     """A group's segments side by side: query, key, value each (U, H, L, D)."""
     repeat = query.shape[1] // key.shape[1]
     parts = (query[s.own], key[s.own].repeat_interleave(repeat, 1), value[s.own].repeat_interleave(repeat, 1))
-    return [x.unflatten(0, (s.count, -1)).transpose(1, 2) for x in parts]
+    return [_side_by_side(x, s.count) for x in parts]
+
+
+def _side_by_side(x, count):  # (U·L, H, ·) → (U, H, L, ·)
+    return x.unflatten(0, (count, -1)).transpose(1, 2)
 
 
 def _above(s, query, key, value):
@@ -252,7 +290,7 @@ def _by_token(x, count):  # (1, Hkv, n·G, ·) → (n, H, ·)
     return x[0].unflatten(1, (count, -1)).transpose(0, 1).flatten(1, 2)
 
 
-def shared(prompt, other):
+def shared(prompt: list[int], other: list[int]) -> int:
     """Length of the prefix that two prompts would share in a tree: 0 where it is not worth a level of its own.
 
     It must be MIN_SHARED tokens and half of the shorter prompt; at least one token of each prompt stays outside.
@@ -262,7 +300,7 @@ def shared(prompt, other):
     return length if length >= MIN_SHARED and 2 * length >= min(len(prompt), len(other)) else 0
 
 
-def share_prefixes(prompts):
+def share_prefixes(prompts: Sequence[list[int]]) -> list[tuple[int, list[int]]]:
     """Group prompts that begin alike: [(length of the common prefix, [indices]), …]; 0 where a prompt stands alone.
 
     Neighbours in sorted order join while each shares enough (see `shared`) with the group's common prefix.
@@ -317,7 +355,7 @@ class TokenLogps(torch.autograd.Function):
         return out.to(expectation.dtype), None, None, None, None, None
 
 
-def answer_logps(model, tree, chunk=512):
+def answer_logps(model: torch.nn.Module, tree: Tree, chunk: int = 512) -> torch.Tensor:
     """Log-probability of every answer of the tree: (answers,), a float32 sum over its own tokens.
 
     A bfloat16 sum above 128 would be spaced by 1.0.
