@@ -13,6 +13,7 @@ import re
 import sqlite3
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 
@@ -248,21 +249,59 @@ def prompt(question: Question) -> str:
     )
 
 
-def prompt_ids(question: Question, tokenizer) -> list[int]:
-    """The prompt's tokens: through the tokenizer's chat template where it has one, else followed by "SQL:"."""
-    if tokenizer.chat_template:
-        text = prompt(question)
-        if question.language == "python":
-            text = f"Complete the program. Reply with the missing code only, between <code> and </code>.\n\n{text}"
-        message = [{"role": "user", "content": text}]
-        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokenizer(prompt(question) + ("\n" if question.language == "python" else "\nSQL:\n"))["input_ids"]
+# A template calls strftime_now(format) for today's date. Only texts can be handed to a template, not another
+# function, so this is put before it: the same function for the date whose parts are given as texts, {"%d": "26", …}.
+DATE_CODES = [f"%{sign}{letter}" for letter in "aAbBhdejmyYCDFGguUVwWxHIklMpPrRSTX%" for sign in ("", "-")]
+DAY_OF_TEMPLATE = (
+    "{%- macro strftime_now(format) -%}{%- set text = namespace(value=format) -%}"
+    "{%- for code, part in date_parts.items() -%}{%- set text.value = text.value.replace(code, part) -%}"
+    "{%- endfor -%}{{ text.value }}{%- endmacro %}\n"
+)
+
+
+def prompt_ids(question: Question, tokenizer, day: str | None = None) -> list[int]:
+    """The prompt's tokens: through the tokenizer's chat template where it has one, else followed by "SQL:".
+
+    What looks like a special token in the question or its schema is tokenised as plain text. `day` ("26 Jul 2024")
+    is the date that a template prints in place of today's, so that a run has the same prompts on every day.
+    Raises UserError where the tokenizer reads a special token even from plain text.
+    """
+    text = prompt(question)
+    if not tokenizer.chat_template:
+        text += "\n" if question.language == "python" else "\nSQL:\n"
+        plain = _plain_ids(text, tokenizer)
+        whole = tokenizer(text, split_special_tokens=True)["input_ids"]
+        # some tokenizers add an end token after the text: the answer comes before it
+        start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), len(whole))
+        return whole[: start + len(plain)]
+    if question.language == "python":
+        text = f"Complete the program. Reply with the missing code only, between <code> and </code>.\n\n{text}"
+    template = tokenizer.get_chat_template()
+    settings = {"enable_thinking": False}  # the answer is code from its first token on; most templates ignore it
+    if day is not None:
+        template = DAY_OF_TEMPLATE + template
+        date = datetime.strptime(day, "%d %b %Y")
+        settings |= {"date_string": day, "date_parts": {code: date.strftime(code) for code in DATE_CODES}}
+    try:
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], chat_template=template, add_generation_prompt=True,
+            return_dict=False, sanitize_control_tokens=True, **settings,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(f"the prompt of question {question.index} cannot be made: {error}.")
+    if tokenizer.decode(ids[-16:]).rstrip().endswith("<think>"):  # a template that always opens it: close it
+        ids += _plain_ids("\n</think>\n\n", tokenizer)
+    return ids
 
 
 def code_ids(code: str, tokenizer) -> tuple[int, ...]:
     """Code as an answer: its tokens and the end token."""
-    return (*tokenizer(code, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
+    return (*_plain_ids(code, tokenizer), tokenizer.eos_token_id)
+
+
+def _plain_ids(text, tokenizer):
+    """Tokens of a text as it stands: none is added, and what looks like a special token is not one."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 # Where a query begins: at a fence, or at SELECT or WITH at the start of a line. A block comment may stand before
@@ -292,20 +331,29 @@ TAGS = (("```python", "```"), ("<code>", "</code>"), ("", "</code>"), ("", "\nEN
 END_CHARACTERS = {";", "`", "\n"} | {end[-1] for _, end in TAGS}  # code can have ended only after one of these
 
 
+# what a model thinks before it answers; where it has not come to an end, there is no answer yet
+THOUGHT = re.compile(r"(?:\s*<think>(?s:.*?)(?:</think>(?:[^\S\n]*\n)*|\Z))+")
+
+
 def extract_code(text: str, language: str = "sql") -> str:
-    """The code inside a model's answer.
+    """The code inside a model's answer. Thinking at its beginning is skipped; while that is not closed, no code is there.
 
     Python: DS-1000's official rule. SQL: from its first fence, SELECT or WITH to the next `;`, fence or blank line.
 
     A blank line ends a bare query alone, not one inside a fence. Inside quotes and comments only a fence that starts
     a line ends it, or one that ends a `--` comment's line. Without a beginning: all of it.
     """
-    return _cut_python(text)[0] if language == "python" else _cut(text)[0]
+    return _cut(text, language)[0]
 
 
 def code_ended(text: str, language: str = "sql") -> bool:
     """True once nothing that follows could change `extract_code`: sampling stops here."""
-    return _cut_python(text)[1] if language == "python" else _cut(text)[1]
+    return _cut(text, language)[1]
+
+
+def _cut(text, language):
+    thought = THOUGHT.match(text)
+    return (_cut_python if language == "python" else _cut_sql)(text[thought.end() :] if thought else text)
 
 
 def _cut_python(text):
@@ -318,7 +366,7 @@ def _cut_python(text):
     return text, ended
 
 
-def _cut(text):
+def _cut_sql(text):
     begin = BEGIN.search(text)
     if not begin:
         return text.strip(), False

@@ -263,6 +263,13 @@ EXTRACTED = {
     "```sql\nSELECT 1 -- it's```\nThis": ("SELECT 1 -- it's", True),
     "```sql\nSELECT 1 -- it's ```": ("SELECT 1 -- it's ```", False),
     "```sql\nSELECT a -- no ``` fence\nFROM t\n```": ("SELECT a -- no ``` fence\nFROM t", True),
+    # thinking is no answer
+    "<think>\n\n</think>\n\nSELECT 1;": ("SELECT 1", True),
+    "<think>\nMaybe:\nSELECT 2;\n```sql\nSELECT 3\n```\n</think>SELECT 1; x": ("SELECT 1", True),
+    "\n <think>a</think>\n<think>SELECT 2;\n</think>\n```sql\nSELECT 1\n```": ("SELECT 1", True),
+    "<think>\nSELECT 2;\n\n```sql\nSELECT 3\n```\n</thin": ("", False),
+    "<think>\nSELECT 2;\n</think>\n": ("", False),
+    "SELECT '<think>' FROM t; </think>": ("SELECT '<think>' FROM t", True),
 }
 
 
@@ -274,6 +281,7 @@ def test_the_query_inside_an_answer(text):
 def test_once_code_has_ended_nothing_that_follows_changes_it():
     pieces = ["SELECT ", "select", "WITH ", "with a as (", " as", "recursive ", "```", "`", "sql", ";", "\n", "\n", " ", "'"]
     pieces += ['"', "(", ")", "a", "x", "''", "\n\n", "\t", "Here:", "--", "/*", "*/", "[", "]", "\n```", "\r\n", "-", "/"]
+    pieces += ["<think>", "</think>"]
     rng, ended = random.Random(0), 0
     for _ in range(30000):
         text = "".join(rng.choices(pieces, k=rng.randrange(2, 16)))
@@ -297,7 +305,8 @@ def test_a_text_that_only_looks_like_a_query_takes_no_time(text):
 
 
 def test_once_a_python_answer_has_ended_nothing_that_follows_changes_it():
-    pieces = ["```", "python", "<code>", "</code>", "\n", "END SOLUTION", "x = 1", "`", "END", "</", "code>", "\nEND SOLUTION"]
+    pieces = ["```", "python", "<code>", "</code>", "\n", "END SOLUTION", "x = 1", "`", "END", "</", "code>"]
+    pieces += ["\nEND SOLUTION", "<think>", "</think>"]
     rng, ended = random.Random(0), 0
     for _ in range(10000):
         text = "".join(rng.choices(pieces, k=rng.randrange(2, 12)))
@@ -306,6 +315,16 @@ def test_once_a_python_answer_has_ended_nothing_that_follows_changes_it():
             ended += 1
             assert {extract_code(text[:m], "python") for m in range(n, len(text) + 1)} == {extract_code(text[:n], "python")}
     assert ended > 5000
+
+
+@pytest.mark.parametrize("code", ["    return x", "<code>\n    return x\n</code>", "```python\nx = 1\n```"])
+def test_a_python_answer_begins_after_the_thinking(code):
+    thought = "<think>\n<code>no</code>\nEND SOLUTION\n"
+    assert (extract_code(thought, "python"), code_ended(thought, "python")) == ("", False)
+    for end in ("</think>", "</think> \n\n", "</think>\n<think></think>\n"):
+        text = f"\n{thought}{end}{code}"
+        assert extract_code(text, "python") == extract_code(code, "python")
+        assert code_ended(text, "python") == code_ended(code, "python")
 
 
 @pytest.mark.parametrize("split", ["train", "dev"])
