@@ -55,7 +55,7 @@ def passes(args, policy, questions, verifier):
     if args.adapter:
         lora.load(policy.model, args.adapter)
     room = policy.max_positions - data.MAX_NEW[args.data]
-    fitting = [q for q in questions if len(data.prompt_ids(q, policy.tokenizer)) <= room]
+    fitting = [q for q in questions if len(policy.prompt_ids(q)) <= room]
     params = SamplingParams(args.answers, data.MAX_NEW[args.data], seed=args.seed)
     for unit in sample(policy, fitting, params, progress="answers"):
         for a in unit:
@@ -77,7 +77,7 @@ def answer_scores(policy, questions, codes: list[list[str]], progress: str) -> l
     for q, texts in tqdm(list(zip(questions, codes)), desc=progress, unit="question", dynamic_ncols=True):
         ids = [data.code_ids(c, policy.tokenizer) for c in texts]
         with policy.autocast():
-            tree = Tree([data.prompt_ids(q, policy.tokenizer)], [ids], policy.device)
+            tree = Tree([policy.prompt_ids(q)], [ids], policy.device)
             logps = answer_logps(policy.model, tree).cpu().double().numpy()
         found.append(np.stack([logps, logps / [len(i) for i in ids]], 1))
     return found
@@ -91,7 +91,7 @@ def preferences(args, policy, questions, verifier, systems):
     """
     answers, long = [], 0
     for q in questions:
-        room = policy.max_positions - len(data.prompt_ids(q, policy.tokenizer))
+        room = policy.max_positions - len(policy.prompt_ids(q))
         texts = sorted({s[q.index].strip() for s in systems if q.index in s} - {""})
         answers.append([c for c in texts if len(data.code_ids(c, policy.tokenizer)) <= room])
         long += len(texts) - len(answers[-1])

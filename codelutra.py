@@ -154,7 +154,7 @@ def train(
     """π_t = argmin of equation 6, starting from π_{t−1}."""
     by_index = {q.index: q for q in train_questions}
     members = [by_index[p.question] for p in pairs]
-    prompts = [data.prompt_ids(q, policy.tokenizer) for q in members]
+    prompts = [policy.prompt_ids(q) for q in members]
     steps = batches(config, pairs, [q.db_id for q in members], t)
     reference = []
     if config.objective != "sft":  # positives only have no use for a reference
@@ -216,7 +216,7 @@ def work(config: Config, folder: Path, splits: Splits, notes: list[str]):
     """The whole run, in its folder."""
     policy = load_policy(config.model, config.precision, config.device, config.shard)
     lora.inject(policy.model, config.lora_rank, config.lora_alpha, config.seed)
-    write_settings(config, folder)
+    policy.day = write_settings(config, folder, policy.day)
     if config.start:
         copy_start(config.start, folder / START)
         lora.load(policy.model, folder / START)

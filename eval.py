@@ -125,7 +125,7 @@ def greedy(
     from sample import SamplingParams, sample
 
     room = policy.max_positions - max_new
-    fitting = [q for q in questions if len(data.prompt_ids(q, policy.tokenizer)) <= room]
+    fitting = [q for q in questions if len(policy.prompt_ids(q)) <= room]
     params = SamplingParams(answers=1, max_new=max_new, temperature=0, batch_tokens=batch_tokens)
     text = {a.question: a.text for batch in sample(policy, fitting, params, progress=progress) for a in batch}
     return [data.extract_code(text.get(q.index, ""), q.language) for q in questions]

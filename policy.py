@@ -6,8 +6,9 @@ import ctypes
 import hashlib
 import os
 import shutil
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tqdm import tqdm
 import data
 import ranks
 from cli import UserError, first_line
+from data import Question
 from tree import Tree, answer_logps
 
 
@@ -33,8 +35,13 @@ class Policy:
     end_ids: tuple[int, ...]  # tokens that end an answer
     max_positions: int  # a longer sequence than this the model cannot take
     stop_tokens: frozenset[int]  # tokens after which the code may have ended: they hold one of data.END_CHARACTERS
+    day: str  # as "26 Jul 2024": what a chat template prints as today's date
 
-    def autocast(self):
+    def prompt_ids(self, question: Question) -> list[int]:
+        """The question's prompt as the policy reads it."""
+        return data.prompt_ids(question, self.tokenizer, self.day)
+
+    def autocast(self) -> AbstractContextManager:
         """Mixed precision: the adapter and the loss stay float32, matrix products run in the weights' type."""
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
@@ -162,9 +169,14 @@ def load_policy(name: str, precision: str = "auto", device: str = "auto", shard:
     model.eval().to(device)
     pieces = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
     stop = frozenset(i for i, piece in enumerate(pieces) if not data.END_CHARACTERS.isdisjoint(piece))
-    policy = Policy(model, tokenizer, name, device, dtype, tuple(sorted(end)), min(limit, window or limit), stop)
+    positions = min(limit, window or limit)
+    policy = Policy(model, tokenizer, name, device, dtype, tuple(sorted(end)), positions, stop, today())
     check_tree(policy)
     return policy
+
+
+def today() -> str:
+    return date.today().strftime("%d %b %Y")
 
 
 def settle_device(device: str, precision: str) -> tuple[torch.device, str]:

@@ -83,6 +83,12 @@ def choose(config: Config, policy: Policy, splits: Splits, notes: list[str], run
         kept = [set(indices) for indices in stored["kept"]]
         chosen = Splits(*([q for q in questions if q.index in use] for (_, questions), use in zip(splits, kept, strict=True)))
         left_out = [str(note) for note in stored["left out"]]
+        known = stored.get("prompts")
+    if known not in (None, prompts_digest(policy, chosen)):  # None: begun by a version that did not keep it
+        raise UserError(
+            f"the prompts of {run} have changed since it was begun (another tokenizer, chat template or version of the"
+            " code): name another --out, or delete the folder."
+        )
     for note in left_out:
         ranks.say(f"left out: {note}")
     return chosen
@@ -96,7 +102,7 @@ def fitting(config: Config, policy: Policy, splits: Splits, notes: list[str], ve
     """
     if ranks.rank():  # the first process alone executes gold code, and writes
         return {}
-    room, kept, notes = min(config.max_length, policy.max_positions), [], list(notes)
+    room, used, notes = min(config.max_length, policy.max_positions), [], list(notes)
     comparison = data.COMPARISON[config.data]
     for name, questions in splits:
         if name != "train" or config.criterion == "match":
@@ -114,11 +120,19 @@ def fitting(config: Config, policy: Policy, splits: Splits, notes: list[str], ve
             questions = fits
         if name == "train" and not questions:
             raise UserError(f"no training question is left; the last ones left out: {'; '.join(notes[-3:])}.")
-        kept.append([q.index for q in questions])
-    return {"kept": kept, "left out": notes, "digest": digest(splits)}
+        used.append(questions)
+    kept = [[q.index for q in questions] for questions in used]
+    prompts = prompts_digest(policy, Splits(*used))
+    return {"kept": kept, "left out": notes, "digest": digest(splits), "prompts": prompts}
+
+
+def prompts_digest(policy: Policy, splits: Splits) -> str:
+    """A hash of the prompts' token ids: a reference belongs to the prompts that it was computed with."""
+    ids = [policy.prompt_ids(q) for _, questions in splits for q in questions]
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
 
 
 def longest(config: Config, policy: Policy, question: Question) -> int:
     """The most tokens that the prompt with an answer can have."""
     gold = len(data.code_ids(question.gold, policy.tokenizer))
-    return len(data.prompt_ids(question, policy.tokenizer)) + max(config.max_new, gold)
+    return len(policy.prompt_ids(question)) + max(config.max_new, gold)

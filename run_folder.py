@@ -214,8 +214,13 @@ def check_settings(config: Config, run: Path):
         print(f"the code has changed since {run} was begun: its finished stages stay as they are (--out starts another)")
 
 
-def write_settings(config: Config, run: Path):
-    """config.json: the settings, and the fingerprints of all versions of the code that the run was made with."""
-    before = begun(run).get("code", [])
-    code = [version for version in before if version != fingerprint()] + [fingerprint()]
-    write(run / "config.json", indented(dataclasses.asdict(config) | {"code": code}))
+def write_settings(config: Config, run: Path, today: str) -> str:
+    """config.json: the settings, the fingerprint of each version of the code, and the run's first day, which is returned.
+
+    The day is that of the prompts: a chat template may print the date, and a run has the same prompts on every day.
+    """
+    before = begun(run)
+    code = [version for version in before.get("code", []) if version != fingerprint()] + [fingerprint()]
+    day = before.get("day", today)
+    write(run / "config.json", indented(dataclasses.asdict(config) | {"code": code, "day": day}))
+    return day

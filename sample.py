@@ -187,7 +187,7 @@ def sample(
     The batches are fixed by the arguments, so a resumed run draws the same tokens. skip: batches that are drawn already.
     progress: the name of the progress bar; None: none is shown.
     """
-    prompts = [data.prompt_ids(q, policy.tokenizer) for q in questions]
+    prompts = [policy.prompt_ids(q) for q in questions]
     todo = batches(prompts, params.answers, params.max_new, params.batch_tokens)
     bar = ranks.bar(
         total=len(questions) * params.answers, desc=progress, unit="answer", disable=progress is None,
