@@ -3,19 +3,25 @@ PYTHON ?= python3
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check
 
 DATA_DIR ?= data/ds1000
+MODEL ?= smollm2
 
 # torch's modules give any attribute as a tensor or a module, and libraries without types are taken as they are
 TYPES = --no-strict-optional --ignore-missing-imports --follow-imports=silent --allow-redefinition --no-error-summary \
 	--disable-error-code=union-attr --disable-error-code=operator --disable-error-code=var-annotated
 
-.PHONY: demo test coder ds1000 clean
+.PHONY: demo look test coder ds1000 clean
 
 demo: .venv/demo
-	.venv/bin/python codelutra.py --model smollm2 --data shop $(ARGS)
+	.venv/bin/python codelutra.py --data shop --model $(MODEL) $(ARGS)
+
+# Two minutes: that everything runs. With so little training the scores stay near zero.
+look: .venv/demo
+	.venv/bin/python codelutra.py --data shop --model $(MODEL) --limit 8 --validation 4 --eval-limit 8 --iterations 1 \
+		--answers 2 --pairs 2 --out runs/look
 
 test: .venv/test .venv/demo
 	.venv/bin/ruff check .
-	.venv/bin/mypy $(TYPES) *.py
+	.venv/bin/mypy $(TYPES) *.py verifier/*.py
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist loadfile tests
 
 # DS-1000's libraries in a venv of their own (3 GB; Python 3.11), then its 1000 reference answers through the judge.
