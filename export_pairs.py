@@ -10,8 +10,8 @@ template of its own that only puts them one after the other:
 
 The contents hold everything as text: BOS token, the model's own chat template, and the end token where there
 is one. We train on an answer in the tokens in which it was drawn. Where its text has other tokens, the pair
-cannot be written for TRL: it is left out and counted. So all that is in the
-file has exactly the tokens of training.
+cannot be written for TRL: it is left out and counted. So everything in the file has exactly the tokens of
+training.
 """
 
 from __future__ import annotations
