@@ -103,6 +103,7 @@ SOURCES = {
 MAX_NEW = {"spider": 128, "bird": 160, "ds1000": 192, "shop": 64}  # longest answer, tokens
 TIMEOUT = {"spider": 10.0, "bird": 10.0, "ds1000": 60.0, "shop": 10.0}  # seconds an answer may run
 COMPARISON = {"spider": "spider", "shop": "spider", "bird": "bird", "ds1000": ""}  # each data set's official result comparison
+CHECKED = 1 << 30  # bytes; a larger database is not read as a whole by `load` (2 seconds a GB were measured)
 
 
 def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], list[str]]:
@@ -110,7 +111,7 @@ def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], lis
 
     Raises UserError where the folder or file is missing or unreadable.
     """
-    file, databases = LAYOUT[name][split]
+    file, place = LAYOUT[name][split]
     path = Path(folder) / file
     rows = _rows(name, path)
     try:
@@ -118,26 +119,62 @@ def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], lis
             half = ds1000_half([row["metadata"]["library"] for row in rows], split)
             questions = [_problem(i, rows[i]) for i in half]
         else:
-            questions = [_question(i, row, Path(folder) / databases) for i, row in enumerate(rows)]
+            questions = [_question(i, row, Path(folder) / place) for i, row in enumerate(rows)]
         for q in questions:  # a lone surrogate could not be written anywhere
             (q.text + q.evidence + q.gold + q.context).encode()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not in {name}'s layout: {type(error).__name__}: {error}.")
     if name == "ds1000":
         return questions, []
-    missing = {q.db_id for q in questions if not (path := Path(q.database)).is_file() or not path.stat().st_size}
-    kept = [q for q in questions if q.db_id not in missing]
+    databases = {q.db_id: q.database for q in questions}
+    faults = {db_id: _fault(database, split) for db_id, database in databases.items()}
+    kept = [q for q in questions if not faults[q.db_id]]
     notes = []
-    if missing:
-        notes.append(f"{len(questions) - len(kept)} questions: no database file, or an empty one ({_some(missing)})")
-    if split == "train":  # empty equals empty: an execution label on a database without rows says nothing
-        empty = {q.db_id for q in kept if not has_rows(q.database)}
-        if empty:
-            notes.append(f"{sum(q.db_id in empty for q in kept)} questions: their database has no rows ({_some(empty)})")
-        kept = [q for q in kept if q.db_id not in empty]
+    for fault in dict.fromkeys(filter(None, faults.values())):
+        concerned = [q.db_id for q in questions if faults[q.db_id] == fault]
+        notes.append(f"{len(concerned)} questions: {fault} ({_some(set(concerned))})")
     if not kept:
-        raise UserError(f"{path} has no question whose database lies under {Path(folder) / databases}.")
+        place, reasons = Path(folder) / place, "; ".join(notes) or "it is empty"
+        raise UserError(f"{path} has no question with a usable database under {place}: {reasons}.")
     return kept, notes
+
+
+def _fault(database, split):
+    """Why the questions of a database are left out; an empty text where they are not."""
+    path = Path(database)
+    if not path.is_file() or not path.stat().st_size:
+        return "no database file, or an empty one"
+    for suffix in ("-wal", "-journal"):  # the file alone holds old or half-written data
+        beside = Path(database + suffix)
+        if beside.exists() and beside.stat().st_size:
+            return f"their database was not closed (there is a {suffix} file): open it once with sqlite3"
+    try:
+        if damage := _damage(database):
+            return f"their database is damaged: {damage}"
+        # empty equals empty: an execution label on a database without rows says nothing
+        return "their database has no rows" if split == "train" and not has_rows(database) else ""
+    except UserError as error:
+        return f"their database cannot be read: {error.__cause__}"
+
+
+def _damage(database):
+    """What SQLite finds wrong with a database, in a few words; raises UserError where it cannot be read.
+
+    Every page is checked, and every row's list of its columns. A file that was cut off is found whatever its size.
+    """
+    with _reading(database) as connection:
+        tables = _created(connection, "table")
+        if Path(database).stat().st_size > CHECKED:
+            return ""
+        for (found,) in _fetch(connection, "PRAGMA quick_check(1)"):
+            if found.startswith("***"):  # else it is about values, as a NULL against NOT NULL: they can be read
+                return found.splitlines()[-1]
+        for name, _ in tables:
+            columns = [_quoted(row[1]) for row in _fetch(connection, f"PRAGMA table_info({_quoted(name)})")]
+            if columns:  # a row is whole where its last column is found; that may be its number, kept elsewhere
+                counts = ", ".join(f"count({column})" for column in columns[-2:])
+                _fetch(connection, f"SELECT {counts} FROM {_quoted(name)} NOT INDEXED")
+    return ""
 
 
 def check_output(flag: str, path: Path):
@@ -238,8 +275,22 @@ def _reading(database):
         with closing(sqlite3.connect(read_only_uri(database), uri=True)) as connection:
             connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
             yield connection
-    except sqlite3.DatabaseError as error:
-        raise UserError(f"{database} is not a readable SQLite file: {error}.")
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter: SQLite's message has a damaged name
+        raise UserError(f"{database} is not a readable SQLite file: {error}.") from error
+
+
+def _quoted(name):
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _fetch(connection, query):
+    """The query's rows; none where it cannot run here, as where a module or a function is missing."""
+    try:
+        return connection.execute(query).fetchall()
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 255 != sqlite3.SQLITE_ERROR:  # the file is at fault, not the query
+            raise
+        return []
 
 
 def _created(connection, kind):
@@ -254,17 +305,10 @@ def _created(connection, kind):
 
 @cache
 def has_rows(database: str) -> bool:
-    """Whether any table has a row. A table that this SQLite cannot read (its module is missing) has none to give."""
+    """Whether any table that can be read here has a row."""
     with _reading(database) as connection:
-        for name, _ in _created(connection, "table"):
-            quoted = name.replace('"', '""')
-            try:
-                if connection.execute(f'SELECT 1 FROM "{quoted}" LIMIT 1').fetchone():
-                    return True
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:  # the file is at fault, not the table's definition
-                    raise
-    return False
+        names = [_quoted(name) for name, _ in _created(connection, "table")]
+        return any(_fetch(connection, f"SELECT 1 FROM {name} LIMIT 1") for name in names)
 
 
 @cache
