@@ -16,6 +16,7 @@ import sqlite3
 import sys
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 
@@ -102,6 +103,7 @@ SOURCES = {
 MAX_NEW = {"spider": 128, "bird": 160, "ds1000": 192, "shop": 64}  # longest answer, tokens
 TIMEOUT = {"spider": 10.0, "bird": 10.0, "ds1000": 60.0, "shop": 10.0}  # seconds an answer may run
 COMPARISON = {"spider": "spider", "shop": "spider", "bird": "bird", "ds1000": ""}  # each data set's official result comparison
+CHECKED = 1 << 30  # bytes; a larger database is not read as a whole by `load` (2 seconds a GB were measured)
 
 
 def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], list[str]]:
@@ -109,7 +111,7 @@ def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], lis
 
     Raises UserError where the folder or file is missing or unreadable.
     """
-    file, databases = LAYOUT[name][split]
+    file, place = LAYOUT[name][split]
     path = Path(folder) / file
     rows = _rows(name, path)
     try:
@@ -117,26 +119,62 @@ def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], lis
             half = ds1000_half([row["metadata"]["library"] for row in rows], split)
             questions = [_problem(i, rows[i]) for i in half]
         else:
-            questions = [_question(i, row, Path(folder) / databases) for i, row in enumerate(rows)]
+            questions = [_question(i, row, Path(folder) / place) for i, row in enumerate(rows)]
         for q in questions:  # a lone surrogate could not be written anywhere
             (q.text + q.evidence + q.gold + q.context).encode()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not in {name}'s layout: {type(error).__name__}: {error}.")
     if name == "ds1000":
         return questions, []
-    missing = {q.db_id for q in questions if not (path := Path(q.database)).is_file() or not path.stat().st_size}
-    kept = [q for q in questions if q.db_id not in missing]
+    databases = {q.db_id: q.database for q in questions}
+    faults = {db_id: _fault(database, split) for db_id, database in databases.items()}
+    kept = [q for q in questions if not faults[q.db_id]]
     notes = []
-    if missing:
-        notes.append(f"{len(questions) - len(kept)} questions: no database file, or an empty one ({_some(missing)})")
-    if split == "train":  # empty equals empty: an execution label on a database without rows says nothing
-        empty = {q.db_id for q in kept if not has_rows(q.database)}
-        if empty:
-            notes.append(f"{sum(q.db_id in empty for q in kept)} questions: their database has no rows ({_some(empty)})")
-        kept = [q for q in kept if q.db_id not in empty]
+    for fault in dict.fromkeys(filter(None, faults.values())):
+        concerned = [q.db_id for q in questions if faults[q.db_id] == fault]
+        notes.append(f"{len(concerned)} questions: {fault} ({_some(set(concerned))})")
     if not kept:
-        raise UserError(f"{path} has no question whose database lies under {Path(folder) / databases}.")
+        place, reasons = Path(folder) / place, "; ".join(notes) or "it is empty"
+        raise UserError(f"{path} has no question with a usable database under {place}: {reasons}.")
     return kept, notes
+
+
+def _fault(database, split):
+    """Why the questions of a database are left out; an empty text where they are not."""
+    path = Path(database)
+    if not path.is_file() or not path.stat().st_size:
+        return "no database file, or an empty one"
+    for suffix in ("-wal", "-journal"):  # the file alone holds old or half-written data
+        beside = Path(database + suffix)
+        if beside.exists() and beside.stat().st_size:
+            return f"their database was not closed (there is a {suffix} file): open it once with sqlite3"
+    try:
+        if damage := _damage(database):
+            return f"their database is damaged: {damage}"
+        # empty equals empty: an execution label on a database without rows says nothing
+        return "their database has no rows" if split == "train" and not has_rows(database) else ""
+    except UserError as error:
+        return f"their database cannot be read: {error.__cause__}"
+
+
+def _damage(database):
+    """What SQLite finds wrong with a database, in a few words; raises UserError where it cannot be read.
+
+    Every page is checked, and every row's list of its columns. A file that was cut off is found whatever its size.
+    """
+    with _reading(database) as connection:
+        tables = _created(connection, "table")
+        if Path(database).stat().st_size > CHECKED:
+            return ""
+        for (found,) in _fetch(connection, "PRAGMA quick_check(1)"):
+            if found.startswith("***"):  # else it is about values, as a NULL against NOT NULL: they can be read
+                return found.splitlines()[-1]
+        for name, _ in tables:
+            columns = [_quoted(row[1]) for row in _fetch(connection, f"PRAGMA table_info({_quoted(name)})")]
+            if columns:  # a row is whole where its last column is found; that may be its number, kept elsewhere
+                counts = ", ".join(f"count({column})" for column in columns[-2:])
+                _fetch(connection, f"SELECT {counts} FROM {_quoted(name)} NOT INDEXED")
+    return ""
 
 
 def check_output(flag: str, path: Path):
@@ -237,8 +275,22 @@ def _reading(database):
         with closing(sqlite3.connect(read_only_uri(database), uri=True)) as connection:
             connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
             yield connection
-    except sqlite3.DatabaseError as error:
-        raise UserError(f"{database} is not a readable SQLite file: {error}.")
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter: SQLite's message has a damaged name
+        raise UserError(f"{database} is not a readable SQLite file: {error}.") from error
+
+
+def _quoted(name):
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _fetch(connection, query):
+    """The query's rows; none where it cannot run here, as where a module or a function is missing."""
+    try:
+        return connection.execute(query).fetchall()
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 255 != sqlite3.SQLITE_ERROR:  # the file is at fault, not the query
+            raise
+        return []
 
 
 def _created(connection, kind):
@@ -253,17 +305,10 @@ def _created(connection, kind):
 
 @cache
 def has_rows(database: str) -> bool:
-    """Whether any table has a row. A table that this SQLite cannot read (its module is missing) has none to give."""
+    """Whether any table that can be read here has a row."""
     with _reading(database) as connection:
-        for name, _ in _created(connection, "table"):
-            quoted = name.replace('"', '""')
-            try:
-                if connection.execute(f'SELECT 1 FROM "{quoted}" LIMIT 1').fetchone():
-                    return True
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:  # the file is at fault, not the table's definition
-                    raise
-    return False
+        names = [_quoted(name) for name, _ in _created(connection, "table")]
+        return any(_fetch(connection, f"SELECT 1 FROM {name} LIMIT 1") for name in names)
 
 
 @cache
@@ -289,21 +334,59 @@ def prompt(question: Question) -> str:
     )
 
 
-def prompt_ids(question: Question, tokenizer) -> list[int]:
-    """The prompt's tokens: through the tokenizer's chat template where it has one, else followed by "SQL:"."""
-    if tokenizer.chat_template:
-        text = prompt(question)
-        if question.language == "python":
-            text = f"Complete the program. Reply with the missing code only, between <code> and </code>.\n\n{text}"
-        message = [{"role": "user", "content": text}]
-        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokenizer(prompt(question) + ("\n" if question.language == "python" else "\nSQL:\n"))["input_ids"]
+# A template calls strftime_now(format) for today's date. Only texts can be handed to a template, not another
+# function, so this is put before it: the same function for the date whose parts are given as texts, {"%d": "26", …}.
+DATE_CODES = [f"%{sign}{letter}" for letter in "aAbBhdejmyYCDFGguUVwWxHIklMpPrRSTX%" for sign in ("", "-")]
+DAY_OF_TEMPLATE = (
+    "{%- macro strftime_now(format) -%}{%- set text = namespace(value=format) -%}"
+    "{%- for code, part in date_parts.items() -%}{%- set text.value = text.value.replace(code, part) -%}"
+    "{%- endfor -%}{{ text.value }}{%- endmacro %}\n"
+)
+
+
+def prompt_ids(question: Question, tokenizer, day: str | None = None) -> list[int]:
+    """The prompt's tokens: through the tokenizer's chat template where it has one, else followed by "SQL:".
+
+    What looks like a special token in the question or its schema is tokenised as plain text. `day` ("26 Jul 2024")
+    is the date that a template prints in place of today's, so that a run has the same prompts on every day.
+    Raises UserError where the tokenizer reads a special token even from plain text.
+    """
+    text = prompt(question)
+    if not tokenizer.chat_template:
+        text += "\n" if question.language == "python" else "\nSQL:\n"
+        plain = _plain_ids(text, tokenizer)
+        whole = tokenizer(text, split_special_tokens=True)["input_ids"]
+        # some tokenizers add an end token after the text: the answer comes before it
+        start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), len(whole))
+        return whole[: start + len(plain)]
+    if question.language == "python":
+        text = f"Complete the program. Reply with the missing code only, between <code> and </code>.\n\n{text}"
+    template = tokenizer.get_chat_template()
+    settings = {"enable_thinking": False}  # the answer is code from its first token on; most templates ignore it
+    if day is not None:
+        template = DAY_OF_TEMPLATE + template
+        date = datetime.strptime(day, "%d %b %Y")
+        settings |= {"date_string": day, "date_parts": {code: date.strftime(code) for code in DATE_CODES}}
+    try:
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], chat_template=template, add_generation_prompt=True,
+            return_dict=False, sanitize_control_tokens=True, **settings,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(f"the prompt of question {question.index} cannot be made: {error}.")
+    if tokenizer.decode(ids[-16:]).rstrip().endswith("<think>"):  # a template that always opens it: close it
+        ids += _plain_ids("\n</think>\n\n", tokenizer)
+    return ids
 
 
 def code_ids(code: str, tokenizer) -> tuple[int, ...]:
     """Code as an answer: its tokens and the end token."""
-    return (*tokenizer(code, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
+    return (*_plain_ids(code, tokenizer), tokenizer.eos_token_id)
+
+
+def _plain_ids(text, tokenizer):
+    """Tokens of a text as it stands: none is added, and what looks like a special token is not one."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 # Where a query begins: at a fence, or at SELECT or WITH at the start of a line. A block comment may stand before
@@ -333,20 +416,29 @@ TAGS = (("```python", "```"), ("<code>", "</code>"), ("", "</code>"), ("", "\nEN
 END_CHARACTERS = {";", "`", "\n"} | {end[-1] for _, end in TAGS}  # code can have ended only after one of these
 
 
+# what a model thinks before it answers; where it has not come to an end, there is no answer yet
+THOUGHT = re.compile(r"(?:\s*<think>(?s:.*?)(?:</think>(?:[^\S\n]*\n)*|\Z))+")
+
+
 def extract_code(text: str, language: str = "sql") -> str:
-    """The code inside a model's answer.
+    """The code inside a model's answer. Thinking at its beginning is skipped; while that is not closed, no code is there.
 
     Python: DS-1000's official rule. SQL: from its first fence, SELECT or WITH to the next `;`, fence or blank line.
 
     A blank line ends a bare query alone, not one inside a fence. Inside quotes and comments only a fence that starts
     a line ends it, or one that ends a `--` comment's line. Without a beginning: all of it.
     """
-    return _cut_python(text)[0] if language == "python" else _cut(text)[0]
+    return _cut(text, language)[0]
 
 
 def code_ended(text: str, language: str = "sql") -> bool:
     """True once nothing that follows could change `extract_code`: sampling stops here."""
-    return _cut_python(text)[1] if language == "python" else _cut(text)[1]
+    return _cut(text, language)[1]
+
+
+def _cut(text, language):
+    thought = THOUGHT.match(text)
+    return (_cut_python if language == "python" else _cut_sql)(text[thought.end() :] if thought else text)
 
 
 def _cut_python(text):
@@ -359,7 +451,7 @@ def _cut_python(text):
     return text, ended
 
 
-def _cut(text):
+def _cut_sql(text):
     begin = BEGIN.search(text)
     if not begin:
         return text.strip(), False
