@@ -31,6 +31,7 @@ import signal
 import sys
 import tempfile
 
+import emptiness
 import packing
 import sandbox
 import transport
@@ -168,10 +169,13 @@ class Stage:
     def __init__(self, execute, announce):
         self.name, self.remote, self.announce = "context", execute, announce
         self.local, self.executed = False, False
+        self.expected = []  # the result that the test wants: one item, where the test is of the official shape
 
     def generate(self, function, number):
         self.name = "generate"
-        return function(number)
+        case = function(number)
+        self.expected = [case[1]] if type(case) is tuple and len(case) == 2 else []
+        return case
 
     def execute(self, code, names, *rest):
         if "test_input" not in names:  # the test's own use of exec
@@ -192,6 +196,8 @@ class Stage:
             if "result" not in names:
                 raise Rejected("error", "no result")
         self.name = "compare"
+        if self.expected and emptiness.differs(names["result"], self.expected[0]):
+            raise Rejected("wrong", "the result: a part without elements, where the expected result has some, or the reverse")
 
 
 class Remote:

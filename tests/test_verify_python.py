@@ -5,6 +5,7 @@ tests of pandas, Matplotlib and scikit-learn are skipped where the interpreter d
 another interpreter to test with, for example .venv-ds1000/bin/python.
 """
 
+import collections
 import hashlib
 import os
 import pickle
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import emptiness  # noqa: E402
 import packing  # noqa: E402
 import sandbox  # noqa: E402
 import transport  # noqa: E402
@@ -315,6 +318,145 @@ def test_input_behaves_as_in_one_process(judge):
     test = context(value="pd.DataFrame({'a': [1.5, 2, 'and']})", expected="[1.5, 'and']",
                    imports="import copy\nimport pandas as pd")
     assert judge("result = x.loc[~x['a'].astype(str).str.isdigit(), 'a'].tolist()", test).verdict == "correct"
+
+
+# --- results without elements ---------------------------------------------------------------------------------------
+
+NOTHING = ["[]", "()", "{}", "set()", "frozenset()", "range(0)", "iter([])", "map(int, [])", "{}.keys()",
+           "{}.values()", "collections.deque()", "[[]]", "[(), {}]", "np.array([])",
+           "np.empty((0, 1, 1, 1))", "np.empty((3, 0))", "np.empty(0, object)", "np.array([], 'U3')",
+           "np.zeros(3, [('a', 'f8', (0,))])", "np.matrix([[]])", "np.ma.array([])", "[np.array([])]",
+           "np.array([[], None], object)[:1]", "pd.Series([], dtype=float)", "pd.Series([[], []])",
+           "pd.DataFrame()", "pd.DataFrame({'a': []})", "pd.DataFrame(index=range(2))",
+           "pd.DataFrame({'a': [[], ()]})", "pd.Index([])", "pd.RangeIndex(0)",
+           "pd.MultiIndex.from_tuples([], names=['a', 'b'])", "pd.Categorical([])",
+           "pd.array([], dtype='Int64')", "pd.date_range('2020', periods=0)", "torch.empty(0)",
+           "torch.empty(2, 0, 3)", "torch.Size([])"]
+SOMETHING = ["5", "None", "''", "'a'", "float('nan')", "[0]", "(None,)", "{'a': 1}", "{1}", "range(2)",
+             "np.arange(3)", "np.float64(5)", "np.str_('')", "np.array([''])", "np.array(5)",
+             "np.zeros((1, 1))", "np.array([[], [1]], object)", "[[], [1]]", "pd.Series([1])",
+             "pd.DataFrame({'a': [[], 1]})", "pd.Index(['a'])", "pd.Timestamp('2020')", "pd.NA",
+             "torch.ones(1)", "torch.tensor(5)"]
+PLACES = {
+    "alone": "v", "in a list": "[1, v]", "in a tuple": "(v, 1)", "in a dictionary": "{'k': v, 'l': 1}", "deep": "[{'k': (v,)}]",
+    "in a deque": "collections.deque([v])", "in an iterator": "iter([v])", "in a slice": "slice(1, v)",
+    "in an object array": "cells([v, 1])", "in a matrix": "np.asmatrix(cells([v, 1]))",
+    "in a series": "pd.Series(cells([v, 1]))", "in a column": "pd.DataFrame({'a': [1, 2], 'b': cells([1, v])})",
+    "in all cells": "pd.DataFrame({'a': cells([v, v]), 'b': cells([v, v])})",
+    "as a label": "pd.Index(cells([v]), dtype=object)",
+    "as a row's name": "pd.DataFrame({'a': [1]}, index=pd.Index(cells([v]), dtype=object))",
+    "as a column's name": "pd.DataFrame([[1]], columns=pd.Index(cells([v]), dtype=object))",
+    "as a name in a series": "pd.Series([1], index=pd.Index(cells([v]), dtype=object))",
+}  # fmt: skip
+
+
+def value_of(place, value):
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    def cells(values):
+        array = np.empty(len(values), object)
+        for at, one in enumerate(values):
+            array[at] = one
+        return array
+
+    names = {"np": np, "pd": pd, "torch": torch, "collections": collections, "cells": cells}
+    return eval(PLACES[place], names | {"v": eval(value, names)})
+
+
+def sent(place, value):
+    """As it arrives in the judge."""
+    return transport.unpack(packing.pack(value_of(place, value)))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_has_no_elements_is_like_nothing_that_has_some(place):
+    ours, theirs = ({value: sent(place, value) for value in NOTHING + SOMETHING} for _ in range(2))
+    for value in NOTHING:
+        for other in SOMETHING:
+            assert emptiness.differs(ours[value], theirs[other]), (value, other)
+            assert emptiness.differs(ours[other], theirs[value]), (other, value)
+        for other in NOTHING:
+            assert not emptiness.differs(ours[value], theirs[other]), (value, other)
+    for value in SOMETHING:
+        assert not emptiness.differs(ours[value], theirs[value]), value
+
+
+def test_what_has_no_elements_in_libraries_that_are_not_here(monkeypatch):
+    np, sparse = pytest.importorskip("numpy"), types.ModuleType("scipy.sparse")
+
+    class Tensor:  # of TensorFlow, for example
+        def __init__(self, *shape):
+            self.shape = shape
+
+    class Sparse(Tensor):
+        def __init__(self, cell, *shape):
+            self.shape, self.dtype, self.data = shape, np.dtype(object), [cell, 1]
+
+        def tocoo(self):
+            return self
+
+    sparse.issparse = lambda value: isinstance(value, Sparse)
+    monkeypatch.setitem(sys.modules, "scipy.sparse", sparse)
+    for nothing, something in ((Tensor(0), Tensor(2)), (Tensor(2, 0), Tensor()), (Sparse(1, 0, 3), Sparse(1, 3, 3)),
+                               (Sparse([], 3, 3), Sparse(0, 3, 3)), (Sparse(np.array([]), 1, 1), Sparse(5, 1, 1))):
+        for place in (lambda v: v, lambda v: [v], lambda v: {"k": (1, v)}):
+            assert emptiness.differs(place(nothing), place(something))
+            assert emptiness.differs(place(something), place(nothing))
+            assert not emptiness.differs(place(nothing), place(nothing))
+            assert not emptiness.differs(place(something), place(something))
+
+
+def test_results_that_hold_both_are_like_themselves():
+    alike = [([[], [1]], [[], [1]]), ({"a": [], "b": 1}, {"b": 1, "a": []}), ([(), {1, ()}], [(), {(), 1}])]
+    unlike = [([[], [1]], [[1], []]), ({"a": [], "b": 1}, {"a": 1, "b": []}), ([[], []], [[], [1]]), ({()}, {1})]
+    assert not any(emptiness.differs(*pair) for pair in alike) and all(emptiness.differs(*pair) for pair in unlike)
+
+
+def test_large_deep_and_looping_results_are_looked_through_in_no_time():
+    deep, doubled, loop = [], [], [[]]
+    for _ in range(5000):
+        deep, doubled = [deep], [doubled, doubled]
+    loop.append(loop)
+    started = time.monotonic()
+    for nothing in (deep, doubled, loop):
+        assert not emptiness.differs(nothing, nothing) and emptiness.differs(nothing, 5) and emptiness.differs(5, nothing)
+    for something in ([0] * 300_000 + [[]], [[1, 2, 3] for _ in range(5000)], [deep, doubled, loop, 1]):
+        assert not emptiness.differs(something, something) and emptiness.differs(something, [])
+    assert time.monotonic() - started < 20  # 0.5 s where nothing else runs
+
+
+EMPTY_CELLS = ["np.array([])", "np.empty((0, 1, 1, 1))", "[]", "pd.Series([], dtype=object)", "np.empty(0, object)",
+               "[np.array([])]"]
+
+
+@needs("pandas")
+@pytest.mark.parametrize("cell", EMPTY_CELLS)
+def test_a_frame_of_cells_without_elements_is_not_right(judge, cell):
+    for which in ("[0, 1]", "[1]"):  # in every cell, in one
+        code = (f"import numpy as np\na = np.empty((2, 1), object)\na[:, 0] = [x, 2]\nfor i in {which}: a[i, 0] = {cell}\n"
+                "result = pd.DataFrame(a, columns=['a'])")
+        assert judge(code, FRAME).verdict == "wrong"
+
+
+@pytest.mark.parametrize("check", ["np.testing.assert_array_equal(result, ans)", "np.testing.assert_allclose(result, ans)",
+                                   "assert np.all(np.asarray(result) == ans)", "assert all(a == ans for a in result)",
+                                   "np.testing.assert_equal(np.asarray(result), ans)", "return 1"])
+@pytest.mark.parametrize("answer", ["np.array([])", "[]", "np.empty((0, 1, 1, 1))", "iter([])", "{}.keys()", "range(0)"])
+def test_a_result_without_elements_says_nothing(judge, check, answer):
+    test = context(expected="x * 2.0", imports="import copy\nimport numpy as np", before="import numpy as np", check=check)
+    assert judge(f"result = {answer}", test).verdict == "wrong"
+    both = context(expected="np.array([])", imports="import copy\nimport numpy as np", before="import numpy as np",
+                   check="assert len(list(result)) == 0")
+    assert judge(f"result = {answer}", both).verdict == "correct"
+
+
+def test_every_case_is_looked_at_for_elements(judge):
+    test = context(expected="[[], [1]][x - 1]", value="test_case_id", cases=2, check="assert all(a == 1 for a in result)")
+    assert judge("result = [1] * (x - 1)", test).verdict == "correct"
+    assert judge("result = []", test).verdict == "wrong"
+    assert judge("result = [1]", test).verdict == "wrong"
 
 
 # --- 46 to 57, 64 to 72: hanging, growing, crashing -------------------------------------------------------------------
