@@ -36,6 +36,9 @@ class Opaque:
     def __repr__(self):
         return f"<{self.kind}>"
 
+    def __getattr__(self, name):  # what a failing test will say
+        raise AttributeError(f"no {name}: a {self.kind} is not carried from a program to its test")
+
 
 def builder(function):
     BUILDERS[function.__name__] = function

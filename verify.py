@@ -60,7 +60,10 @@ class Verdict:
 
     @property
     def ran(self) -> bool:
-        """Whether it executed; a text that is no query is wrong, but nothing of it ran."""
+        """Whether it executed to its end: `correct` and `wrong`. A text that is no query is wrong, but nothing of it ran.
+
+        An exception in a Python program, AssertionError too, is an `error`; a test that fails afterwards is `wrong`.
+        """
         return self.verdict in ("correct", "wrong") and self.message != NO_QUERY
 
 
