@@ -1,5 +1,6 @@
-"""Questions, schemas and prompts: Spider, BIRD, DS-1000, and the bundled `shop` (in Spider's layout).
+"""Data sets and their questions: Spider, BIRD, DS-1000, and the bundled `shop` (in Spider's layout).
 
+A data set is one row of DATA_SETS.
 Each loader reads the official release's folder as it comes; questions it must leave out are counted, with the reason, in
 the list of notes it returns. No torch here.
 """
@@ -9,16 +10,11 @@ from __future__ import annotations
 import gzip
 import json
 import random
-import re
-import sqlite3
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from datetime import datetime
-from functools import cache
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import sql_text
 from cli import UserError
+from database import fault
 
 
 @dataclass(frozen=True)
@@ -34,6 +30,7 @@ class Question:
     question_id: int | None = None  # BIRD's own number
     difficulty: str = ""  # BIRD's; for DS-1000 the library
     context: str = ""  # DS-1000's code_context, the test program; empty for a SQL question
+    comparison: str = "spider"  # how results are compared (verify.COMPARISONS), for a SQL question
 
     @property
     def language(self) -> str:
@@ -52,22 +49,57 @@ class Answer:
     finished: bool  # False: it hit the length limit and has no end token
 
 
-# where each official release keeps its things, relative to --data-dir
-LAYOUT = {
-    "spider": {"train": ("train_spider.json", "database"), "dev": ("dev.json", "database")},
-    "bird": {"train": ("train/train.json", "train/train_databases"), "dev": ("dev/dev.json", "dev/dev_databases")},
-}
-LAYOUT["shop"] = LAYOUT["spider"]
-LAYOUT["ds1000"] = {"train": ("ds1000.jsonl.gz", ""), "dev": ("ds1000.jsonl.gz", "")}
-SOURCES = {
-    "spider": "https://yale-lily.github.io/spider",
-    "bird": "https://bird-bench.github.io",
-    "ds1000": "https://github.com/xlang-ai/DS-1000",
-    "shop": "this project's own repository (data/shop)",
-}
-MAX_NEW = {"spider": 128, "bird": 160, "ds1000": 192, "shop": 64}  # longest answer, tokens
-TIMEOUT = {"spider": 10.0, "bird": 10.0, "ds1000": 60.0, "shop": 10.0}  # seconds an answer may run
-COMPARISON = {"spider": "spider", "shop": "spider", "bird": "bird", "ds1000": ""}  # each data set's official result comparison
+@dataclass(frozen=True)
+class DataSet:
+    """All that the rest of the project knows of a data set: one row of DATA_SETS."""
+
+    source: str  # where to get it
+    train: tuple[str, str]  # in --data-dir: the file of questions, and the folder of databases
+    dev: tuple[str, str]
+    tables: str = ""  # the file of foreign keys, for EM; {split} stands for train or dev
+    language: str = "sql"  # of the answers: sql or python
+    comparison: str = ""  # the official comparison of results (verify.COMPARISONS); none for Python, which has tests
+    max_new: int = 128  # longest answer, tokens
+    timeout: float = 10.0  # seconds that an answer may run
+    settings: dict = field(default_factory=dict)  # settings.Config where Table 5's values do not fit
+
+    @property
+    def preset(self) -> dict:
+        """The settings of a run on this data set that differ from Config's defaults."""
+        return {"max_new": self.max_new, "timeout": self.timeout, **self.settings}
+
+
+SPIDER = {"train": ("train_spider.json", "database"), "dev": ("dev.json", "database"), "tables": "tables.json"}
+DATA_SETS = {
+    "spider": DataSet(source="https://yale-lily.github.io/spider", **SPIDER, comparison="spider"),
+    "bird": DataSet(
+        source="https://bird-bench.github.io",
+        train=("train/train.json", "train/train_databases"),
+        dev=("dev/dev.json", "dev/dev_databases"),
+        tables="{split}/{split}_tables.json",
+        comparison="bird",
+        max_new=160,
+    ),
+    "ds1000": DataSet(
+        source="https://github.com/xlang-ai/DS-1000",
+        train=("ds1000.jsonl.gz", ""),
+        dev=("ds1000.jsonl.gz", ""),
+        language="python",
+        max_new=192,
+        timeout=60.0,
+        settings={"beta": 0.5, "lam": 0.5, "max_length": 512},
+    ),
+    # for a 135M model on two CPU cores, found on its training questions (README, differences from the paper)
+    "shop": DataSet(
+        source="this project's own repository (data/shop)",
+        **SPIDER,
+        comparison="spider",
+        max_new=64,
+        settings={
+            "limit": 128, "validation": 32, "iterations": 2, "answers": 8, "pairs": 8, "lr": 3e-4, "max_length": 512,
+        },
+    ),
+}  # fmt: skip
 
 
 def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], list[str]]:
@@ -75,45 +107,45 @@ def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], lis
 
     Raises UserError where the folder or file is missing or unreadable.
     """
-    file, databases = LAYOUT[name][split]
+    data_set = DATA_SETS[name]
+    file, place = getattr(data_set, split)
     path = Path(folder) / file
     rows = _rows(name, path)
     try:
-        if name == "ds1000":
+        if data_set.language == "python":
             half = ds1000_half([row["metadata"]["library"] for row in rows], split)
             questions = [_problem(i, rows[i]) for i in half]
         else:
-            questions = [_question(i, row, Path(folder) / databases) for i, row in enumerate(rows)]
+            questions = [_question(i, row, Path(folder) / place, data_set.comparison) for i, row in enumerate(rows)]
         for q in questions:  # a lone surrogate could not be written anywhere
             (q.text + q.evidence + q.gold + q.context).encode()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not in {name}'s layout: {type(error).__name__}: {error}.")
-    if name == "ds1000":
+    if data_set.language == "python":
         return questions, []
-    missing = {q.db_id for q in questions if not (path := Path(q.database)).is_file() or not path.stat().st_size}
-    kept = [q for q in questions if q.db_id not in missing]
+    databases = {q.db_id: q.database for q in questions}
+    # empty equals empty: in training an execution label on a database without rows says nothing
+    faults = {db_id: fault(database, needs_rows=split == "train") for db_id, database in databases.items()}
+    kept = [q for q in questions if not faults[q.db_id]]
     notes = []
-    if missing:
-        notes.append(f"{len(questions) - len(kept)} questions: no database file, or an empty one ({_some(missing)})")
-    if split == "train":  # empty equals empty: an execution label on a database without rows says nothing
-        empty = {q.db_id for q in kept if not has_rows(q.database)}
-        if empty:
-            notes.append(f"{sum(q.db_id in empty for q in kept)} questions: their database has no rows ({_some(empty)})")
-        kept = [q for q in kept if q.db_id not in empty]
+    for cause in dict.fromkeys(filter(None, faults.values())):
+        concerned = [q.db_id for q in questions if faults[q.db_id] == cause]
+        notes.append(f"{len(concerned)} questions: {cause} ({_some(set(concerned))})")
     if not kept:
-        raise UserError(f"{path} has no question whose database lies under {Path(folder) / databases}.")
+        place, reasons = Path(folder) / place, "; ".join(notes) or "it is empty"
+        raise UserError(f"{path} has no question with a usable database under {place}: {reasons}.")
     return kept, notes
 
 
 def count(name: str, folder: str | Path, split: str) -> int:
     """How many questions the official file has, usable or not."""
-    return len(_rows(name, Path(folder) / LAYOUT[name][split][0]))
+    return len(_rows(name, Path(folder) / getattr(DATA_SETS[name], split)[0]))
 
 
-def _rows(name, path):
+def _rows(name: str, path: Path) -> list[dict]:
     if not path.is_file():
         raise UserError(
-            f"{path} is missing: get {name} from {SOURCES[name]}, unpack it and pass its folder as --data-dir"
+            f"{path} is missing: get {name} from {DATA_SETS[name].source}, unpack it and pass its folder as --data-dir"
             f" (the README shows the layout)."
         )
     try:
@@ -143,7 +175,7 @@ def tables(name: str, folder: str | Path, split: str) -> dict[str, dict]:
     """
     import exact_match
 
-    file = {"bird": f"{split}/{split}_tables.json", "ds1000": ""}.get(name, "tables.json")
+    file = DATA_SETS[name].tables.format(split=split)
     path = Path(folder) / file
     rows = _rows(name, path) if file and path.is_file() else []
     try:
@@ -162,7 +194,7 @@ def subset(questions: list[Question], limit: int, seed: int) -> list[Question]:
     return [questions[i] for i in chosen]
 
 
-def _question(index, row, databases):
+def _question(index: int, row: dict, databases: Path, comparison: str) -> Question:
     db_id = row["db_id"]
     return Question(
         index=index,
@@ -173,10 +205,11 @@ def _question(index, row, databases):
         evidence=(row.get("evidence") or "").strip(),
         question_id=row.get("question_id"),
         difficulty=row.get("difficulty", ""),
+        comparison=comparison,
     )
 
 
-def _problem(index, row):
+def _problem(index: int, row: dict) -> Question:
     """A DS-1000 problem. Its prompt is kept whole: it is text and code that the answer continues."""
     meta = row["metadata"]
     return Question(
@@ -185,196 +218,7 @@ def _problem(index, row):
     )  # fmt: skip
 
 
-def _some(names, most=4):
-    names = sorted(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-@contextmanager
-def _reading(database):
-    """A connection that cannot write; raises UserError where the file cannot be read as a SQLite database."""
-    try:
-        with closing(sqlite3.connect(f"{Path(database).absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
-            connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
-            yield connection
-    except sqlite3.DatabaseError as error:
-        raise UserError(f"{database} is not a readable SQLite file: {error}.")
-
-
-def _created(connection, kind):
-    """(name, CREATE statement) of each table or view, in the order of creation.
-
-    Left out are tables that SQLite makes by itself: its own, and those in which a virtual table keeps its rows.
-    """
-    shadows = {name for _, name, type_, *_ in connection.execute("PRAGMA table_list") if type_ == "shadow"}
-    rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = ? ORDER BY rowid", (kind,)).fetchall()
-    return [(name, sql) for name, sql in rows if name not in shadows and not name.lower().startswith("sqlite_")]
-
-
-@cache
-def has_rows(database: str) -> bool:
-    """Whether any table has a row. A table that this SQLite cannot read (its module is missing) has none to give."""
-    with _reading(database) as connection:
-        for name, _ in _created(connection, "table"):
-            quoted = name.replace('"', '""')
-            try:
-                if connection.execute(f'SELECT 1 FROM "{quoted}" LIMIT 1').fetchone():
-                    return True
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:  # the file is at fault, not the table's definition
-                    raise
-    return False
-
-
-@cache
-def schema(database: str) -> str:
-    """The database's own CREATE statements, tables and then views; run on an empty database they rebuild it.
-
-    A table's is one line without comments: few databases have any, and most of those switch off a line of the
-    statement. A view's stays as it was written, because SQLite names columns by the text of their expressions.
-    """
-    with _reading(database) as connection:
-        tables, views = _created(connection, "table"), _created(connection, "view")
-    return "\n".join([f"{sql_text.one_line(sql)};" for _, sql in tables] + [f"{sql}\n;" for _, sql in views])
-
-
-def prompt(question: Question) -> str:
-    """The zero-shot prompt: schema first and question last, so that a database's questions share their prefix."""
-    if question.language == "python":
-        return question.text
-    evidence = f"Hint: {question.evidence}\n" if question.evidence else ""
-    return (
-        "Write one SQLite query that answers the question. Reply with the query only.\n\n"
-        f"{schema(question.database)}\n\n{evidence}Question: {question.text}"
-    )
-
-
-# A template calls strftime_now(format) for today's date. Only texts can be handed to a template, not another
-# function, so this is put before it: the same function for the date whose parts are given as texts, {"%d": "26", …}.
-DATE_CODES = [f"%{sign}{letter}" for letter in "aAbBhdejmyYCDFGguUVwWxHIklMpPrRSTX%" for sign in ("", "-")]
-DAY_OF_TEMPLATE = (
-    "{%- macro strftime_now(format) -%}{%- set text = namespace(value=format) -%}"
-    "{%- for code, part in date_parts.items() -%}{%- set text.value = text.value.replace(code, part) -%}"
-    "{%- endfor -%}{{ text.value }}{%- endmacro %}\n"
-)
-
-
-def prompt_ids(question: Question, tokenizer, day: str | None = None) -> list[int]:
-    """The prompt's tokens: through the tokenizer's chat template where it has one, else followed by "SQL:".
-
-    What looks like a special token in the question or its schema is tokenised as plain text. `day` ("26 Jul 2024")
-    is the date that a template prints in place of today's, so that a run has the same prompts on every day.
-    Raises UserError where the tokenizer reads a special token even from plain text.
-    """
-    text = prompt(question)
-    if not tokenizer.chat_template:
-        text += "\n" if question.language == "python" else "\nSQL:\n"
-        plain = _plain_ids(text, tokenizer)
-        whole = tokenizer(text, split_special_tokens=True)["input_ids"]
-        # some tokenizers add an end token after the text: the answer comes before it
-        start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), len(whole))
-        return whole[: start + len(plain)]
-    if question.language == "python":
-        text = f"Complete the program. Reply with the missing code only, between <code> and </code>.\n\n{text}"
-    template = tokenizer.get_chat_template()
-    settings = {"enable_thinking": False}  # the answer is code from its first token on; most templates ignore it
-    if day is not None:
-        template = DAY_OF_TEMPLATE + template
-        date = datetime.strptime(day, "%d %b %Y")
-        settings |= {"date_string": day, "date_parts": {code: date.strftime(code) for code in DATE_CODES}}
-    try:
-        ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], chat_template=template, add_generation_prompt=True,
-            return_dict=False, sanitize_control_tokens=True, **settings,
-        )  # fmt: skip
-    except ValueError as error:
-        raise UserError(f"the prompt of question {question.index} cannot be made: {error}.")
-    if tokenizer.decode(ids[-16:]).rstrip().endswith("<think>"):  # a template that always opens it: close it
-        ids += _plain_ids("\n</think>\n\n", tokenizer)
-    return ids
-
-
-def code_ids(code: str, tokenizer) -> tuple[int, ...]:
-    """Code as an answer: its tokens and the end token."""
-    return (*_plain_ids(code, tokenizer), tokenizer.eos_token_id)
-
-
-def _plain_ids(text, tokenizer):
-    """Tokens of a text as it stands: none is added, and what looks like a special token is not one."""
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-
-
-# Where a query begins: at a fence, or at SELECT or WITH at the start of a line. A block comment may stand before
-# them, and comments of both forms between WITH and the name that it defines. What makes a beginning holds nothing
-# that could end a query (a semicolon, a fence, a blank line), or a text that has ended could get another beginning
-# when more of it comes. `++` and `*+` give nothing back: without them a text that only looks like a beginning could
-# take minutes.
-BLANK = r"\n[^\S\n]*\n"
-NOTE = rf"/\*(?:(?!\*/|```|{BLANK})[^;])*+\*/"
-GAP = rf"(?:(?:[^\S\n]|{NOTE})++(?:--(?:(?!```)[^;\n])*+)?+\n?+|\n)(?:[^\S\n]|{NOTE})*+"
-NAME = r"(?:\"[^\"`;\n]*\"|\[[^\]`;\n]*\]|`[^`;\n]+`|(?:(?!```|--|/\*)[^\s;(])++)"
-BEGIN = re.compile(
-    r"```(?!select\b|with\b)[a-z]*\n?|```"
-    rf"|^(?:[ \t(]|{NOTE}\n?)*+(?=select\b|with{GAP}(?:recursive{GAP})?{NAME}(?:{GAP})?(?:\(|as\b))",
-    re.IGNORECASE | re.MULTILINE,
-)
-# Where it ends: at a fence, a semicolon or a blank line outside quotes and comments. Two fences count even inside
-# them, because there they are Markdown's: one that starts a line, and one that ends the line of a `--` comment.
-LINE_FENCE = re.compile(r"^[ \t]*```", re.MULTILINE)
-END = re.compile(
-    rf"(?P<end>```|;|(?P<blank>{BLANK}))|{sql_text.QUOTED}|--(?:(?!```[ \t\r]*\n)[^\n])*|{sql_text.BLOCK_COMMENT}"
-)
-
-
-# DS-1000's official postprocessing: what stands between these, the first only where the answer begins with it
-TAGS = (("```python", "```"), ("<code>", "</code>"), ("", "</code>"), ("", "\nEND SOLUTION"))
-END_CHARACTERS = {";", "`", "\n"} | {end[-1] for _, end in TAGS}  # code can have ended only after one of these
-
-
-# what a model thinks before it answers; where it has not come to an end, there is no answer yet
-THOUGHT = re.compile(r"(?:\s*<think>(?s:.*?)(?:</think>(?:[^\S\n]*\n)*|\Z))+")
-
-
-def extract_code(text: str, language: str = "sql") -> str:
-    """The code inside a model's answer. Thinking at its beginning is skipped; while that is not closed, no code is there.
-
-    Python: DS-1000's official rule. SQL: from its first fence, SELECT or WITH to the next `;`, fence or blank line.
-
-    A blank line ends a bare query alone, not one inside a fence. Inside quotes and comments only a fence that starts
-    a line ends it, or one that ends a `--` comment's line. Without a beginning: all of it.
-    """
-    return _cut(text, language)[0]
-
-
-def code_ended(text: str, language: str = "sql") -> bool:
-    """True once nothing that follows could change `extract_code`: sampling stops here."""
-    return _cut(text, language)[1]
-
-
-def _cut(text, language):
-    thought = THOUGHT.match(text)
-    return (_cut_python if language == "python" else _cut_sql)(text[thought.end() :] if thought else text)
-
-
-def _cut_python(text):
-    ended = False
-    for start, end in TAGS:
-        begin = len(start) if text.startswith(start) else 0
-        stop = text.find(end, len(start))
-        ended = ended or stop >= 0
-        text = text[begin : stop if stop >= 0 else len(text)]
-    return text, ended
-
-
-def _cut_sql(text):
-    begin = BEGIN.search(text)
-    if not begin:
-        return text.strip(), False
-    fenced = begin.group().startswith("```")
-    start = begin.end() if fenced else begin.start()
-    fence = LINE_FENCE.search(text, start)
-    stop = fence.start() if fence else len(text)
-    for match in END.finditer(text, start, stop):
-        if match.group("end") and not (fenced and match.group("blank")):
-            return text[start : match.start()].strip(), True
-    return text[start:stop].strip(), bool(fence)
+def _some(names: set[str], most: int = 4) -> str:
+    """The first names, and how many more there are."""
+    ordered = sorted(names)
+    return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")

@@ -6,11 +6,18 @@ another one: it sends the code and the test input to the candidate and brings ba
 which `generate_test_case` computes, is never in the candidate's memory.
 
     verify.py --socket--> zygote (zygote.py): imports the libraries once, then forks one supervisor per worker
-                          supervisor: per program an empty folder, the deadline, the kill; it never reads the test
+                          supervisor: per program two empty folders, the deadline, the kill; it never reads the test
                           judge: forked per program; forks the candidate, and only then reads the test
                           candidate: forked before the test was read, behind the walls (walls.py)
 
-Only data travels from the candidate to the judge (transport.py). The judge stands behind the same walls.
+Only data travels from the candidate to the judge (transport.py). The judge stands behind the same walls. Each has a
+folder of its own: files that the test writes are sent to the candidate with its input, and none comes back. A test
+that reads a file reads its own, never one that a program has made to take over whoever unpickles or imports it. For
+the same reason a test may not unpickle a result that is more than plain data (`refuse_unpickling`).
+
+An exception in the program is an `error`, AssertionError too, also where the assertion is a line of the test's that
+stands around the answer: the program did not run to its end. An exception of the test, after that, is `wrong`. It is
+the same where both share a process (below): what is raised while the program runs is the program's.
 
 Some tests look at the state of the process instead of `result`: all of Matplotlib's, which ask for the current figure.
 Those, and inputs that cannot be sent, run whole in one process behind the walls. That is weaker: a hostile program can
@@ -31,6 +38,7 @@ import signal
 import sys
 import tempfile
 
+import emptiness
 import packing
 import sandbox
 import transport
@@ -74,8 +82,9 @@ def load(name: str) -> bool:
 
 def run_judge(verifier: int, report: int, nonce: str, head: dict, folder: str, strict: bool) -> None:
     """Fork the candidate, read the test, run it, report. Ends by `os._exit`, in `dying`."""
-    os.chdir(folder)
-    os.environ["HOME"] = os.environ["TMPDIR"] = tempfile.tempdir = folder
+    own, candidates = os.path.join(folder, "test"), os.path.join(folder, "program")
+    os.mkdir(candidates)
+    move_to(own)
     random.seed(SEED)  # a fork draws a new one
     for name in head["imports"]:  # what the context will have imported when the official program runs the answer
         if name.split(".")[0] in sys.modules or name.split(".")[0] not in LARGE:
@@ -85,14 +94,15 @@ def run_judge(verifier: int, report: int, nonce: str, head: dict, folder: str, s
     if candidate == 0:
         with dying():
             sandbox.die_with_parent(parent)
-            run_candidate(down[0], up[1], head, folder, strict)
+            move_to(candidates)
+            run_candidate(down[0], up[1], head["timeout"], candidates, own, strict)
     os.close(down[0])
     os.close(up[1])
     sandbox.send(report, json.dumps(["candidate", candidate]).encode())
     context, answer = json.loads(sandbox.receive(verifier))
     keep_only(report, down[1], up[0])
     try:
-        enclose(folder, head["timeout"], strict)
+        enclose(own, head["timeout"], strict)
         if (hello := sandbox.receive(up[0])) != READY:  # sent before the candidate has read a line of the program
             raise Rejected("infrastructure", (hello or b"the candidate did not start").decode())
         remote = Remote(down[1], up[0], candidate, torch="torch" in context)
@@ -111,9 +121,16 @@ def one_line(text: str) -> str:
     return " ".join(text.encode("utf-8", "replace").decode().split())[:300]
 
 
-def enclose(folder: str, seconds: float, strict: bool) -> None:
+def move_to(folder: str) -> None:
+    """Make it and work in it from now on."""
+    os.makedirs(folder, exist_ok=True)
+    os.chdir(folder)
+    os.environ["HOME"] = os.environ["TMPDIR"] = tempfile.tempdir = folder
+
+
+def enclose(folder: str, seconds: float, strict: bool, *readable: str) -> None:
     try:
-        walls.enclose(folder, seconds)
+        walls.enclose(folder, seconds, *readable)
     except OSError as error:
         if strict:
             raise Rejected("infrastructure", f"a wall could not be built: {error}") from None
@@ -158,7 +175,7 @@ def official(context: str, answer: str, execute, announce) -> tuple[str, str]:
 
 
 def needs_one_process(context: str) -> bool:
-    """Whether the test looks at more than `result`: at the current figure, at a file that the program wrote."""
+    """Whether the test looks at more than `result`: at the current figure or its file."""
     return "plt.gcf(" in context or "plt.gca(" in context or "output.png" in context
 
 
@@ -168,16 +185,21 @@ class Stage:
     def __init__(self, execute, announce):
         self.name, self.remote, self.announce = "context", execute, announce
         self.local, self.executed = False, False
+        self.expected = []  # the result that the test wants: one item, where the test is of the official shape
 
     def generate(self, function, number):
         self.name = "generate"
-        return function(number)
+        case = function(number)
+        self.expected = [case[1]] if type(case) is tuple and len(case) == 2 else []
+        return case
 
     def execute(self, code, names, *rest):
         if "test_input" not in names:  # the test's own use of exec
             return exec(code, names, *rest)
         self.name = "answer"
         first, self.executed = not self.executed, True
+        if first and not self.local:
+            refuse_unpickling(self)
         if not self.local and not self.remote(code, names):
             if not first:  # the first case decides: a program must not choose to be run beside the test
                 raise Rejected("error", "an input that cannot be sent, after one that could")
@@ -192,6 +214,34 @@ class Stage:
             if "result" not in names:
                 raise Rejected("error", "no result")
         self.name = "compare"
+        if self.expected and emptiness.differs(names["result"], self.expected[0]):
+            raise Rejected("wrong", "the result: a part without elements, where the expected result has some, or the reverse")
+
+
+def refuse_unpickling(stage: Stage) -> None:
+    """After a program has run beside it, the test makes no object of a pickle: it would run what the program wrote there.
+
+    Python tells its audit hooks whenever a pickle asks for a class or a function, whichever library reads it. The
+    judge's own unpickler (transport.py) does not ask, and plain data needs none.
+    """
+
+    def hook(event: str, _):
+        if event == "pickle.find_class" and stage.name in ("compare", "string") and not stage.local:
+            raise Rejected("denied", "the test unpickles more than plain data, which the program may have made")
+
+    sys.addaudithook(hook)
+
+
+def files_here() -> dict[str, bytes | None]:
+    """{path: contents, or None for a folder} of the files of the test."""
+    found: dict[str, bytes | None] = {}
+    for folder, folders, files in os.walk("."):
+        found |= dict.fromkeys(os.path.join(folder, name) for name in folders)
+        for name in files:
+            path = os.path.join(folder, name)
+            with open(path, "rb") as file:
+                found[path] = file.read()
+    return found
 
 
 class Remote:
@@ -203,7 +253,7 @@ class Remote:
     def execute(self, code: str, names: dict) -> bool:
         """Run the code there and fetch its `result`; False where the test input cannot be sent."""
         try:
-            request = packing.pack_input((code, names["test_input"], random_states(self.torch)))
+            request = packing.pack_input((code, names["test_input"], random_states(self.torch), files_here()))
         except MemoryError:  # an earlier result may have used it up
             raise Rejected("error", "out of memory") from None
         except Exception:
@@ -222,7 +272,7 @@ class Remote:
                 verdict, message = json.loads(reply[1:])
             except (ValueError, RecursionError):
                 verdict, message = None, None
-            if verdict not in ("error", "wrong", "denied") or type(message) is not str:
+            if verdict not in ("error", "denied") or type(message) is not str:  # what else it says, it may not say
                 verdict, message = "error", "not a result"
             raise Rejected(verdict, message)
         try:
@@ -265,28 +315,34 @@ def random_states(with_torch: bool) -> dict:
 # --- the candidate ----------------------------------------------------------------------------------------------------
 
 
-def run_candidate(down: int, up: int, head: dict, folder: str, strict: bool) -> None:
-    """Run code for the judge until the judge is gone."""
+def run_candidate(down: int, up: int, timeout: float, folder: str, tests: str, strict: bool) -> None:
+    """Run code for the judge until the judge is gone. It may read the folder of the test: an input may name a file there."""
     keep_only(down, up)
     sys.argv = [""]
     try:
-        enclose(folder, head["timeout"], strict)
+        enclose(folder, timeout, strict, tests)
     except Rejected as rejected:
         return sandbox.send(up, rejected.args[1].encode())
     sandbox.send(up, READY)
     while (request := sandbox.receive(down)) is not None:
-        code, test_input, states = pickle.loads(request)
+        code, test_input, states, files = pickle.loads(request)
         random.setstate(states["random"])
         if "numpy" in states:
             sys.modules["numpy"].random.set_state(states["numpy"])
         if "torch" in states:
             sys.modules["torch"].set_rng_state(states["torch"])
-        sandbox.send(up, reply_to(code, test_input))
+        sandbox.send(up, reply_to(code, test_input, files))
 
 
-def reply_to(code: str, test_input) -> bytes:
+def reply_to(code: str, test_input, files: dict) -> bytes:
     names = {"test_input": test_input}
     try:
+        for path, contents in files.items():
+            if contents is None:
+                os.makedirs(path, exist_ok=True)
+            else:
+                with open(path, "wb") as file:
+                    file.write(contents)
         exec(code, names)
         if "result" not in names:
             return b"E" + json.dumps(["error", "no result"]).encode()
@@ -299,7 +355,7 @@ def reply_to(code: str, test_input) -> bytes:
 
 
 def classify(error: BaseException) -> tuple[str, str]:
-    """An exception of the program: did a wall cause it?"""
+    """An exception of the program, whatever its type, is an error of the program; or a wall caused it."""
     cause, verdict = error, "error"
     for _ in range(10):
         if isinstance(cause, PermissionError):
@@ -307,8 +363,6 @@ def classify(error: BaseException) -> tuple[str, str]:
         cause = cause.__cause__ or cause.__context__
         if cause is None:
             break
-    if verdict == "error" and type(error) is AssertionError:
-        verdict = "wrong"  # some contexts assert beside the answer
     return verdict, f"{type(error).__name__}: {describe(error)}"
 
 

@@ -15,14 +15,14 @@ import base64
 import html
 import json
 import re
+import signal
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
-import cli
-
-if __name__ == "__main__":
-    cli.interruptible()
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # until data.run takes over: Ctrl-C while the libraries are imported ends it, without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import matplotlib
 import numpy as np
@@ -31,6 +31,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 import data
+import export_pairs
 from cli import UserError
 from eval import interval
 from run_folder import iterations, read_lines, read_seconds
@@ -326,28 +327,6 @@ def page(runs, figures: dict[str, Path]) -> str:
     )  # fmt: skip
 
 
-def export_pairs(folder: Path, path: Path) -> int:
-    """Every pair of the run as {"prompt", "chosen", "rejected"}, one a line, texts; returns how many.
-
-    The prompt has its chat template in it. Pairs without a rejected answer (objective sft) have none here either.
-    """
-    from policy import load_tokenizer
-
-    config = load_run(folder)["config"]
-    count = max(len(list(folder.glob(f"iter_*/{name}"))) for name in ("pairs.jsonl", "adapter"))
-    rows = [row for t in range(1, count + 1) for row in read_lines(folder / f"iter_{t}" / "pairs.jsonl")]
-    tokenizer, found = load_tokenizer(config["model"]), []
-    questions = {q.index: q for q in data.load(config["data"], config["data_dir"], "train")[0]}
-    for row in rows:
-        prompt = tokenizer.decode(data.prompt_ids(questions[row["question"]], tokenizer))
-        texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in row["answers"]]
-        for chosen, rejected in row["pairs"]:
-            pair = {"prompt": prompt, "chosen": texts[chosen]}
-            found.append(pair | ({} if rejected is None else {"rejected": texts[rejected]}))
-    path.write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in found), encoding="utf-8")
-    return len(found)
-
-
 NOT_A_METHOD = {"objective", "gold", "seed", "out", "data_dir", "python", "start", "code", "workers", "save_every",
                 "iterations", "min_gain", "device"}  # fmt: skip
 
@@ -430,7 +409,7 @@ def results(runs) -> dict:
 
 
 def main(argv=None):
-    parser = cli.flags(__doc__)
+    parser = data.flags(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders; details are of the first")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--pairs", type=Path, metavar="FILE", help="write the first run's preference pairs here instead")
@@ -438,9 +417,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     for flag, path in (("--pairs", args.pairs), ("--results", args.results)):
         if path:
-            cli.check_output(flag, path)
+            data.check_output(flag, path)
     if args.pairs:
-        print(f"{args.pairs}: {export_pairs(args.runs[0], args.pairs)} pairs")
+        print(export_pairs.export(args.runs[0], args.pairs))
         return
     runs = [load_run(folder) for folder in args.runs]
     if args.results:
@@ -459,4 +438,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    data.run(main)

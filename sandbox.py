@@ -132,6 +132,17 @@ class Child:
         return status
 
 
+def processor_seconds(pid: int) -> float:
+    """What a process has used of the processors: the time of all its threads together, also of those that
+    have ended, and of the children that it has collected."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()  # the name before it may hold anything
+    except OSError:  # it has been collected
+        return 0.0
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
 def remove(folder: str) -> None:
     """Delete a folder of any depth and with any rights: what lies two levels down is moved up, so nothing recurses."""
     prefix, number, busy = os.urandom(8).hex(), 0, True

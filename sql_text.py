@@ -2,8 +2,8 @@
 
 import re
 
-# A quote or comment that is never closed reaches to the end of the text. A backtick inside a name in backticks is
-# written twice; here `a``b` is read as two names side by side, which cover the same characters.
+# A quote or comment that is never closed reaches to the end of the text. A backtick inside a name in backticks
+# is written twice; here `a``b` is read as two names side by side, which cover the same characters.
 QUOTED = r"""'(?:[^']|'')*(?:'|\Z)|"(?:[^"]|"")*(?:"|\Z)|`[^`]*(?:`|\Z)|\[[^\]]*(?:\]|\Z)"""
 BLOCK_COMMENT = r"/\*(?s:.*?)(?:\*/|\Z)"
 COMMENT = rf"--[^\n]*|{BLOCK_COMMENT}"
@@ -12,5 +12,5 @@ TOKEN = re.compile(rf"{QUOTED}|{COMMENT}|{SPACE}+|\w+|(?s:.)")
 
 
 def one_line(statement: str) -> str:
-    """The statement without comments, every white space between its tokens one blank; quoted text stays as it is."""
+    """The statement without comments and with one blank where white space stands between tokens; quotes stay."""
     return re.sub(rf"({QUOTED})|(?:{SPACE}|{COMMENT})+", lambda match: match[1] or " ", statement).strip(" ")

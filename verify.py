@@ -51,10 +51,10 @@ COMPARISONS = ("spider", "spider_keep_distinct", "bird", "strict")
 
 # gold code is given at least this long: a slow machine must not make it look broken
 GOLD_SECONDS = {"sql": 30.0, "python": 120.0}
+BUSY = 1.5  # a timeout that took so many times its processor time by the clock may be the machine's fault
 GRACE = 0.25  # seconds after the deadline inside SQLite until the process is killed; all these are processor time
-NOT_JUDGED = "not judged:  "  # begins the message of what is no label; two spaces, which no program's message has
 WALL = 10  # a query that waits, for the processor or the disk, is killed after this many times as long
-WAITED = 1.2  # a query that took this many times its processor time ran on a machine that had other things to do
+NOT_JUDGED = "not judged:  "  # begins the message of what is no label; two spaces, which no program's message has
 KEPT_GOLD_BYTES, KEPT_VERDICTS = 256 << 20, 100_000
 
 
@@ -66,7 +66,10 @@ class Verdict:
 
     @property
     def ran(self) -> bool:
-        """Whether it executed; a text that is no query is wrong, but nothing of it ran."""
+        """Whether it executed to its end: `correct` and `wrong`. A text that is no query is wrong, but nothing of it ran.
+
+        An exception in a Python program, AssertionError too, is an `error`; a test that fails afterwards is `wrong`.
+        """
         return self.verdict in ("correct", "wrong") and self.message != NO_QUERY
 
     @property
@@ -88,7 +91,7 @@ class SqlJob:
 class PythonJob:
     context: str  # code_context of DS-1000: the test, with a place for the answer
     answer: str
-    timeout: float = 120.0  # the official limit
+    timeout: float = 120.0  # seconds of processor time, of all threads together; the official limit, by the clock
 
 
 class GoldError(ValueError):
@@ -110,6 +113,39 @@ def settled(future: Future) -> Verdict:
 # --- the parent's side ------------------------------------------------------------------------------------------------
 
 
+class Turns:
+    """Programs take their turn side by side, or one has it alone: then the others wait."""
+
+    def __init__(self):
+        self._changed = threading.Condition()
+        self._running, self._taken = 0, False
+
+    @contextlib.contextmanager
+    def together(self):
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken)
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def alone(self):
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken)
+            self._taken = True  # nobody starts any more
+            self._changed.wait_for(lambda: self._running == 0)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken = False
+                self._changed.notify_all()
+
+
 class Verifier:
     """A pool of workers with a memory: `with Verifier() as verifier: verdicts = verifier.run(jobs)`."""
 
@@ -122,8 +158,8 @@ class Verifier:
         for child in self.children:
             self._idle.put(child)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="verify")
+        self._turns = Turns()
         self._lock = threading.Lock()
-        self._turn = threading.Lock()  # to take a worker: a query that runs alone keeps it
         self._verdicts: OrderedDict[tuple, Future] = OrderedDict()
         self._golds: OrderedDict[tuple, Future] = OrderedDict()
         self._gold_bytes = 0
@@ -193,7 +229,13 @@ class Verifier:
 
     def _judge_python(self, job: PythonJob) -> Verdict:
         head = {"imports": imports_of(job.context), "timeout": job.timeout}
-        verdict, message, seconds = self.python.ask(head, [job.context, job.answer], job.timeout)
+        with self._turns.together():
+            verdict, message, seconds = self.python.ask(head, [job.context, job.answer], job.timeout)
+        if verdict == "timeout" and seconds > BUSY * job.timeout:
+            # It did not have a processor to itself for all of the time: it slept, or the machine was busy. Once
+            # more, while no other program of this pool runs.
+            with self._turns.alone():
+                verdict, message, seconds = self.python.ask(head, [job.context, job.answer], job.timeout)
         if verdict == "broken test":
             if any(f"No module named '{name.split('.')[0]}" in message for name in self.python.missing):
                 raise InfrastructureError(
@@ -253,24 +295,23 @@ class Verifier:
 
     def _ask(self, request, timeout) -> tuple[Verdict, bytes]:
         """The reply of an idle worker. A timeout on a machine that is busy is no verdict: the query runs again, alone."""
-        with self._turn:
-            child = self._idle.get()
+        with self._turns.together():
+            verdict, data, waited = self._exchange(request, timeout)
+        if verdict.verdict == "timeout" and waited:
+            with self._turns.alone():
+                verdict, data, _ = self._exchange(request, timeout)
+        return verdict, data
+
+    def _exchange(self, request, timeout) -> tuple[Verdict, bytes, bool]:
+        """The reply of an idle worker, and whether it had to wait for the processor or the disk."""
+        child = self._idle.get()
         try:
-            verdict, data, waited = self._exchange(child, request, timeout)
+            return self._reply(child, request, timeout)
         finally:
             self._idle.put(child)
-        if verdict.verdict != "timeout" or not waited:
-            return verdict, data
-        with self._turn:  # no other query begins, and those that run end first
-            children = [self._idle.get() for _ in self.children]
-            try:
-                return self._exchange(children[0], request, timeout)[:2]
-            finally:
-                for child in children:
-                    self._idle.put(child)
 
-    def _exchange(self, child, request, timeout) -> tuple[Verdict, bytes, bool]:
-        """One request to a worker, and whether it had to wait. If it dies it is asked once more: what comes again is real."""
+    def _reply(self, child, request, timeout) -> tuple[Verdict, bytes, bool]:
+        """As `_exchange`. A worker that dies is replaced and asked once more: what comes again is real."""
         # more for a big gold result, which travels through the pipe
         kill = timeout + GRACE + (len(request[-1]) / 20e6 if request[0] == "answer" else 0.1 * timeout)
         for _ in range(2):
@@ -293,7 +334,7 @@ class Verifier:
                 raise (Unreadable if verdict == "unreadable" else InfrastructureError)(message)
             if message == "out of memory":  # what it freed may be in pieces
                 child.stop()
-            return Verdict(verdict, message, seconds), data, time.monotonic() - started > WAITED * seconds
+            return Verdict(verdict, message, seconds), data, time.monotonic() - started > BUSY * seconds
         if -status in sandbox.CRASHES:
             return Verdict("crash", f"the worker died of signal {-status}"), b"", False
         raise InfrastructureError(f"a SQL worker died twice (exit status {status}; -9: the machine is out of memory)")

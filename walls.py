@@ -45,14 +45,17 @@ def is_strict() -> bool:
     return tier().startswith("strict")
 
 
-def enclose(folder: str, seconds: float) -> None:
-    """Put the calling process behind the walls for good. It must have one thread."""
+def enclose(folder: str, seconds: float, *readable: str) -> None:
+    """Put the calling process behind the walls for good. It must have one thread.
+
+    It may write in its folder alone, and read there, in the other folders that are named, and its libraries.
+    """
     limit(seconds)
     drop_capabilities()
     if LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "no_new_privs")
     if landlock_abi():
-        restrict_files(folder)
+        restrict_files(folder, *readable)
     if ARCHITECTURE:
         restrict_calls(os.getpid())
 
@@ -104,7 +107,7 @@ def landlock_abi() -> int:
     return max(0, LIBC.syscall(LANDLOCK_CREATE, None, 0, 1))
 
 
-def restrict_files(folder: str) -> None:
+def restrict_files(folder: str, *readable: str) -> None:
     abi = landlock_abi()
     handled = (1 << RIGHTS.get(abi, 16)) - 1
     # every right to files, every right to TCP ports (4), abstract sockets and signals (6): all denied but these below
@@ -127,7 +130,7 @@ def restrict_files(folder: str) -> None:
         if not path.startswith("/proc/self"):  # these stay open: the kernel forgets files of /proc that nobody holds
             os.close(fd)
 
-    for path in readable_paths():
+    for path in (*readable_paths(), *readable):
         allow(path, rights(READ_FILE, READ_DIR))
     for name in ("cmdline", "maps", "stat", "statm", "status"):  # TensorFlow aborts without the first
         allow(f"/proc/self/{name}", rights(READ_FILE))

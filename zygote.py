@@ -5,6 +5,11 @@ forks: one supervisor per worker. A supervisor gives each program an empty folde
 what no limit of the kernel counts (threads, files, the size of the folder), kills what is left and cleans up. It never
 reads a test, so no test of an earlier program is in the memory that a later one inherits.
 
+A deadline counts what judge and program have used of the processors, not the time on the clock: on a busy machine a
+good program takes long and uses little. The time of all threads is added up, so two busy threads reach the deadline in
+half the time. What sleeps, stops itself or waits for ever uses nothing; it ends at WALL times the deadline by the
+clock.
+
 Both sides are in this file: `Zygote` belongs to the main program, the rest runs under the interpreter given by --python.
 If the main program dies, the supervisors see the end of their socket, kill what runs, clean up and leave.
 """
@@ -48,7 +53,8 @@ VERDICTS = ("correct", "wrong", "error", "denied", "timeout", "crash", *NO_VERDI
 MAX_FOLDER = 256 << 20  # bytes in a program's folder, counted from outside
 MAX_FILES, MAX_PATH, MAX_THREADS = 2000, 2000, 128
 DISTURBED = "the program disturbed its judge"
-TICK = 0.05  # seconds between looks at a program's folder and threads
+TICK = 0.05  # seconds between looks at a program's folder, threads and time
+WALL = 4  # so many times its deadline a program may take by the clock
 # One thread each, also in libraries that ask the machine: a process with threads cannot be forked.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
                             "LOKY_MAX_CPU_COUNT", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1")
@@ -75,7 +81,10 @@ class Zygote:
         self.missing: list[str] = []  # libraries that the interpreter does not have
 
     def ask(self, head: dict, body: list[str], timeout: float) -> list:
-        """[one of VERDICTS, message, seconds] of a program. A supervisor that dies is no verdict: it is asked once more."""
+        """[one of VERDICTS, message, seconds by the clock] of a program that may use `timeout` seconds of processor time.
+
+        A supervisor that dies is no verdict: it is asked once more.
+        """
         if not self.allow_unsandboxed and not walls.is_strict():
             raise InfrastructureError(f"this machine has not all the walls that a hostile program needs ({walls.tier()}); "
                                       "--allow-unsandboxed runs Python answers without them")
@@ -89,7 +98,7 @@ class Zygote:
             if process is None:
                 break
             line = idle.get()
-            reply = self._exchange(line, (head, body), timeout + sandbox.START_SECONDS)
+            reply = self._exchange(line, (head, body), WALL * timeout + sandbox.START_SECONDS)
             if reply is not None:
                 idle.put(line)
                 return reply
@@ -331,7 +340,7 @@ def run_one(fd: int, head: dict, folder: str, strict: bool) -> tuple[str, str, f
     os.close(writer)
     pids, local = [judge], []
     try:
-        verdict, message = watch(reader, fd, nonce, pids, local, started + head["timeout"], folder)
+        verdict, message = watch(reader, fd, nonce, pids, local, head["timeout"], folder)
     finally:
         os.close(reader)
         for pid in pids:  # the judge first: nobody else collects the candidate before this process can
@@ -343,8 +352,6 @@ def run_one(fd: int, head: dict, folder: str, strict: bool) -> tuple[str, str, f
         verdict, message = "infrastructure", "killed from outside (is the machine out of memory?)"
         if used - own > walls.MEMORY >> 13:  # and rightly so: more than an eighth of what a program may have
             verdict, message = "error", "out of memory"
-    if verdict == "timeout":
-        message = message or f"longer than {head['timeout']:g} s"
     if local and verdict != "infrastructure":
         message = f"in one process: {message}"[:300].rstrip(": ")
     return verdict, message, time.monotonic() - started
@@ -357,15 +364,17 @@ def memory_of(pid: int) -> int:
     return 0
 
 
-def watch(reader: int, verifier: int, nonce: str, pids: list[int], local: list, deadline: float,
+def watch(reader: int, verifier: int, nonce: str, pids: list[int], local: list, timeout: float,
           folder: str) -> tuple[str, str]:
-    poll = select.poll()
+    end, poll = time.monotonic() + WALL * timeout, select.poll()
     poll.register(reader, select.POLLIN)
     poll.register(verifier, select.POLLRDHUP)
     while True:
-        left = deadline - time.monotonic()
+        if sum(map(sandbox.processor_seconds, pids)) >= timeout:
+            return "timeout", f"more than {timeout:g} s of processor time"
+        left = end - time.monotonic()
         if left <= 0:
-            return "timeout", ""
+            return "timeout", f"longer than {WALL * timeout:g} s, most of it asleep or waiting"
         events = dict(poll.poll(min(left, TICK) * 1000))
         if verifier in events:
             os.kill(pids[0], signal.SIGKILL)

@@ -5,10 +5,12 @@
 SQL: theirs is a new process per query, which opens the database and runs answer and gold. Python: theirs is a fresh interpreter
 in an empty folder per DS-1000 program. Both sides run as many at once as there are workers; cache hits are avoided on ours by
 a comment with a running number. For Python a third figure is the most that a warm interpreter could do: it forks for each
-program and runs it there, without judge, walls or deadline. The last line is JSON.
+program and runs it there, without judge, walls or deadline. The last line is JSON. What the programs leave in the
+temporary folder is removed at the end, also after an error.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -59,6 +61,21 @@ for program in programs:
             os._exit(0)
         os.waitpid(child, 0)
 """
+
+
+@contextlib.contextmanager
+def temporary_files():
+    """A temporary folder for this process and all that it starts, which goes with everything that is in it."""
+    outer = tempfile.tempdir, os.environ.get("TMPDIR")
+    with tempfile.TemporaryDirectory(prefix="codelutra-bench-") as folder:
+        tempfile.tempdir = os.environ["TMPDIR"] = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = outer[0]
+            os.environ.pop("TMPDIR")
+            if outer[1] is not None:
+                os.environ["TMPDIR"] = outer[1]
 
 
 def predictions(folder):
@@ -130,20 +147,24 @@ def forks_alone(args, programs):
     environment = {**os.environ, **zygote.ONE_THREAD, **zygote.QUIET}
     command = [args.python, "-s", "-c", FORKS_ALONE, str(Path(zygote.__file__).parent)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    running = [subprocess.Popen(command, env=environment, **pipes) for _ in range(args.workers)]
-    for i, process in enumerate(running):
-        process.stdin.write(json.dumps(programs[i :: args.workers]) + "\n")
-        process.stdin.flush()
-    for process in running:
-        while process.stdout.readline() != "ready\n":
-            assert process.poll() is None, "it ended while loading"
-    started = time.time()
-    for process in running:
-        process.stdin.write("go\n")
-        process.stdin.close()
-    for process in running:
-        process.wait()
-    return len(programs) / (time.time() - started)
+    with contextlib.ExitStack() as stack:
+        running = []
+        for _ in range(args.workers):
+            running.append(stack.enter_context(subprocess.Popen(command, env=environment, **pipes)))
+            stack.callback(running[-1].kill)  # after an error; by then it may have ended
+        for i, process in enumerate(running):
+            process.stdin.write(json.dumps(programs[i :: args.workers]) + "\n")
+            process.stdin.flush()
+        for process in running:
+            while process.stdout.readline() != "ready\n":
+                assert process.poll() is None, "it ended while loading"
+        started = time.time()
+        for process in running:
+            process.stdin.write("go\n")
+            process.stdin.close()
+        for process in running:
+            process.wait()
+        return len(programs) / (time.time() - started)
 
 
 def main():
@@ -156,9 +177,10 @@ def main():
     parser.add_argument("--quick", action="store_true", help="a tenth of the work")
     args = parser.parse_args()
     args.python = str(Path(args.python).absolute())
-    results = {"SQL queries": sql(args, 1000 if args.quick else 10_000)}
-    if args.ds1000:
-        results["DS-1000 programs"] = python(args, 80 if args.quick else 400)
+    with temporary_files():
+        results = {"SQL queries": sql(args, 1000 if args.quick else 10_000)}
+        if args.ds1000:
+            results["DS-1000 programs"] = python(args, 80 if args.quick else 400)
     print(f"{'':18}{'ours /s':>10}{'theirs /s':>11}{'ratio':>8}")
     for what, (ours, theirs) in results.items():
         print(f"{what:18}{ours:10.1f}{theirs:11.1f}{ours / theirs:8.1f}")

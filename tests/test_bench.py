@@ -1,13 +1,17 @@
 """The benches' own promises: whom they leave out, what their exit code says."""
 
+import argparse
 import gzip
 import json
+import os
+import subprocess
 import sys
+import tempfile
 
 import pytest
 from test_verify_cli import CONTEXT, strict
 
-from bench import agreement, ds1000_references
+from bench import agreement, ds1000_references, verification
 from verify import Verifier
 
 MISSING = CONTEXT.replace("return 7, 14", "return 7, open('/no/such/data.csv')")
@@ -60,3 +64,42 @@ def test_recorded_answers_may_hold_line_separators(tmp_path):
     row = {"answer": "SELECT '\u2028 \u0085 \x1e'"}
     (tmp_path / "rows.jsonl").write_text(2 * (json.dumps(row, ensure_ascii=False) + "\n"), encoding="utf-8")
     assert agreement.lines(tmp_path / "rows.jsonl") == [row, row]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_verification_leaves_no_temporary_files(tmp_path, monkeypatch, capsys, fails):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    leave = "import tempfile; print(tempfile.mkstemp()[1]); tempfile.mkdtemp()"
+
+    def leaving(*_):
+        tempfile.mkstemp()
+        path = subprocess.run([sys.executable, "-c", leave], capture_output=True, text=True, check=True).stdout.strip()
+        assert os.path.exists(path) and path.startswith(str(tmp_path))
+        return (1.0, 1.0) if not fails else 1 / 0
+
+    monkeypatch.setattr(verification, "sql", leaving)
+    monkeypatch.setattr(verification, "python", leaving)
+    monkeypatch.setattr(sys, "argv", ["x", "--official", ".", "--spider", ".", "--ds1000", "."])
+    if fails:
+        with pytest.raises(ZeroDivisionError):
+            verification.main()
+    else:
+        verification.main()
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["ratio"] == 1
+    assert os.listdir(tmp_path) == [] and tempfile.gettempdir() == os.environ["TMPDIR"] == str(tmp_path)
+
+
+def test_forks_alone_leaves_no_process(tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\nread line\necho ready\nread line\n")
+    fake.chmod(0o755)
+    started, popen = [], subprocess.Popen
+    args = argparse.Namespace(python=str(fake), workers=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+        assert verification.forks_alone(args, ["a", "b"]) > 0
+        patch.setattr(verification.json, "dumps", lambda programs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            verification.forks_alone(args, ["a", "b"])
+    assert len(started) == 4 and all(process.poll() is not None for process in started)

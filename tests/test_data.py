@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import sqlite3
 import time
@@ -70,10 +71,110 @@ def test_what_is_missing_is_a_user_error_that_names_it(copy, tmp_path):
         data.load("spider", copy, "dev")
 
 
-def test_a_database_that_is_not_sqlite_is_a_user_error(copy):
-    (copy / "database" / "pets" / "pets.sqlite").write_bytes(b"no database" * 100)
-    with pytest.raises(UserError, match="pets.sqlite"):
-        data.load("spider", copy, "train")
+def test_where_no_database_is_found_the_file_of_the_questions_and_the_folder_are_named(copy):
+    shutil.rmtree(copy / "database")
+    with pytest.raises(UserError) as error:
+        data.load("spider", copy, "dev")
+    assert str(error.value) == (
+        f"{copy / 'dev.json'} has no question with a usable database under {copy / 'database'}:"
+        " 6 questions: no database file, or an empty one (books, pets)."
+    )
+
+
+def overwritten(at, what):
+    def damage(raw):
+        return raw[:at] + what + raw[at + len(what) :]
+
+    return damage
+
+
+BROKEN = {
+    "a pointer in place of the file": lambda raw: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+    "text": lambda raw: b"no database" * 1000,
+    "cut off": lambda raw: raw[:-4096],
+    "no header": overwritten(0, bytes(100)),
+    "a page of zeros": overwritten(8192, bytes(4096)),
+    "a page of noise": overwritten(4096, random.Random(0).randbytes(4096)),
+    "the table's name is no text": lambda raw: raw.replace(b"CREATE TABLE book", b"CREATE\xffTABLE book"),
+    "a row's columns": lambda raw: raw.replace(b"\x05\x00\x15\x02\x07Dust", b"\x05\x00\xff\x02\x07Dust"),
+}
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_database_that_cannot_be_read_leaves_out_its_own_questions(fault, split, copy):
+    path = copy / "database" / "books" / "books.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE INDEX by_title ON book (title)")
+    whole = path.read_bytes()
+    path.write_bytes(BROKEN[fault](whole))
+    assert path.read_bytes() != whole
+    everything = json.loads((copy / data.LAYOUT["spider"][split][0]).read_text())
+    questions, (note,) = data.load("spider", copy, split)
+    assert [q.index for q in questions] == [i for i, row in enumerate(everything) if row["db_id"] == "pets"]
+    assert re.match(r"[36] questions: their database (is damaged|cannot be read): .*\(books\)$", note)
+
+
+def test_a_large_database_that_was_cut_off_is_noticed_without_reading_all_of_it(copy, monkeypatch):
+    monkeypatch.setattr(data, "CHECKED", 0)
+    path = copy / "database" / "pets" / "pets.sqlite"
+    path.write_bytes(path.read_bytes()[:-4096])
+    questions, notes = data.load("spider", copy, "dev")
+    assert {q.db_id for q in questions} == {"books"} and "cannot be read" in notes[0]
+
+
+@pytest.mark.parametrize("script", [
+    "CREATE TABLE t (a NOT NULL, b CHECK (nowhere(b)))",
+    "CREATE TABLE t (a, b AS (nowhere(a)))",
+    "CREATE TABLE t (a COLLATE nowhere); CREATE INDEX i ON t (a)",
+    "CREATE TABLE t (a INT PRIMARY KEY NOT NULL, b NOT NULL) WITHOUT ROWID",
+    "CREATE VIRTUAL TABLE t USING fts5(a)",
+    "CREATE TABLE t (a); CREATE VIEW v AS SELECT nowhere(b) FROM missing",
+])  # fmt: skip
+def test_a_database_that_can_be_read_in_part_is_not_damaged(script, copy):
+    path = copy / "database" / "books" / "books.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.create_function("nowhere", 1, lambda x: 1, deterministic=True)
+        connection.create_collation("nowhere", lambda x, y: (x > y) - (x < y))
+        connection.executescript(script)
+        connection.execute(f"INSERT INTO t {'VALUES (1, 2)' if 'b NOT' in script else '(a) VALUES (1)'}")
+        connection.execute("PRAGMA writable_schema = on")
+        connection.execute("UPDATE sqlite_master SET sql = replace(sql, 'price REAL', 'price REAL NOT NULL')")
+        connection.execute("UPDATE book SET price = NULL")
+        connection.commit()
+    for split, count in (("train", 12), ("dev", 6)):
+        questions, notes = data.load("spider", copy, split)
+        assert len(questions) == count and notes == []
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-journal"])
+@pytest.mark.parametrize("split, count", [("train", 6), ("dev", 3)])
+def test_a_database_that_was_not_closed_leaves_out_its_own_questions(suffix, split, count, copy):
+    beside = copy / "database" / "books" / f"books.sqlite{suffix}"
+    beside.touch()  # an empty one holds nothing
+    questions, notes = data.load("spider", copy, split)
+    assert len(questions) == 2 * count and notes == []
+    beside.write_bytes(b"x" * 512)
+    questions, notes = data.load("spider", copy, split)
+    assert {q.db_id for q in questions} == {"pets"}
+    fault = f"their database was not closed (there is a {suffix} file): open it once with sqlite3"
+    assert notes == [f"{count} questions: {fault} (books)"]
+
+
+def test_rows_that_are_in_the_wal_file_alone_are_not_missed(copy):
+    path = copy / "database" / "books" / "books.sqlite"
+    path.unlink()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript("CREATE TABLE book (id, title, year, price); PRAGMA wal_checkpoint")
+        connection.executescript("INSERT INTO book VALUES (1, 'Dust', 1999, 7.5)")
+        left = shutil.copytree(copy, copy.parent / "left")  # as its writer leaves it when it is killed
+    questions, notes = data.load("spider", left, "train")
+    assert {q.db_id for q in questions} == {"pets"} and "open it once with sqlite3" in notes[0]
+    with closing(sqlite3.connect(left / "database" / "books" / "books.sqlite")) as connection:
+        connection.execute("SELECT count(*) FROM book").fetchone()
+    questions, notes = data.load("spider", left, "train")  # the advice helps
+    assert len(questions) == 12 and notes == []
 
 
 def test_birds_layout_brings_evidence_and_question_id(spider, tmp_path):
@@ -186,15 +287,18 @@ def test_a_table_of_any_name_may_have_the_only_row(copy, table):
     assert len(questions) == 12 and notes == []
 
 
-def test_a_virtual_table_whose_module_is_missing_hides_no_other_table(tmp_path):
+def test_a_virtual_table_whose_module_is_missing_hides_no_other_table(copy):
+    path = copy / "database" / "books" / "books.sqlite"
+    path.unlink()
     make_database(
-        tmp_path / "a.sqlite",
+        path,
         """CREATE TABLE t (a); INSERT INTO t VALUES (1); PRAGMA writable_schema = on;
            INSERT INTO sqlite_master (rowid, type, name, tbl_name, rootpage, sql)
            VALUES (0, 'table', 'v', 'v', 0, 'CREATE VIRTUAL TABLE v USING nowhere(b)')""",
     )
-    assert data.has_rows(str(tmp_path / "a.sqlite"))
-    assert "CREATE TABLE t (a);" in data.schema(str(tmp_path / "a.sqlite"))
+    questions, notes = data.load("spider", copy, "train")
+    assert len(questions) == 12 and notes == []
+    assert data.schema(str(path)) == "CREATE VIRTUAL TABLE v USING nowhere(b);\nCREATE TABLE t (a);"
 
 
 def test_what_a_virtual_table_keeps_for_itself_is_no_row(tmp_path):

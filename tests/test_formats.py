@@ -1,15 +1,14 @@
-"""Others read what we write: PEFT loads the adapters, transformers the merged model, TRL the exported pairs."""
+"""Others read what we write: PEFT loads the adapters, transformers the merged model.
 
-import json
+TRL reads the exported pairs: test_export_pairs.py.
+"""
 
-import pytest
+import peft
 import torch
 from conftest import plain_logps
-from test_codelutra import command, finished  # noqa: F401 (a fixture)
 from transformers import AutoModelForCausalLM
 
 import lora
-import report
 from policy import load_policy
 from tree import Tree, answer_logps
 
@@ -31,7 +30,6 @@ def alone(model):
 
 
 def test_peft_loads_an_adapter_with_the_same_logits(folder, tmp_path):
-    peft = pytest.importorskip("peft")
     policy, logps = trained(folder)
     lora.save(policy.model, tmp_path / "adapter", folder)
     base = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
@@ -49,32 +47,3 @@ def test_transformers_loads_a_merged_model_with_the_same_logits(folder, tmp_path
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", attn_implementation="eager", dtype=torch.float32).eval()
     with torch.no_grad():
         torch.testing.assert_close(alone(model), logps, rtol=1e-5, atol=1e-4)
-
-
-@pytest.fixture(scope="module")
-def exported(finished, tmp_path_factory):  # noqa: F811
-    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
-    report.main([str(finished), "--pairs", str(path)])
-    return path
-
-
-def test_pairs_are_exported_as_text(exported, finished):  # noqa: F811
-    rows = [json.loads(line) for line in open(exported, encoding="utf-8")]
-    expected = sum(json.loads((finished / f"iter_{t}/pairs_summary.json").read_text())["pairs"] for t in (1, 2))
-    assert len(rows) == expected > 0
-    assert all(set(row) == {"prompt", "chosen", "rejected"} and "CREATE TABLE" in row["prompt"] for row in rows)
-    assert "SELECT count(*) FROM pet" in {row["chosen"] for row in rows}  # the gold code, as nothing else is right
-
-
-def test_trl_reads_the_exported_pairs(exported, folders, tmp_path):
-    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
-    from transformers import AutoTokenizer
-
-    rows = datasets.load_dataset("json", data_files=str(exported), split="train", cache_dir=str(tmp_path / "cache"))
-    settings = trl.DPOConfig(output_dir=str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=2, use_cpu=True,
-                             report_to=[], save_strategy="no", disable_tqdm=True)  # fmt: skip
-    tokenizer = AutoTokenizer.from_pretrained(folders["gpt2"])
-    tokenizer.pad_token = tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(folders["gpt2"])
-    result = trl.DPOTrainer(model, args=settings, train_dataset=rows, processing_class=tokenizer).train()
-    assert result.training_loss == pytest.approx(0.6931, abs=1e-3)  # ln 2: its reference is the model itself

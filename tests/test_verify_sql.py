@@ -315,14 +315,14 @@ def test_a_timeout_is_tried_once_more_only_where_the_query_had_to_wait(database,
     with Verifier(workers=2) as verifier:
         exchange, tries = verifier._exchange, []
 
-        def first_late(child, request, timeout):
+        def first_late(request, timeout):
             if request[0] != kind:
-                return exchange(child, request, timeout)
+                return exchange(request, timeout)
             tries.append(request)
             if len(tries) == 1:
                 return verify.Verdict("timeout", "slow"), b"", waited
-            assert verifier._idle.empty()  # it has all workers
-            return exchange(child, request, timeout)
+            assert verifier._turns._taken and not verifier._turns._running  # nothing runs beside it
+            return exchange(request, timeout)
 
         monkeypatch.setattr(verifier, "_exchange", first_late)
         future = (verifier.execute(database, "SELECT 1", 5.0) if kind == "alone" else
@@ -342,14 +342,14 @@ def test_second_tries_run_one_at_a_time_and_nothing_beside_them(database, monkey
     with Verifier(workers=3) as verifier:
         exchange = verifier._exchange
 
-        def watched(child, request, timeout):
+        def watched(request, timeout):
             again = request[2] in first
             with lock:
                 first.add(request[2])
                 running.append(again)
                 seen.append(list(running))
             try:
-                verdict, data, _ = exchange(child, request, timeout)
+                verdict, data, _ = exchange(request, timeout)
                 late = not again and int(request[2].split()[-1]) % 4 == 0
                 return (verify.Verdict("timeout"), b"", True) if late else (verdict, data, False)
             finally:

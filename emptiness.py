@@ -1,0 +1,163 @@
+"""A result without elements is equal only to a result without elements.
+
+`numpy.array([]) != 5` has no elements, so none of them says that the two differ, and many comparisons (of pandas and
+numpy, and every loop over the result) conclude that they are equal. A frame whose every cell is an empty array passes
+the official test of 125 of DS-1000's problems. So the judge looks at the result and at the expected result before the
+test does, side by side: wherever one has elements and the other has none, the answer is wrong, whatever the test says.
+"""
+
+import collections
+import sys
+import types
+
+import transport
+
+ATOMS = {int, float, complex, bool, str, bytes, type(None)}  # looked at first: most lists hold nothing else
+SEQUENCES = (list, tuple, set, frozenset, collections.deque, type({}.keys()), type({}.values()), type({}.items()))
+
+
+def differs(result, expected) -> bool:
+    """Whether some part of the result has no elements where the expected result has some, or the reverse.
+
+    Parts belong together by their place, or by their key in dictionaries. Where the two are built differently, so that
+    no places belong together, it is enough that both hold something without elements.
+    """
+    ours, theirs = all_parts(result), all_parts(expected)
+    if not any(part.holds_nothing for part in (*ours.values(), *theirs.values())):
+        return False
+    pairs, seen = [(result, expected)], set()
+    while pairs:
+        one, other = pairs.pop()
+        if (id(one), id(other)) in seen:
+            continue
+        seen.add((id(one), id(other)))
+        one, other = ours.get(id(one), SOMETHING), theirs.get(id(other), SOMETHING)
+        if one.nothing != other.nothing:
+            return True
+        if one.inside == [] or other.inside == []:
+            continue
+        together = matched(one, other)
+        if together is not None:
+            pairs += together
+        elif one.holds_nothing != other.holds_nothing:
+            return True
+    return False
+
+
+def all_parts(value) -> dict[int, "Part"]:
+    """The value and all that it holds by their identity, atoms apart; each object once, so that loops end."""
+    found, waiting = {}, [(value, False)]
+    while waiting:
+        value, looked_through = waiting.pop()
+        if looked_through:
+            part = found[id(value)]
+            inside = [found.get(id(one), SOMETHING) for one in part.inside or ()]
+            beside = [found.get(id(one), SOMETHING) for one in part.labels]
+            part.nothing = part.nothing and all(one.nothing for one in inside)
+            part.holds_nothing = part.holds_nothing or any(one.holds_nothing for one in (*inside, *beside))
+        elif type(value) not in ATOMS and id(value) not in found:
+            part = found[id(value)] = Part(value)
+            waiting.append((value, True))  # after all that it holds
+            waiting += [(one, False) for one in (*(part.inside or ()), *part.labels)]
+    return found
+
+
+def matched(one: "Part", other: "Part") -> list | None:
+    """The pairs of values that belong together; None where the two are built differently."""
+    ours, theirs = one.value, other.value
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return [(ours[key], theirs[key]) for key in ours] if ours.keys() == theirs.keys() else None
+    if isinstance(ours, (set, frozenset)) or isinstance(theirs, (set, frozenset)):
+        return None
+    if (one.inside is None) != (other.inside is None) or len(one.inside or ()) != len(other.inside or ()):
+        return None
+    return [*zip(one.inside or (), other.inside or ()), *zip(one.labels, other.labels)]
+
+
+def parts(value) -> list | None:
+    """What a container holds; [] where it has no elements.
+
+    None for what is not a container, and for a container whose elements can only be numbers, times, texts and the like.
+    """
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    if isinstance(value, SEQUENCES):
+        return list(value)
+    if isinstance(value, range):
+        return None if value else []
+    if (behind := transport.behind_iterator(value)) is not None:
+        return list(behind)
+    if isinstance(value, slice):
+        return [value.start, value.stop, value.step]
+    if type(value) is types.SimpleNamespace or type(getattr(value, "param_groups", None)) is list:  # an optimizer
+        return [value.defaults, value.param_groups]
+    for describe in (parts_numpy, parts_pandas, parts_sparse):
+        known, inside = describe(value)
+        if known:
+            return inside
+    return [] if has_no_size(value) else None
+
+
+def has_no_size(value) -> bool:
+    """An array, a frame or a tensor of any library."""
+    try:
+        return 0 in tuple(value.shape)
+    except (AttributeError, TypeError, ValueError):
+        return False
+
+
+def parts_numpy(value) -> tuple[bool, list | None]:
+    numpy = sys.modules.get("numpy")
+    if numpy is None or not isinstance(value, (numpy.ndarray, numpy.generic)):
+        return False, None
+    if value.size == 0 or value.dtype.kind == "V" and value.dtype.itemsize == 0:  # the second: records of nothing
+        return True, []
+    if value.dtype.kind != "O":
+        return True, None
+    return True, [value[()]] if value.ndim == 0 else list(numpy.asarray(value))  # a row of a matrix is one again
+
+
+def parts_sparse(value) -> tuple[bool, list | None]:
+    scipy = sys.modules.get("scipy.sparse")
+    if scipy is None or not scipy.issparse(value):
+        return False, None
+    if has_no_size(value):
+        return True, []
+    return True, list(value.tocoo().data) if value.dtype.kind == "O" else None
+
+
+def parts_pandas(value) -> tuple[bool, list | None]:
+    pandas = sys.modules.get("pandas")
+    if pandas is None:
+        return False, None
+    if isinstance(value, pandas.DataFrame):
+        return True, [value.iloc[:, place].array for place in range(value.shape[1])] if value.size else []
+    if isinstance(value, pandas.MultiIndex):
+        return True, [value.get_level_values(level) for level in range(value.nlevels)] if len(value) else []
+    if isinstance(value, (pandas.Series, pandas.Index)):
+        value = value.array
+    if not isinstance(value, pandas.api.extensions.ExtensionArray):
+        return False, None
+    if len(value) == 0:
+        return True, []
+    return True, list(value) if value.dtype.kind == "O" else None  # the kind of categories, too, and of sparse objects
+
+
+def labels(value) -> list:
+    """The names beside the elements of a series or a frame."""
+    pandas = sys.modules.get("pandas")
+    if pandas is not None and isinstance(value, pandas.DataFrame):
+        return [value.index, value.columns]
+    return [value.index] if pandas is not None and isinstance(value, pandas.Series) else []
+
+
+class Part:
+    """One thing in a result: a number, a list, a column, a whole frame…"""
+
+    def __init__(self, value):
+        self.value, self.inside, self.labels = value, parts(value), labels(value)
+        self.nothing = self.inside is not None  # it has no element, however deep: [] and [[], []], but not 0 or None
+        self.holds_nothing = self.inside == []  # it is nothing, or something in it or beside it is
+
+
+SOMETHING = Part(0)

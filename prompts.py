@@ -1,0 +1,154 @@
+"""Question → prompt → tokens, and a model's answer → the code inside it."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Any
+
+import sql_text
+from cli import UserError
+from data import Question
+from database import schema
+
+
+def prompt(question: Question) -> str:
+    """The zero-shot prompt: schema first and question last, so that a database's questions share their prefix."""
+    if question.language == "python":
+        return question.text
+    evidence = f"Hint: {question.evidence}\n" if question.evidence else ""
+    return (
+        "Write one SQLite query that answers the question. Reply with the query only.\n\n"
+        f"{schema(question.database)}\n\n{evidence}Question: {question.text}"
+    )
+
+
+# A template calls strftime_now(format) for today's date. Only texts can be handed to a template, not another
+# function, so this is put before it: the same function for the date whose parts are given as texts, {"%d": "26", …}.
+DATE_CODES = [f"%{sign}{letter}" for letter in "aAbBhdejmyYCDFGguUVwWxHIklMpPrRSTX%" for sign in ("", "-")]
+DAY_OF_TEMPLATE = (
+    "{%- macro strftime_now(format) -%}{%- set text = namespace(value=format) -%}"
+    "{%- for code, part in date_parts.items() -%}{%- set text.value = text.value.replace(code, part) -%}"
+    "{%- endfor -%}{{ text.value }}{%- endmacro %}\n"
+)
+
+
+def prompt_ids(question: Question, tokenizer: Any, day: str | None = None) -> list[int]:
+    """The prompt's tokens: through the tokenizer's chat template where it has one, else followed by "SQL:".
+
+    What looks like a special token in the question or its schema is tokenised as plain text. `day` ("26 Jul 2024")
+    is the date that a template prints in place of today's, so that a run has the same prompts on every day.
+    Raises UserError where the tokenizer reads a special token even from plain text.
+    """
+    text = prompt(question)
+    if not tokenizer.chat_template:
+        text += "\n" if question.language == "python" else "\nSQL:\n"
+        plain = _plain_ids(text, tokenizer)
+        whole = tokenizer(text, split_special_tokens=True)["input_ids"]
+        # some tokenizers add an end token after the text: the answer comes before it
+        start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), len(whole))
+        return whole[: start + len(plain)]
+    if question.language == "python":
+        text = f"Complete the program. Reply with the missing code only, between <code> and </code>.\n\n{text}"
+    template = tokenizer.get_chat_template()
+    settings = {"enable_thinking": False}  # the answer is code from its first token on; most templates ignore it
+    if day is not None:
+        template = DAY_OF_TEMPLATE + template
+        date = datetime.strptime(day, "%d %b %Y")
+        settings |= {"date_string": day, "date_parts": {code: date.strftime(code) for code in DATE_CODES}}
+    try:
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], chat_template=template, add_generation_prompt=True,
+            return_dict=False, sanitize_control_tokens=True, **settings,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(f"the prompt of question {question.index} cannot be made: {error}.")
+    if tokenizer.decode(ids[-16:]).rstrip().endswith("<think>"):  # a template that always opens it: close it
+        ids += _plain_ids("\n</think>\n\n", tokenizer)
+    return ids
+
+
+def code_ids(code: str, tokenizer: Any) -> tuple[int, ...]:
+    """Code as an answer: its tokens and the end token."""
+    return (*_plain_ids(code, tokenizer), tokenizer.eos_token_id)
+
+
+def _plain_ids(text: str, tokenizer: Any) -> list[int]:
+    """Tokens of a text as it stands: none is added, and what looks like a special token is not one."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+# Where a query begins: at a fence, or at SELECT or WITH at the start of a line. A block comment may stand before
+# them, and comments of both forms between WITH and the name that it defines. What makes a beginning holds nothing
+# that could end a query (a semicolon, a fence, a blank line), or a text that has ended could get another beginning
+# when more of it comes. `++` and `*+` give nothing back: without them a text that only looks like a beginning could
+# take minutes.
+BLANK = r"\n[^\S\n]*\n"
+NOTE = rf"/\*(?:(?!\*/|```|{BLANK})[^;])*+\*/"
+GAP = rf"(?:(?:[^\S\n]|{NOTE})++(?:--(?:(?!```)[^;\n])*+)?+\n?+|\n)(?:[^\S\n]|{NOTE})*+"
+NAME = r"(?:\"[^\"`;\n]*\"|\[[^\]`;\n]*\]|`[^`;\n]+`|(?:(?!```|--|/\*)[^\s;(])++)"
+BEGIN = re.compile(
+    r"```(?!select\b|with\b)[a-z]*\n?|```"
+    rf"|^(?:[ \t(]|{NOTE}\n?)*+(?=select\b|with{GAP}(?:recursive{GAP})?{NAME}(?:{GAP})?(?:\(|as\b))",
+    re.IGNORECASE | re.MULTILINE,
+)
+# Where it ends: at a fence, a semicolon or a blank line outside quotes and comments. Two fences count even inside
+# them, because there they are Markdown's: one that starts a line, and one that ends the line of a `--` comment.
+LINE_FENCE = re.compile(r"^[ \t]*```", re.MULTILINE)
+END = re.compile(
+    rf"(?P<end>```|;|(?P<blank>{BLANK}))|{sql_text.QUOTED}|--(?:(?!```[ \t\r]*\n)[^\n])*|{sql_text.BLOCK_COMMENT}"
+)
+
+
+# DS-1000's official postprocessing: what stands between these, the first only where the answer begins with it
+TAGS = (("```python", "```"), ("<code>", "</code>"), ("", "</code>"), ("", "\nEND SOLUTION"))
+END_CHARACTERS = {";", "`", "\n"} | {end[-1] for _, end in TAGS}  # code can have ended only after one of these
+
+
+# what a model thinks before it answers; where it has not come to an end, there is no answer yet
+THOUGHT = re.compile(r"(?:\s*<think>(?s:.*?)(?:</think>(?:[^\S\n]*\n)*|\Z))+")
+
+
+def extract_code(text: str, language: str = "sql") -> str:
+    """The code inside a model's answer. Thinking at its beginning is skipped; while that is not closed, no code is there.
+
+    Python: DS-1000's official rule. SQL: from its first fence, SELECT or WITH to the next `;`, fence or blank line.
+
+    A blank line ends a bare query alone, not one inside a fence. Inside quotes and comments only a fence that starts
+    a line ends it, or one that ends a `--` comment's line. Without a beginning: all of it.
+    """
+    return _cut(text, language)[0]
+
+
+def code_ended(text: str, language: str = "sql") -> bool:
+    """True once nothing that follows could change `extract_code`: sampling stops here."""
+    return _cut(text, language)[1]
+
+
+def _cut(text: str, language: str) -> tuple[str, bool]:
+    thought = THOUGHT.match(text)
+    return (_cut_python if language == "python" else _cut_sql)(text[thought.end() :] if thought else text)
+
+
+def _cut_python(text: str) -> tuple[str, bool]:
+    ended = False
+    for start, end in TAGS:
+        begin = len(start) if text.startswith(start) else 0
+        stop = text.find(end, len(start))
+        ended = ended or stop >= 0
+        text = text[begin : stop if stop >= 0 else len(text)]
+    return text, ended
+
+
+def _cut_sql(text: str) -> tuple[str, bool]:
+    begin = BEGIN.search(text)
+    if not begin:
+        return text.strip(), False
+    fenced = begin.group().startswith("```")
+    start = begin.end() if fenced else begin.start()
+    fence = LINE_FENCE.search(text, start)
+    stop = fence.start() if fence else len(text)
+    for match in END.finditer(text, start, stop):
+        if match.group("end") and not (fenced and match.group("blank")):
+            return text[start : match.start()].strip(), True
+    return text[start:stop].strip(), bool(fence)
