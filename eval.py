@@ -74,8 +74,8 @@ def usable(questions: list[Question], verifier: Verifier, comparison: str, timeo
 
 def with_rows(questions: list[Question], verifier: Verifier, comparison: str, timeout: float) -> list[Question]:
     """Usable questions without those whose gold query gives no rows: any query that gives none would be right."""
-    empty = lambda q: q.language == "sql" and verifier.gold_is_empty(job(q, q.gold, comparison, timeout))  # noqa: E731
-    return [q for q in questions if not empty(q)]
+    asked = [(q, SqlJob(q.database, q.gold, q.gold, comparison, timeout)) for q in questions]
+    return [q for q, gold in asked if q.language == "python" or not verifier.gold_is_empty(gold)]
 
 
 def scores(questions: list[Question], codes: list[str], verdicts: list[Verdict], tables: dict | None = None) -> Scores:
