@@ -261,6 +261,11 @@ def test_the_kill_does_not_depend_on_what_the_parent_does_with_signals(database)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+def test_a_deadline_may_be_beyond_all_times(verifier, database):
+    for timeout in (1e12, 1e300):
+        assert verifier.run([SqlJob(database, "SELECT 1", "SELECT 1", timeout=timeout)])[0].verdict == "correct"
+
+
 HEAVY = "SELECT count(*) FROM big a, big b WHERE a.x + b.x > {}"  # 0.2 s
 
 
