@@ -33,6 +33,7 @@ from eval import interval, read_predictions
 from judging import job, usable
 from loss import preference_accuracy
 from policy import load_policy
+from prompts import code_ids, extract_code
 from run_folder import iterations, read_lines
 from sample import SamplingParams, sample
 from tree import Tree, answer_logps
@@ -50,17 +51,17 @@ def pass_at_k(right: list[int], n: int) -> dict[int, np.ndarray]:
 
 def passes(args, policy, questions, verifier):
     """Draw answers at temperature 1, verify them → pass@k. A question that the model cannot read has no right answer."""
-    comparison, timeout = data.COMPARISON[args.data], data.TIMEOUT[args.data]
+    timeout = data.DATA_SETS[args.data].timeout
     by_index, running = {q.index: q for q in questions}, []
     if args.adapter:
         lora.load(policy.model, args.adapter)
-    room = policy.max_positions - data.MAX_NEW[args.data]
+    room = policy.max_positions - data.DATA_SETS[args.data].max_new
     fitting = [q for q in questions if len(policy.prompt_ids(q)) <= room]
-    params = SamplingParams(args.answers, data.MAX_NEW[args.data], seed=args.seed)
+    params = SamplingParams(args.answers, data.DATA_SETS[args.data].max_new, seed=args.seed)
     for unit in sample(policy, fitting, params, progress="answers"):
         for a in unit:
             q = by_index[a.question]
-            running.append((q.index, verifier.submit(job(q, data.extract_code(a.text, q.language), comparison, timeout))))
+            running.append((q.index, verifier.submit(job(q, extract_code(a.text, q.language), timeout))))
     right = dict.fromkeys(by_index, 0)
     for index, future in running:
         right[index] += settled(future).verdict == "correct"
@@ -75,7 +76,7 @@ def answer_scores(policy, questions, codes: list[list[str]], progress: str) -> l
     """log π(code|x), summed and per token, of each code with its end token: for each question an array (codes, 2)."""
     found = []
     for q, texts in tqdm(list(zip(questions, codes)), desc=progress, unit="question", dynamic_ncols=True):
-        ids = [data.code_ids(c, policy.tokenizer) for c in texts]
+        ids = [code_ids(c, policy.tokenizer) for c in texts]
         with policy.autocast():
             tree = Tree([policy.prompt_ids(q)], [ids], policy.device)
             logps = answer_logps(policy.model, tree).cpu().double().numpy()
@@ -93,11 +94,12 @@ def preferences(args, policy, questions, verifier, systems):
     for q in questions:
         room = policy.max_positions - len(policy.prompt_ids(q))
         texts = sorted({s[q.index].strip() for s in systems if q.index in s} - {""})
-        answers.append([c for c in texts if len(data.code_ids(c, policy.tokenizer)) <= room])
+        answers.append([c for c in texts if len(code_ids(c, policy.tokenizer)) <= room])
         long += len(texts) - len(answers[-1])
     if long:
         print(f"{long} answers are longer than the model can read, and left out")
-    jobs = [job(q, c, data.COMPARISON[args.data], data.TIMEOUT[args.data]) for q, of in zip(questions, answers) for c in of]
+    timeout = data.DATA_SETS[args.data].timeout
+    jobs = [job(q, code, timeout) for q, codes in zip(questions, answers) for code in codes]
     bar = tqdm(total=len(jobs), desc="executing", unit="answer", dynamic_ncols=True)
     verdicts = iter(verifier.run(jobs, progress=bar.update))
     bar.close()
@@ -188,7 +190,7 @@ def main(argv=None):
         command = commands.add_parser(name, help=help, allow_abbrev=False)
         command.add_argument("--model", default="smollm2", help="hub id, folder, .gguf file, or smollm2")
         command.add_argument("--adapter", help="folder of a LoRA adapter (default: the base model)")
-        command.add_argument("--data", default="shop", choices=sorted(data.LAYOUT), help="data set")
+        command.add_argument("--data", default="shop", choices=sorted(data.DATA_SETS), help="data set")
         command.add_argument("--data-dir", help="its folder (default data/NAME)")
         command.add_argument("--limit", type=int, default=0, help="this many held-out questions, chosen by --seed (0: all)")
         command.add_argument("--seed", type=int, default=0, help="seed of the choice of questions and of the draws")
@@ -215,7 +217,7 @@ def main(argv=None):
         lora.read(args.adapter)  # a wrong one is noticed before the model is loaded
     policy = load_policy(args.model)
     with Verifier(args.workers, args.python, args.allow_unsandboxed) as verifier:
-        kept, failing = usable(questions, verifier, data.COMPARISON[args.data], data.TIMEOUT[args.data], "gold code")
+        kept, failing = usable(questions, verifier, data.DATA_SETS[args.data].timeout, "gold code")
         for note in notes + failing:
             print(f"left out: {note}", file=sys.stderr)
         if not kept:

@@ -40,6 +40,7 @@ from eval import Evaluation, PolicyScores, evaluate
 from judging import job
 from pairs import QuestionPairs, make_pairs
 from policy import Policy, load_policy, locate
+from prompts import extract_code
 from questions import Splits
 from refine import batches, reference_logps, refine
 from run_folder import check_settings, commit, indented, lock, missing, part, write, write_settings
@@ -124,10 +125,10 @@ class Execution:
         self.count += len(answers)
 
     def _execute(self, question: Question, answer: Answer) -> Future:
-        code, timeout = data.extract_code(answer.text, question.language), self.config.timeout
+        code, timeout = extract_code(answer.text, question.language), self.config.timeout
         if self.config.criterion == "executable" and question.language == "sql":
             return self.verifier.execute(question.database, code, timeout)  # no gold is involved
-        return self.verifier.submit(job(question, code, data.COMPARISON[self.config.data], timeout))
+        return self.verifier.submit(job(question, code, timeout))
 
     def verdicts(self) -> list[Verdict]:
         """Wait for all; one verdict for each answer, in the order in which they were started."""
@@ -168,7 +169,7 @@ def score(config: Config, policy: Policy, splits: Splits, verifier: Verifier, t:
     """π_t's greedy answers on the validation slice, which decides, and on the dev split, which is reported."""
     return [
         evaluate(
-            policy, split, verifier, name, data.COMPARISON[config.data], config.timeout, config.max_new,
+            policy, split, verifier, name, config.timeout, config.max_new,
             config.batch_tokens, progress=f"π_{t} on {name}",
             tables=data.tables(config.data, config.data_dir, "dev" if name == "dev" else "train"),
         )

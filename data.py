@@ -12,6 +12,7 @@ import json
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cli import UserError
 from database import fault
@@ -69,7 +70,7 @@ class DataSet:
         return {"max_new": self.max_new, "timeout": self.timeout, **self.settings}
 
 
-SPIDER = {"train": ("train_spider.json", "database"), "dev": ("dev.json", "database"), "tables": "tables.json"}
+SPIDER: dict[str, Any] = {"train": ("train_spider.json", "database"), "dev": ("dev.json", "database"), "tables": "tables.json"}
 DATA_SETS = {
     "spider": DataSet(source="https://yale-lily.github.io/spider", **SPIDER, comparison="spider"),
     "bird": DataSet(

@@ -28,6 +28,7 @@ from cli import UserError
 from data import Question
 from exact_match import exact_match, hardness
 from judging import job, usable
+from prompts import extract_code
 from verify import VERDICTS, GoldError, InfrastructureError, Verdict, Verifier
 
 if TYPE_CHECKING:  # scoring a file of predictions needs no torch
@@ -128,7 +129,7 @@ def greedy(
     fitting = [q for q in questions if len(policy.prompt_ids(q)) <= room]
     params = SamplingParams(answers=1, max_new=max_new, temperature=0, batch_tokens=batch_tokens)
     text = {a.question: a.text for batch in sample(policy, fitting, params, progress=progress) for a in batch}
-    return [data.extract_code(text.get(q.index, ""), q.language) for q in questions]
+    return [extract_code(text.get(q.index, ""), q.language) for q in questions]
 
 
 def evaluate(
@@ -136,7 +137,6 @@ def evaluate(
     questions: list[Question],
     verifier: Verifier,
     split: str,
-    comparison: str,
     timeout: float = 10.0,
     max_new: int = 128,
     batch_tokens: int = 32768,
@@ -147,7 +147,7 @@ def evaluate(
     import ranks
 
     codes = greedy(policy, questions, max_new, batch_tokens, progress)
-    jobs = [job(q, code, comparison, timeout) for q, code in zip(questions, codes)]
+    jobs = [job(q, code, timeout) for q, code in zip(questions, codes)]
     verdicts = ranks.share_work(jobs, verifier.run)
     return Evaluation(split, questions, codes, verdicts, scores(questions, codes, verdicts, tables))
 
@@ -298,7 +298,7 @@ def answers_of_json_lines(lines: list[str], path: Path, questions: list[Question
 
 def main(argv=None):
     parser = cli.flags(__doc__)
-    parser.add_argument("--data", default="shop", choices=sorted(data.LAYOUT), help="data set (default shop)")
+    parser.add_argument("--data", default="shop", choices=sorted(data.DATA_SETS), help="data set (default shop)")
     parser.add_argument("--data-dir", help="its folder (default data/NAME)")
     parser.add_argument("--split", default="dev", choices=("train", "dev"), help="default dev")
     parser.add_argument("--limit", type=int, default=0, help="score this many questions, chosen by --seed (0: all)")
@@ -317,8 +317,8 @@ def main(argv=None):
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     parser.add_argument("--out", type=Path, help="write one JSON line per question here")
     args = parser.parse_args(argv)
-    args.max_new = data.MAX_NEW[args.data] if args.max_new is None else args.max_new
-    args.timeout = data.TIMEOUT[args.data] if args.timeout is None else args.timeout
+    args.max_new = data.DATA_SETS[args.data].max_new if args.max_new is None else args.max_new
+    args.timeout = data.DATA_SETS[args.data].timeout if args.timeout is None else args.timeout
     for name in ("max_new", "batch_tokens", "timeout", "workers"):
         if not 0 < getattr(args, name) < math.inf:
             parser.error(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}")
@@ -335,7 +335,8 @@ def main(argv=None):
     total = data.count(args.data, folder, args.split)
     total_left_out = total - len(questions) if args.data != "ds1000" else 0  # one file holds both of its halves
     tables = data.tables(args.data, folder, args.split)
-    comparison = args.comparison or data.COMPARISON[args.data]
+    if args.comparison:
+        questions = [dataclasses.replace(q, comparison=args.comparison) for q in questions]
     if args.predictions:
         predictions = read_predictions(args.predictions, questions, total)
         missing = sum(q.index not in predictions for q in questions)
@@ -352,20 +353,20 @@ def main(argv=None):
             lora.load(policy.model, args.adapter)
     questions = data.subset(questions, args.limit, args.seed)
     with Verifier(args.workers, args.python, args.allow_unsandboxed) as verifier:
-        kept, failing = usable(questions, verifier, comparison, args.timeout, "gold code")
+        kept, failing = usable(questions, verifier, args.timeout, "gold code")
         for note in notes + failing:
             print(f"left out: {note}", file=sys.stderr)
         if args.predictions:
             codes = [predictions.get(q.index, "") for q in kept]
             bar = tqdm(total=len(kept), desc="verify", unit="query", disable=None)
             verdicts = verifier.run(
-                [job(q, c, comparison, args.timeout) for q, c in zip(kept, codes)], progress=bar.update
+                [job(q, c, args.timeout) for q, c in zip(kept, codes)], progress=bar.update
             )
             bar.close()
             result = scores(kept, codes, verdicts, tables)
         else:
             made = evaluate(
-                policy, kept, verifier, args.split, comparison, args.timeout, args.max_new, args.batch_tokens,
+                policy, kept, verifier, args.split, args.timeout, args.max_new, args.batch_tokens,
                 "answering", tables,
             )  # fmt: skip
             result, codes, verdicts = made.scores, made.codes, made.verdicts

@@ -20,9 +20,10 @@ import dataclasses
 import json
 from pathlib import Path
 
-import data
-from data import Question, UserError
-from run_folder import read_lines, whole
+import prompts
+from cli import UserError
+from data import Question
+from run_folder import read_lines
 
 JOIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"  # the chat template of every pair
 
@@ -42,7 +43,7 @@ def export(folder: Path, path: Path) -> str:
     tokenizer = load_tokenizer(config["model"])
     lines, left_out = [], 0
     for row in rows:
-        prompt_ids = data.prompt_ids(questions[row["question"]], tokenizer)
+        prompt_ids = prompts.prompt_ids(questions[row["question"]], tokenizer, config.get("day"))
         prompt, answers = as_messages(tokenizer, prompt_ids, row["answers"])
         for chosen, rejected in row["pairs"]:
             pair = {"prompt": prompt, "chosen": answers[chosen]}
@@ -127,14 +128,10 @@ def train_questions(folder: Path, config: dict) -> dict[int, Question]:
 
     Raises UserError where the data have changed since: the prompts would be others.
     """
-    from settings import Config, digest, load_questions
+    import questions
+    from settings import Config
 
     fields = {f.name for f in dataclasses.fields(Config)}
-    splits, _ = load_questions(Config(**{k: v for k, v in config.items() if k in fields}))
-    path = folder / "questions.json"
-    if path.exists():
-        with whole(path):
-            known = dict(json.loads(path.read_text(encoding="utf-8"))).get("digest")
-        if known not in (None, digest(splits)):  # None: the run is older than the digest
-            raise UserError(f"the data have changed since {folder} was made: its prompts were others.")
-    return {q.index: q for q in splits[0]}
+    splits, _ = questions.load(Config(**{k: v for k, v in config.items() if k in fields}))
+    questions.check(folder, splits)
+    return {q.index: q for q in splits.train}

@@ -8,15 +8,15 @@ from data import Question
 from verify import GOLD_SECONDS, GoldError, PythonJob, SqlJob, Unreadable, Verifier
 
 
-def job(question: Question, code: str, comparison: str, timeout: float) -> SqlJob | PythonJob:
+def job(question: Question, code: str, timeout: float) -> SqlJob | PythonJob:
     """What the verifier needs to judge `code` as an answer to the question."""
     if question.language == "python":
         return PythonJob(question.context, code, timeout)
-    return SqlJob(question.database, question.gold, code, comparison, timeout)
+    return SqlJob(question.database, question.gold, code, question.comparison, timeout)
 
 
 def usable(
-    questions: list[Question], verifier: Verifier, comparison: str, timeout: float, progress: str | None = None
+    questions: list[Question], verifier: Verifier, timeout: float, progress: str | None = None
 ) -> tuple[list[Question], list[str]]:
     """Questions whose gold code is right when it is judged as an answer would be, and a note for each of the others.
 
@@ -24,7 +24,7 @@ def usable(
     time (a query's answers get more, `verify.answer_seconds`). A fault of the machine is raised (InfrastructureError).
     """
     seconds = {"sql": timeout, "python": max(timeout, GOLD_SECONDS["python"])}
-    jobs = [job(q, q.gold, comparison, seconds[q.language]) for q in questions]
+    jobs = [job(q, q.gold, seconds[q.language]) for q in questions]
     futures = [verifier.submit(j) for j in jobs]
     kept, notes = [], []
     for q, future in tqdm(list(zip(questions, futures)), desc=progress, disable=progress is None, unit="question", leave=False):
@@ -44,10 +44,10 @@ def usable(
     return kept, notes
 
 
-def with_rows(questions: list[Question], verifier: Verifier, comparison: str, timeout: float) -> list[Question]:
+def with_rows(questions: list[Question], verifier: Verifier, timeout: float) -> list[Question]:
     """Usable questions without those whose gold query gives no rows: any query that gives none would be right."""
 
     def empty(q: Question) -> bool:
-        return q.language == "sql" and verifier.gold_is_empty(SqlJob(q.database, q.gold, q.gold, comparison, timeout))
+        return q.language == "sql" and verifier.gold_is_empty(SqlJob(q.database, q.gold, q.gold, q.comparison, timeout))
 
     return [q for q in questions if not empty(q)]

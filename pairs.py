@@ -10,8 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import data
 from data import Answer, Question
+from prompts import code_ids, extract_code
 from settings import Config
 from verify import Verdict
 
@@ -40,7 +40,7 @@ def make_pairs(
     counts: Counter = Counter()
     result = []
     for question in questions:
-        gold = data.code_ids(question.gold, tokenizer)
+        gold = code_ids(question.gold, tokenizer)
         chosen, rejected = sort_answers(config, question, gold, drawn[question.index], counts)
         if config.objective == "sft":
             rejected = [None]
@@ -77,8 +77,8 @@ def sort_answers(
     # The same code can get two verdicts: it was correct once and too slow another time, or the gold code was too slow
     # as an answer. Code that is chosen is never rejected as well, so no answer is preferred to itself. Answers are the
     # same where their code is, or, where they have none, their tokens.
-    content = {a.ids: data.extract_code(a.text, question.language) or a.ids for a, _ in drawn}
-    content[gold] = data.extract_code(question.gold, question.language)
+    content = {a.ids: extract_code(a.text, question.language) or a.ids for a, _ in drawn}
+    content[gold] = extract_code(question.gold, question.language)
     right = {content[ids] for ids in chosen}
     contradicted = [ids for ids in rejected if content[ids] in right]
     if contradicted:  # no count of 0: the file stays as it was where this does not happen

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-import data
+import prompts
 import ranks
 from cli import UserError, first_line
 from data import Question
+from prompts import END_CHARACTERS
 from tree import Tree, answer_logps
 
 
@@ -34,12 +35,12 @@ class Policy:
     dtype: torch.dtype  # of the frozen weights and, on a GPU, of autocast
     end_ids: tuple[int, ...]  # tokens that end an answer
     max_positions: int  # a longer sequence than this the model cannot take
-    stop_tokens: frozenset[int]  # tokens after which the code may have ended: they hold one of data.END_CHARACTERS
+    stop_tokens: frozenset[int]  # tokens after which the code may have ended: they hold one of prompts.END_CHARACTERS
     day: str  # as "26 Jul 2024": what a chat template prints as today's date
 
     def prompt_ids(self, question: Question) -> list[int]:
         """The question's prompt as the policy reads it."""
-        return data.prompt_ids(question, self.tokenizer, self.day)
+        return prompts.prompt_ids(question, self.tokenizer, self.day)
 
     def autocast(self) -> AbstractContextManager:
         """Mixed precision: the adapter and the loss stay float32, matrix products run in the weights' type."""
@@ -168,7 +169,7 @@ def load_policy(name: str, precision: str = "auto", device: str = "auto", shard:
         ranks.shard(model, device)
     model.eval().to(device)
     pieces = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-    stop = frozenset(i for i, piece in enumerate(pieces) if not data.END_CHARACTERS.isdisjoint(piece))
+    stop = frozenset(i for i, piece in enumerate(pieces) if not END_CHARACTERS.isdisjoint(piece))
     positions = min(limit, window or limit)
     policy = Policy(model, tokenizer, name, device, dtype, tuple(sorted(end)), positions, stop, today())
     check_tree(policy)

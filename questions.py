@@ -17,8 +17,10 @@ import data
 import ranks
 from cli import UserError
 from data import Question
+from database import schema
 from judging import usable, with_rows
 from policy import Policy
+from prompts import code_ids
 from run_folder import indented, read_json, stage, text, whole
 from settings import Config
 from verify import Verifier
@@ -59,7 +61,7 @@ def digest(splits: Splits) -> str:
     rows = []
     for _, questions in splits:
         for q in questions:
-            database = (data.schema(q.database), os.path.getsize(q.database)) if q.database else ()
+            database = (schema(q.database), os.path.getsize(q.database)) if q.database else ()
             rows.append((q.index, q.text, q.evidence, q.gold, q.context, *database))
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
@@ -103,13 +105,12 @@ def fitting(config: Config, policy: Policy, splits: Splits, notes: list[str], ve
     if ranks.rank():  # the first process alone executes gold code, and writes
         return {}
     room, used, notes = min(config.max_length, policy.max_positions), [], list(notes)
-    comparison = data.COMPARISON[config.data]
     for name, questions in splits:
         if name != "train" or config.criterion == "match":
-            questions, failing = usable(questions, verifier, comparison, config.timeout, f"gold code of {name}")
+            questions, failing = usable(questions, verifier, config.timeout, f"gold code of {name}")
             notes += failing
         if name != "dev" and config.criterion == "match" and not config.keep_empty:
-            full = with_rows(questions, verifier, comparison, config.timeout)
+            full = with_rows(questions, verifier, config.timeout)
             if len(full) < len(questions):
                 notes.append(f"{name}: {len(questions) - len(full)} questions: their gold query gives no rows (--keep-empty)")
             questions = full
@@ -134,5 +135,5 @@ def prompts_digest(policy: Policy, splits: Splits) -> str:
 
 def longest(config: Config, policy: Policy, question: Question) -> int:
     """The most tokens that the prompt with an answer can have."""
-    gold = len(data.code_ids(question.gold, policy.tokenizer))
+    gold = len(code_ids(question.gold, policy.tokenizer))
     return len(policy.prompt_ids(question)) + max(config.max_new, gold)

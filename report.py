@@ -30,9 +30,10 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-import data
+import cli
 import export_pairs
 from cli import UserError
+from database import schema
 from eval import interval
 from run_folder import iterations, read_lines, read_seconds
 from verify import VERDICTS
@@ -240,7 +241,7 @@ def schemas(config: dict) -> dict[str, str]:
     """db_id → its CREATE TABLE statements, where the data are still at hand."""
     try:
         questions = data.load(config["data"], config["data_dir"], "dev")[0]
-        return {db_id: data.schema(path) for db_id, path in {q.db_id: q.database for q in questions if q.database}.items()}
+        return {db_id: schema(path) for db_id, path in {q.db_id: q.database for q in questions if q.database}.items()}
     except (UserError, KeyError, OSError):
         return {}
 
@@ -409,7 +410,7 @@ def results(runs) -> dict:
 
 
 def main(argv=None):
-    parser = data.flags(__doc__)
+    parser = cli.flags(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders; details are of the first")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--pairs", type=Path, metavar="FILE", help="write the first run's preference pairs here instead")
@@ -417,7 +418,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     for flag, path in (("--pairs", args.pairs), ("--results", args.results)):
         if path:
-            data.check_output(flag, path)
+            cli.check_output(flag, path)
     if args.pairs:
         print(export_pairs.export(args.runs[0], args.pairs))
         return
@@ -438,4 +439,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    data.run(main)
+    cli.run(main)

@@ -30,6 +30,7 @@ import ranks
 from data import Answer, Question
 from decode import Decoding
 from policy import Policy, empty_pass, halving, load_policy
+from prompts import code_ended, extract_code
 from tree import Tree, shared
 
 
@@ -168,7 +169,7 @@ def ended(policy: Policy, question: Question, ids: list[int]) -> bool:
     """Whether an answer is complete: at an end token, or where nothing that follows could change its code."""
     if ids[-1] in policy.end_ids:
         return True
-    return ids[-1] in policy.stop_tokens and data.code_ended(text_of(policy, ids), question.language)
+    return ids[-1] in policy.stop_tokens and code_ended(text_of(policy, ids), question.language)
 
 
 def text_of(policy: Policy, ids: list[int]) -> str:
@@ -225,7 +226,7 @@ def main():
     parser = cli.flags("Draw answers from a policy and print them.")
     parser.add_argument("--model", default="smollm2", help="hub id, folder, .gguf file, or smollm2")
     parser.add_argument("--adapter", help="folder of a LoRA adapter")
-    parser.add_argument("--data", default="shop", choices=sorted(data.LAYOUT), help="data set")
+    parser.add_argument("--data", default="shop", choices=sorted(data.DATA_SETS), help="data set")
     parser.add_argument("--data-dir", help="its folder (default data/NAME)")
     parser.add_argument("--split", default="dev", choices=("train", "dev"), help="split to take questions from")
     parser.add_argument("--limit", type=int, default=4, help="number of questions")
@@ -242,12 +243,12 @@ def main():
     if args.adapter:
         lora.load(policy.model, args.adapter)
     chosen = data.subset(questions, args.limit, args.seed)
-    params = SamplingParams(args.answers, data.MAX_NEW[args.data], args.temperature, seed=args.seed)
+    params = SamplingParams(args.answers, data.DATA_SETS[args.data].max_new, args.temperature, seed=args.seed)
     by_index = {q.index: q for q in chosen}
     for batch in sample(policy, chosen, params, progress="sampling"):
         for a in batch:
             question = by_index[a.question]
-            code = data.extract_code(a.text, question.language)
+            code = extract_code(a.text, question.language)
             print(f"[{a.question}.{a.sample}] {question.text}\n    {code!r}  log π {a.logp:.1f}")
 
 

