@@ -112,30 +112,30 @@ def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], lis
     Raises UserError where the folder or file is missing or unreadable.
     """
     file, place = LAYOUT[name][split]
-    path = Path(folder) / file
+    path, databases = Path(folder) / file, Path(folder) / place
     rows = _rows(name, path)
     try:
         if name == "ds1000":
             half = ds1000_half([row["metadata"]["library"] for row in rows], split)
             questions = [_problem(i, rows[i]) for i in half]
         else:
-            questions = [_question(i, row, Path(folder) / place) for i, row in enumerate(rows)]
+            questions = [_question(i, row, databases) for i, row in enumerate(rows)]
         for q in questions:  # a lone surrogate could not be written anywhere
             (q.text + q.evidence + q.gold + q.context).encode()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not in {name}'s layout: {type(error).__name__}: {error}.")
     if name == "ds1000":
         return questions, []
-    databases = {q.db_id: q.database for q in questions}
-    faults = {db_id: _fault(database, split) for db_id, database in databases.items()}
+    files = {q.db_id: q.database for q in questions}
+    faults = {db_id: _fault(files[db_id], split) for db_id in files}
     kept = [q for q in questions if not faults[q.db_id]]
     notes = []
     for fault in dict.fromkeys(filter(None, faults.values())):
         concerned = [q.db_id for q in questions if faults[q.db_id] == fault]
         notes.append(f"{len(concerned)} questions: {fault} ({_some(set(concerned))})")
     if not kept:
-        place, reasons = Path(folder) / place, "; ".join(notes) or "it is empty"
-        raise UserError(f"{path} has no question with a usable database under {place}: {reasons}.")
+        reasons = "; ".join(notes) or "it is empty"
+        raise UserError(f"{path} has no question with a usable database under {databases}: {reasons}.")
     return kept, notes
 
 
@@ -362,7 +362,7 @@ def prompt_ids(question: Question, tokenizer, day: str | None = None) -> list[in
     if question.language == "python":
         text = f"Complete the program. Reply with the missing code only, between <code> and </code>.\n\n{text}"
     template = tokenizer.get_chat_template()
-    settings = {"enable_thinking": False}  # the answer is code from its first token on; most templates ignore it
+    settings: dict = {"enable_thinking": False}  # the answer is code from its first token on; most templates ignore it
     if day is not None:
         template = DAY_OF_TEMPLATE + template
         date = datetime.strptime(day, "%d %b %Y")
