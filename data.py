@@ -110,31 +110,31 @@ def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], lis
     """
     data_set = DATA_SETS[name]
     file, place = getattr(data_set, split)
-    path = Path(folder) / file
+    path, databases = Path(folder) / file, Path(folder) / place
     rows = _rows(name, path)
     try:
         if data_set.language == "python":
             half = ds1000_half([row["metadata"]["library"] for row in rows], split)
             questions = [_problem(i, rows[i]) for i in half]
         else:
-            questions = [_question(i, row, Path(folder) / place, data_set.comparison) for i, row in enumerate(rows)]
+            questions = [_question(i, row, databases, data_set.comparison) for i, row in enumerate(rows)]
         for q in questions:  # a lone surrogate could not be written anywhere
             (q.text + q.evidence + q.gold + q.context).encode()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not in {name}'s layout: {type(error).__name__}: {error}.")
     if data_set.language == "python":
         return questions, []
-    databases = {q.db_id: q.database for q in questions}
+    files = {q.db_id: q.database for q in questions}
     # empty equals empty: in training an execution label on a database without rows says nothing
-    faults = {db_id: fault(database, needs_rows=split == "train") for db_id, database in databases.items()}
+    faults = {db_id: fault(database, needs_rows=split == "train") for db_id, database in files.items()}
     kept = [q for q in questions if not faults[q.db_id]]
     notes = []
     for cause in dict.fromkeys(filter(None, faults.values())):
         concerned = [q.db_id for q in questions if faults[q.db_id] == cause]
         notes.append(f"{len(concerned)} questions: {cause} ({_some(set(concerned))})")
     if not kept:
-        place, reasons = Path(folder) / place, "; ".join(notes) or "it is empty"
-        raise UserError(f"{path} has no question with a usable database under {place}: {reasons}.")
+        reasons = "; ".join(notes) or "it is empty"
+        raise UserError(f"{path} has no question with a usable database under {databases}: {reasons}.")
     return kept, notes
 
 

@@ -51,7 +51,8 @@ def prompt_ids(question: Question, tokenizer: Any, day: str | None = None) -> li
     if question.language == "python":
         text = f"Complete the program. Reply with the missing code only, between <code> and </code>.\n\n{text}"
     template = tokenizer.get_chat_template()
-    settings: dict[str, Any] = {"enable_thinking": False}  # the answer is code from its first token on; most templates ignore it
+    # the answer is code from its first token on; most templates ignore it
+    settings: dict[str, Any] = {"enable_thinking": False}
     if day is not None:
         template = DAY_OF_TEMPLATE + template
         date = datetime.strptime(day, "%d %b %Y")
