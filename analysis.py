@@ -31,13 +31,17 @@ import lora
 from cli import UserError, first_line
 from eval import interval, read_predictions
 from judging import job, usable
-from loss import preference_accuracy
 from policy import load_policy
 from prompts import code_ids, extract_code
 from run_folder import iterations, read_lines
 from sample import SamplingParams, sample
 from tree import Tree, answer_logps
 from verify import GoldError, InfrastructureError, Verifier, settled
+
+
+def preference_accuracy(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+    """Share of pairs whose correct answer has the higher score, shape (); ties count one half (Table 4)."""
+    return ((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).mean()
 
 
 def pass_at_k(right: list[int], n: int) -> dict[int, np.ndarray]:

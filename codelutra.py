@@ -34,6 +34,7 @@ import data
 import lora
 import questions
 import ranks
+from batches import batches
 from cli import UserError
 from data import Answer, Question
 from eval import Evaluation, PolicyScores, evaluate
@@ -42,9 +43,9 @@ from pairs import QuestionPairs, make_pairs
 from policy import Policy, load_policy, locate
 from prompts import extract_code
 from questions import Splits
-from refine import batches, reference_logps, refine
+from refine import reference_logps, refine
 from run_folder import check_settings, commit, indented, lock, missing, part, write, write_settings
-from sample import sample
+from sample import SamplingParams, sample
 from settings import Config, parse
 from stages import Run
 from verify import GoldError, InfrastructureError, Verdict, Verifier, settled
@@ -98,10 +99,12 @@ def draw(
     if file := run.undrawn(t):
         execution = Execution(config, train_questions, verifier)
         execution.start(file.answers)
-        # batches that a stopped run has drawn already are skipped
-        drawn = sample(policy, train_questions, config.sampling(t), skip=file.batches, progress=f"π_{t - 1} answers")
+        params = SamplingParams(
+            config.answers, config.max_new, config.temperature, config.top_p, config.seed, t, config.batch_tokens
+        )
         with run.timed(t, "sample"):
-            for batch in drawn:
+            # batches that a stopped run has drawn already are skipped
+            for batch in sample(policy, train_questions, params, skip=file.batches, progress=f"π_{t - 1} answers"):
                 file.append(batch)
                 execution.start(batch)
         with run.timed(t, "verify"):

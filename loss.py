@@ -6,19 +6,20 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from torch import Tensor
 
 
-def dpo_margin(chosen, rejected, reference_chosen, reference_rejected):
+def dpo_margin(chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor) -> Tensor:
     """log π_θ(y_c|x)/π_t(y_c|x) − log π_θ(y_r|x)/π_t(y_r|x), shape (B,). The reference is π_t, the policy that drew."""
     return (chosen - reference_chosen) - (rejected - reference_rejected)
 
 
-def dpo_loss(margin, beta):
+def dpo_loss(margin: Tensor, beta: float) -> Tensor:
     """−log σ(β · margin), shape (B,): the first term of equation 6 (Rafailov et al. 2023, equation 7)."""
     return -F.logsigmoid(beta * margin)
 
 
-def sft_loss(chosen, chosen_lengths, reduction="mean"):
+def sft_loss(chosen: Tensor, chosen_lengths: Tensor, reduction: str = "mean") -> Tensor:
     """−log π_θ(y_c|x), shape (B,): the second term of equation 6.
 
     `mean` divides by the answer's own number of tokens (see the README, differences from the paper); `sum` is the
@@ -29,11 +30,6 @@ def sft_loss(chosen, chosen_lengths, reduction="mean"):
     return -chosen / chosen_lengths if reduction == "mean" else -chosen
 
 
-def dual_loss(dpo, sft, lam):
+def dual_loss(dpo: Tensor, sft: Tensor, lam: float) -> Tensor:
     """DPO + λ · SFT, shape (B,): equation 6 before its mean over pairs."""
     return dpo + lam * sft
-
-
-def preference_accuracy(chosen, rejected):
-    """Share of pairs whose correct answer has the higher score, shape (); ties count one half (Table 4)."""
-    return ((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).mean()

@@ -8,17 +8,15 @@ all of its pairs, and a schema once for all of its questions that share a forwar
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
 
 import torch
 
 import lora
 import ranks
+from batches import Pair, Prompts, Used, micro_batches, trees
 from cli import UserError
 from loss import dpo_loss, dpo_margin, dual_loss, sft_loss
 from pairs import QuestionPairs
@@ -26,24 +24,6 @@ from policy import Policy, empty_pass, halving
 from settings import Config
 from tree import Tree, answer_logps
 
-
-class Pair(NamedTuple):
-    """One term of equation 6."""
-
-    at: int  # position of its question in the list of QuestionPairs
-    chosen: int  # position among that question's answers
-    rejected: int | None  # None: nothing is rejected (objective sft)
-
-
-class Used(NamedTuple):
-    """A question's part of a forward pass: those of its answers that the pass needs, and its pairs."""
-
-    at: int
-    answers: list[int]
-    pairs: list[Pair]
-
-
-Prompts = list[list[int]]  # the prompt's token ids of each entry of the list of QuestionPairs
 Reference = list[torch.Tensor]  # log π_{t−1} of each entry's answers, (answers,)
 
 
@@ -66,45 +46,6 @@ def reference_logps(config: Config, policy: Policy, prompts: Prompts, pairs: lis
     scored = ranks.share_work(batches, score_all, partial(empty_pass, policy))
     logps = dict(zip(order, (values for batch in scored for values in batch)))
     return [logps[at] for at in range(len(pairs))]
-
-
-def batches(config: Config, pairs: list[QuestionPairs], databases: list[str], t: int) -> list[list[Pair]]:
-    """The epoch's optimizer steps, each of batch_size · accumulation pairs, shuffled by (seed, iteration, epoch).
-
-    A question's pairs stay together in groups of `pairs_per_tree`. With `step_databases` a step's questions come from so
-    many databases alone, whose schemas its passes then share. databases: the database of each entry of `pairs`.
-    """
-    steps, size = [], config.batch_size * config.accumulation
-    for epoch in range(config.epochs):
-        groups = [
-            [Pair(at, chosen, rejected) for chosen, rejected in p.pairs[start : start + config.pairs_per_tree]]
-            for at, p in enumerate(pairs)
-            for start in range(0, len(p.pairs), config.pairs_per_tree)
-        ]
-        rng = random.Random(f"order {config.seed} {t} {epoch}")
-        rng.shuffle(groups)
-        order = [pair for group in groups for pair in group]
-        if config.step_databases:
-            order = blocks_of_databases(order, databases, max(1, size // config.step_databases), rng)
-        epoch_steps = [order[start : start + size] for start in range(0, len(order), size)]
-        if config.step_databases:
-            rng.shuffle(epoch_steps)
-        steps += epoch_steps
-    return steps
-
-
-def blocks_of_databases(order: list[Pair], databases: list[str], size: int, rng: random.Random) -> list[Pair]:
-    """The same pairs in blocks of `size` from one database each, shuffled; what fills no block comes last, by database."""
-    by_database: dict[str, list[Pair]] = {}
-    for pair in order:
-        by_database.setdefault(databases[pair.at], []).append(pair)
-    blocks, rest = [], []
-    for members in by_database.values():
-        full = len(members) // size * size
-        blocks += [members[start : start + size] for start in range(0, full, size)]
-        rest += members[full:]
-    rng.shuffle(blocks)
-    return [pair for block in [*blocks, rest] for pair in block]
 
 
 def learning_rate(config: Config, step: int, steps: int) -> float:
@@ -242,36 +183,6 @@ def add_gradients(
     for part in ranks.all_gather(totals):
         whole.update(part)
     return {key: value / len(batch) for key, value in whole.items()}
-
-
-def trees(batch: list[Pair], prompts: Prompts, pairs: list[QuestionPairs], limit: int) -> Iterator[list[Used]]:
-    """A batch's pairs in forward passes of at most `limit` tokens."""
-    by_question: dict[int, list[Pair]] = {}
-    for pair in batch:
-        by_question.setdefault(pair.at, []).append(pair)
-    used = {
-        at: Used(at, sorted({a for p in members for a in p[1:] if a is not None}), members)
-        for at, members in by_question.items()
-    }
-    sizes = {at: len(prompts[at]) + sum(len(pairs[at].answers[a]) for a in u.answers) for at, u in used.items()}
-    for micro_batch in micro_batches(sorted(used), sizes, limit):
-        yield [used[at] for at in micro_batch]
-
-
-def micro_batches(items: list[int], sizes, limit: int) -> Iterator[list[int]]:
-    """Consecutive items in lists whose sizes sum to at most `limit`; an item above it stands alone.
-
-    sizes: the size of each item, as sizes[item].
-    """
-    batch, total = [], 0
-    for item in items:
-        if batch and total + sizes[item] > limit:
-            yield batch
-            batch, total = [], 0
-        batch.append(item)
-        total += sizes[item]
-    if batch:
-        yield batch
 
 
 def batch_loss(

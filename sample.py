@@ -27,11 +27,12 @@ import torch
 import data
 import lora
 import ranks
+from batches import sampling_batches
 from data import Answer, Question
 from decode import Decoding
 from policy import Policy, empty_pass, halving, load_policy
 from prompts import code_ended, extract_code
-from tree import Tree, shared
+from tree import Tree
 
 
 @dataclass(frozen=True)
@@ -95,20 +96,6 @@ def invert(weights: torch.Tensor, u: torch.Tensor, block: int = 256) -> torch.Te
     # rounding may leave `rest` at the block's very end: stay on the last token that has weight at all
     last = block - 1 - (blocks[rows, which] > 0).flip(-1).long().argmax(-1)
     return which * block + torch.minimum((inside <= rest[:, None]).sum(-1), last)
-
-
-def batches(prompts: list[list[int]], answers: int, max_new: int, batch_tokens: int) -> list[list[int]]:
-    """Split questions into batches of at most `batch_tokens` cached tokens: prompts of like length and one schema together."""
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]) // 128, prompts[i]))
-    result, size, last = [], 0, []
-    for i in order:
-        need = len(prompts[i]) - shared(prompts[i], last) + answers * max_new  # a shared schema is cached once
-        if not result or size + need > batch_tokens:
-            result.append([])
-            size, need = 0, len(prompts[i]) + answers * max_new
-        result[-1].append(i)
-        size, last = size + need, prompts[i]
-    return result
 
 
 @torch.no_grad()
@@ -189,7 +176,7 @@ def sample(
     progress: the name of the progress bar; None: none is shown.
     """
     prompts = [policy.prompt_ids(q) for q in questions]
-    todo = batches(prompts, params.answers, params.max_new, params.batch_tokens)
+    todo = sampling_batches(prompts, params.answers, params.max_new, params.batch_tokens)
     bar = ranks.bar(
         total=len(questions) * params.answers, desc=progress, unit="answer", disable=progress is None,
         miniters=0, mininterval=1,

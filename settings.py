@@ -10,7 +10,6 @@ from pathlib import Path
 import cli
 import data
 from policy import settle_device
-from sample import SamplingParams
 
 
 def setting(default, help, choices=None, above=None, least=None, most=math.inf):
@@ -77,12 +76,6 @@ class Config:
     def draws(self) -> bool:
         """Whether answers are drawn for training: fine-tuning on gold code needs none."""
         return (self.gold, self.objective) != ("only", "sft")
-
-    def sampling(self, t: int) -> SamplingParams:
-        """How iteration t's answers are drawn."""
-        return SamplingParams(
-            self.answers, self.max_new, self.temperature, self.top_p, self.seed, iteration=t, batch_tokens=self.batch_tokens
-        )
 
 
 # may differ when a run is resumed; `checkpointing` and `train_tokens`, which a full memory may force, change no more
