@@ -58,7 +58,7 @@ def codelutra(config: Config, policy: Policy, splits: Splits, verifier: Verifier
 
     A stage of `run` makes its output once, and reads it where a stopped run has made it already.
     """
-    history = [run.scores(0, partial(score, config, policy, splits, verifier, 0))]
+    history = [run.scores(0, splits.scored(), partial(score, config, policy, splits, verifier, 0))]
     for t in range(1, config.iterations + 1):
         if (gained := gain(config, history)) < config.min_gain:
             ranks.say(f"π_{t - 1} gained {gained:.1f} points on validation, less than --min-gain: stopping")
@@ -69,7 +69,7 @@ def codelutra(config: Config, policy: Policy, splits: Splits, verifier: Verifier
         pairs = run.pairs(t, partial(make_pairs, config, policy.tokenizer, splits.train, answers, verdicts, t))
         # equation 6 makes π_t; the reference is the policy that drew, fixed before the first step
         train(config, policy, splits.train, pairs, run, t)
-        history.append(run.scores(t, partial(score, config, policy, splits, verifier, t)))
+        history.append(run.scores(t, splits.scored(), partial(score, config, policy, splits, verifier, t)))
         ranks.say(run.table(history))
     return history
 
@@ -176,8 +176,7 @@ def score(config: Config, policy: Policy, splits: Splits, verifier: Verifier, t:
             config.batch_tokens, progress=f"π_{t} on {name}",
             tables=data.tables(config.data, config.data_dir, "dev" if name == "dev" else "train"),
         )
-        for name, split in splits
-        if name != "train" and split
+        for name, split in splits.scored().items()
     ]  # fmt: skip
 
 

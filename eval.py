@@ -15,6 +15,7 @@ import json
 import math
 import sys
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,9 +56,9 @@ class PolicyScores:
     dev: Scores | None
 
     @staticmethod
-    def of(plain: dict) -> PolicyScores:
-        """What `plain` has returned; raises TypeError or KeyError for anything else."""
-        return PolicyScores(*(Scores(**plain[split]) if split in plain else None for split in ("validation", "dev")))
+    def of(plain: dict, scored: Collection[str]) -> PolicyScores:
+        """What `plain` has returned; raises TypeError or KeyError where that does not hold the splits `scored`."""
+        return PolicyScores(*(Scores(**plain[split]) if split in scored else None for split in ("validation", "dev")))
 
     def plain(self) -> dict:
         """As it is written to scores.json."""

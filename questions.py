@@ -37,6 +37,10 @@ class Splits:
     def __iter__(self) -> Iterator[tuple[str, list[Question]]]:
         return iter((f.name, getattr(self, f.name)) for f in fields(self))
 
+    def scored(self) -> dict[str, list[Question]]:
+        """The splits that every policy is scored on, where they have questions."""
+        return {name: questions for name, questions in self if name != "train" and questions}
+
 
 def load(config: Config) -> tuple[Splits, list[str]]:
     """All questions that a run may use, and a note for each reason that left some out; no model is needed."""

@@ -202,10 +202,11 @@ def check_settings(config: Config, run: Path):
         return
     device, _ = theirs["device"].partition(":")[0], theirs["code"][-1]
     defaults = {f.name: f.default for f in dataclasses.fields(Config)}
+    free = FREE if config.draws else FREE | {"answers"}
     for name, value in dataclasses.asdict(config).items():
         before = theirs.get(name, defaults[name])  # a setting that is newer than the run had its default's effect
         same = value.partition(":")[0] == device if name == "device" else before == value
-        if name not in FREE and not same:
+        if name not in free and not same:
             raise UserError(
                 f"{run} was made with {name} = {before!r}, this command has {value!r}: name another --out,"
                 " or delete the folder."

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
@@ -139,8 +139,11 @@ class Run:
         for name in ("checkpoint.pt", "checkpoint.part"):
             (self.iteration(t) / name).unlink(missing_ok=True)
 
-    def scores(self, t: int, make: Callable[[], list[Evaluation]]) -> PolicyScores:
-        """π_t's scores → scores.json, and its greedy answers with their verdicts → validation.jsonl, dev.jsonl."""
+    def scores(self, t: int, scored: Collection[str], make: Callable[[], list[Evaluation]]) -> PolicyScores:
+        """π_t's scores → scores.json, and its greedy answers with their verdicts → validation.jsonl, dev.jsonl.
+
+        scored: the names of the splits that the run scores.
+        """
 
         def save(path: Path, evaluations: list[Evaluation]):
             for evaluation in evaluations:
@@ -151,7 +154,7 @@ class Run:
             path.write_text(indented(scores), encoding="utf-8")
 
         path = self.iteration(t) / "scores.json"
-        return stage(path, make, save, lambda path: PolicyScores.of(read_json(path)), seconds="score")
+        return stage(path, make, save, lambda path: PolicyScores.of(read_json(path), scored), seconds="score")
 
     def table(self, history: list[PolicyScores]) -> str:
         """The scores of π_0, π_1, … beside what was drawn for them and how long it took."""
@@ -214,6 +217,11 @@ class AnswerFile:
         write(self.folder / "verdicts.jsonl", lines(verdicts))
 
 
+def step_line(row: dict[str, float]) -> str:
+    """A step's line in train.jsonl."""
+    return json.dumps(row) + "\n"
+
+
 class Checkpoint:
     """What the rest of an epoch depends on → checkpoint.pt; a line for every step → train.jsonl."""
 
@@ -224,14 +232,14 @@ class Checkpoint:
         """state: what torch.save can write. log: the steps until then."""
         if ranks.rank() == 0:
             buffer, temporary = io.BytesIO(), self.path.with_suffix(".part")
-            torch.save(state | {"log": log}, buffer)
+            torch.save(state | {"log": [step_line(row) for row in log]}, buffer)
             temporary.write_bytes(buffer.getbuffer())  # not by torch itself, which hides what a full disk says
             commit(temporary, self.path)
 
     def load(self, apply: Callable[[dict[str, Any]], object]) -> list[dict]:
         """`apply` the saved state; returns the log until then, empty where there is none. train.jsonl becomes that log."""
         log = self._load(apply) if self.path.exists() else []
-        write(self.log, "".join(json.dumps(row) + "\n" for row in log))
+        write(self.log, "".join(map(step_line, log)))
         return log
 
     def _load(self, apply: Callable[[dict[str, Any]], object]) -> list[dict]:
@@ -239,7 +247,7 @@ class Checkpoint:
         try:
             state = torch.load(file, weights_only=True, map_location="cpu")
             apply(state)
-            return state["log"]
+            return [json.loads(line) for line in state["log"]]
         except (MemoryError, torch.OutOfMemoryError):  # that is not the file's fault
             raise
         except Exception as error:  # half a file, another file: torch has an exception for each
@@ -251,4 +259,4 @@ class Checkpoint:
         """Append a step to train.jsonl."""
         if ranks.rank() == 0:
             with open(self.log, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(step_line(row))

@@ -1,4 +1,4 @@
-"""Fixtures: a tiny GPT-2 and a tiny Llama with random weights, their tokenizer, and a tiny set in Spider's layout.
+"""Fixtures: a tiny GPT-2 and a tiny Llama with random weights, their tokenizer, a tiny set in Spider's layout, a whole run.
 
 Nothing is downloaded. The models are saved as folders, so `load_policy(folder)` and `--model FOLDER` load them like any
 other; an independent copy with transformers' own attention is `reference(folder)`.
@@ -137,3 +137,77 @@ def plain_logps(model, prompt, answer):
     logits = model(input_ids=torch.tensor([prompt + answer])).logits[0].float()
     rows = torch.log_softmax(logits[len(prompt) - 1 : -1], -1)
     return rows[torch.arange(len(answer)), torch.tensor(answer)]
+
+
+# ---- a whole run on the tiny GPT-2 ---------------------------------------------------------------------------------
+
+COMPARED = ("answers.jsonl", "pairs.jsonl", "pairs_summary.json", "reference.safetensors", "scores.json", "dev.jsonl",
+            "validation.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter_config.json")  # fmt: skip
+
+
+def command(folders, spider, run, *extra):
+    return [
+        "--model", folders["gpt2"], "--data", "spider", "--data-dir", str(spider), "--out", str(run), "--iterations", "2",
+        "--answers", "4", "--pairs", "3", "--max-new", "12", "--batch-size", "6", "--validation", "2", "--min-gain", "-1",
+        "--lr", "0.01", "--workers", "1", "--precision", "float32", "--timeout", "5", "--device", "cpu",
+        "--batch-tokens", "150", "--train-tokens", "500", "--seed", "3", *extra,
+    ]  # fmt: skip
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def finished(folders, spider, tmp_path_factory):
+    """The folder of a run that nobody stopped; no test changes it."""
+    import codelutra
+
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    codelutra.main(command(folders, spider, run))
+    return run
+
+
+@pytest.fixture
+def again(folders, spider, finished, tmp_path):
+    """`again(*flags)` runs the same command in `again.run`; `again.same()` compares its files with the finished run's."""
+    import codelutra
+
+    def again(*flags):
+        codelutra.main(command(folders, spider, again.run, *flags))
+
+    def same():
+        for t in (0, 1, 2):
+            for name in COMPARED:
+                mine, theirs = again.run / f"iter_{t}" / name, finished / f"iter_{t}" / name
+                assert mine.exists() == theirs.exists() and (t == 0 or mine.exists()), mine
+                assert not mine.exists() or mine.read_bytes() == theirs.read_bytes(), mine
+        assert (again.run / "summary.json").read_bytes() == (finished / "summary.json").read_bytes()
+        assert not list(again.run.rglob("*.part"))
+        return True
+
+    again.run, again.same, again.finished = tmp_path / "run", same, finished
+    return again
+
+
+class Stop(Exception):
+    """A run is stopped here."""
+
+
+def stop_before(module, name, patch, when=lambda *args: True, after=False):
+    """Patch a function: it raises Stop in place of the call for whose arguments `when` holds, or `after` it."""
+    original = getattr(module, name)
+
+    def stopped(*args, **kwargs):
+        if not when(*args):
+            return original(*args, **kwargs)
+        if after:
+            original(*args, **kwargs)
+        raise Stop
+
+    patch.setattr(module, name, stopped)
+
+
+def never(*_, **__):
+    """In place of a function that must not be called."""
+    raise AssertionError("this was made already")
