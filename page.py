@@ -91,9 +91,8 @@ def changes(run: dict) -> list[dict]:
     for t in range(1, len(run["dev"])):
         for before in sorted({0, t - 1}):
             if found := change(run["dev"][t], run["dev"][before]):
-                found["gained link"] = link("dev", policy=t, verdict=f"gained-{before}")
-                found["lost link"] = link("dev", policy=t, verdict=f"lost-{before}")
-                rows.append({"policy": t, "before": before} | found)
+                links = {way: link("dev", policy=t, verdict=f"{way}-{before}") for way in ("gained", "lost")}
+                rows.append({"policy": t, "before": before, "links": links} | found)
     return rows
 
 
@@ -108,12 +107,13 @@ def choice(run: dict) -> dict | None:
     match = run["config"]["criterion"] == "match"
 
     def counted(t: int) -> np.ndarray:
-        ran = [Verdict(row["verdict"], row["message"]).ran for row in rows[t]]
-        return correct(rows[t]) if match else np.array(ran, dtype=float)
+        if match:
+            return correct(rows[t])
+        return np.array([Verdict(row["verdict"], row["message"]).ran for row in rows[t]], dtype=float)
 
     others = [t for t in range(len(rows)) if t != best and len(rows[t]) == len(rows[best])]
-    gaps = [{"policy": t, "gap": mean_interval(counted(best)[None], counted(t)[None])} for t in others]
-    undecided = [g for g in gaps if g["gap"]["low"] <= 0]
+    gaps = {t: mean_interval(counted(best)[None], counted(t)[None]) for t in others}
+    undecided = [{"policy": t, "gap": gap} for t, gap in gaps.items() if gap["low"] <= 0]
     return {"best": best, "questions": len(rows[best]), "measure": "EX" if match else "executable share",
             "others": len(gaps), "undecided": undecided}  # fmt: skip
 
@@ -315,7 +315,7 @@ def questions_part(run: dict) -> dict:
     last, best = len(run["folders"]) - 1, run["best"]
     at_hand = {split: questions_of(run["config"], split) for split in ("train", "dev")}
     pairs, total = trained_on(run, at_hand["train"])
-    splits = {
+    splits: dict[str, dict] = {
         "dev": {"label": "held-out", "rows": answers(run, "dev")},
         "validation": {"label": "validation", "rows": answers(run, "validation")},
         "train": {"label": "training (pairs)", "rows": pairs},

@@ -68,7 +68,7 @@ def load_run(folder: Path) -> dict:
         done = iterations(folder, "scores.json")
         if not done:
             raise UserError(f"{folder} has no scores yet.")
-        run = {
+        run: dict = {
             "name": folder.resolve().name,
             "folders": done,
             "config": config,

@@ -1,4 +1,4 @@
-"""The report of a run: tables and intervals by hand, figures drawn, and a page that no answer can break out of."""
+"""The report: tables and intervals by hand, figures drawn, and a page that no answer can break out of."""
 
 import dataclasses
 import json
@@ -26,11 +26,11 @@ SHARES = {"em": None, "executable": 1.0, "groups": {}}
 
 @pytest.fixture
 def run(tmp_path):
-    """A run with one iteration: of 4 held-out questions 1 is right, then 3; of 3 validation questions 1 and 1."""
-    config = dataclasses.asdict(settings.Config(
-        model="tiny", data="spider", data_dir="data/spider", answers=4, pairs=3, lr=0.1, iterations=2, precision="float32",
-    ))  # fmt: skip
-    write(tmp_path / "config.json", config | {"code": ["x"]})
+    """One iteration. 1 of 4 held-out answers is right, then 3; 1 of 3 validation answers, then another."""
+    config = settings.Config(
+        model="tiny", data="spider", data_dir="data/spider", answers=4, pairs=3, lr=0.1, iterations=2
+    )
+    write(tmp_path / "config.json", dataclasses.asdict(config) | {"precision": "float32", "code": ["x"]})
     for t, right in enumerate((1, 3)):
         folder = tmp_path / f"iter_{t}"
         folder.mkdir()
@@ -38,9 +38,11 @@ def run(tmp_path):
         write_answers(folder, "validation", [i == t for i in range(3)], t)
         write(folder / "seconds.json", {"score": 6.0})
         if t:
-            step = {"chosen_logp": -3.0, "rejected_logp": -9.0, "chosen_logp_per_token": -1, "rejected_logp_per_token": -3}
+            step = {"chosen_logp": -3.0, "rejected_logp": -9.0}
+            step |= {"chosen_logp_per_token": -1, "rejected_logp_per_token": -3}
             write(folder / "train.jsonl", step)
-            write(folder / "pairs_summary.json", {"answers": 16, "answers_right": 4, "questions": 4, "pairs": 12})
+            counts = {"answers": 16, "answers_right": 4, "questions": 4, "pairs": 12}
+            write(folder / "pairs_summary.json", counts)
     return tmp_path
 
 
@@ -54,11 +56,12 @@ def read(path):
 
 def write_answers(folder, split, right, t=0):
     """Answers of one policy, and their scores; question 3's answer tries to break out of the page."""
-    write(folder / f"{split}.jsonl", *(
-        {"index": i, "db_id": "pets", "question": f"question {i}?", "gold": "SELECT 1", "message": "" if r else "0 rows, not 7",
-         "answer": HOSTILE if i == 3 else f"SELECT {i + t}", "verdict": "correct" if r else "wrong"}
-        for i, r in enumerate(right)
-    ))  # fmt: skip
+    rows = []
+    for i, r in enumerate(right):
+        row = {"index": i, "db_id": "pets", "question": f"question {i}?", "gold": "SELECT 1"}
+        row |= {"verdict": "correct" if r else "wrong", "message": "" if r else "0 rows, not 7"}
+        rows.append(row | {"answer": HOSTILE if i == 3 else f"SELECT {i + t}"})
+    write(folder / f"{split}.jsonl", *rows)
     path = folder / "scores.json"
     classes = dict.fromkeys(VERDICTS, 0) | {"correct": sum(right), "wrong": len(right) - sum(right)}
     scores = SHARES | {"n": len(right), "ex": sum(right) / len(right), "classes": classes}
@@ -66,7 +69,7 @@ def write_answers(folder, split, right, t=0):
 
 
 class Page(HTMLParser):
-    """What a browser makes of the page: its text, scripts and links, its tables as rows of cells, and what it loads."""
+    """What a browser makes of the page: text, scripts, links, what it loads, and tables as rows of cells."""
 
     def __init__(self, source):
         super().__init__()
@@ -90,7 +93,7 @@ class Page(HTMLParser):
             self.scripts.append("")
         elif tag == "a":
             self.links.append(attributes["href"])
-        self.loads += [attributes[name] for name in ("src", "srcset", "poster", "action") if name in attributes]
+        self.loads += [attributes[name] for name in ("src", "srcset", "action") if name in attributes]
         self.loads += [attributes["href"]] if tag == "link" else []
 
         self.in_cell = tag in ("td", "th") or (self.in_cell and tag not in ("table", "tr"))
@@ -141,13 +144,14 @@ def test_the_table_of_iterations_by_hand(run):
     write(run / "iter_1" / "verdicts.jsonl", *verdicts, {"verdict": "wrong", "message": "not a query"})
     found = made(run)
     # the intervals are those of scipy.stats.binomtest(1, 3).proportion_ci(method="wilson"), and so on
-    third = "33.3 (6.1 to 79.2)"
+    third, quarter, rest = "33.3 (6.1 to 79.2)", "25.0 (4.6 to 69.9)", "75.0 (30.1 to 95.4)"
     assert found.table("policy") == [
-        ["π_0", "", "", "", third, "25.0 (4.6 to 69.9)", "", "100.0", "0.1", "59.3"],
-        ["π_1 (best on validation)", "25.0", "40.0", "12", third, "75.0 (30.1 to 95.4)", "", "100.0", "0.1", "67.8"],
+        ["π_0", "", "", "", third, quarter, "", "100.0", "0.1", "59.3"],
+        ["π_1 (best on validation)", "25.0", "40.0", "12", third, rest, "", "100.0", "0.1", "67.8"],
     ]
-    assert "3 validation questions chose π_1 (of equals the later). They cannot tell it from π_0" in found.text
-    assert "in points: 0.0, 95 % interval −100.0 to +100.0)." in found.text  # one question gained, one lost, of three
+    assert "3 validation questions chose π_1. They cannot tell it from π_0" in found.text
+    # of three questions one was gained and one lost
+    assert "in points: 0.0, 95 % interval −100.0 to +100.0)." in found.text
 
 
 def test_questions_gained_and_lost_by_hand(run):
@@ -157,7 +161,7 @@ def test_questions_gained_and_lost_by_hand(run):
     assert [(r["policy"], r["before"], r["gained"], r["lost"], r["gap"]["ex"]) for r in rows] == [
         (1, 0, 2, 0, 0.5), (2, 0, 2, 1, 0.25), (2, 1, 1, 2, -0.25),
     ]  # fmt: skip
-    assert rows[2]["gained link"] == "#split=dev&policy=2&verdict=gained-1"
+    assert rows[2]["links"]["gained"] == "#split=dev&policy=2&verdict=gained-1"
     assert [(row[0], row[1], row[2], row[3]) for row in made(run).tables[1][1:]] == [
         ("π_1", "π_0", "2", "0"), ("π_2", "π_0", "2", "1"), ("π_2", "π_1", "1", "2"),
     ]  # fmt: skip
@@ -180,12 +184,13 @@ def test_validation_that_decides_says_so_and_that_counts_what_runs_where_gold_ma
 
 def test_the_page_says_what_the_run_was_and_the_command_makes_the_same_run(run):
     for name, argv in {
-        "plain": [], "gold": ["--gold", "only", "--objective", "sft"], "bird": ["--data", "bird", "--data-dir", "a b"],
+        "plain": [], "gold": ["--gold", "only", "--objective", "sft"],
+        "bird": ["--data", "bird", "--data-dir", "a b"], "fig3c": ["--criterion", "executable"],
         "other": ["--data", "ds1000", "--beta", "0.3", "--min-gain", "-1", "--checkpointing", "--limit", "9"],
     }.items():  # fmt: skip
-        config = dataclasses.asdict(settings.parse([*argv, "--model", "org/model", "--seed", "3", "--out", name]))
-        command = shlex.split(page.command(config | {"code": ["x"]}))
-        assert command[:2] == ["python", "codelutra.py"] and dataclasses.asdict(settings.parse(command[2:])) == config
+        config = settings.parse([*argv, "--model", "org/model", "--seed", "3", "--out", name])
+        command = shlex.split(page.command(dataclasses.asdict(config) | {"code": ["x"]}))
+        assert command[:2] == ["python", "codelutra.py"] and settings.parse(command[2:]) == config
     text = made(run).text
     assert "model tiny" in text and "learning rate 0.1" in text and "not ended: 2 policies are scored" in text
     assert page.command(read(run / "config.json")[0]) in text
@@ -195,7 +200,8 @@ def test_nothing_is_loaded_from_elsewhere(run):
     found = written(run)
     assert all(source.startswith("data:image/png;base64,") for source in found.loads)
     assert len(found.loads) == len(page.TITLES) == len(report.FIGURES) - 1
-    assert "default-src 'none'" in found.source and "url(" not in found.source and "@import" not in found.source
+    assert "default-src 'none'" in found.source
+    assert "url(" not in found.source and "@import" not in found.source
 
 
 def test_an_answer_may_hold_line_separators(run):
@@ -208,9 +214,10 @@ def test_an_answer_may_hold_line_separators(run):
 
 def test_no_answer_closes_the_script(run):
     for t in (0, 1):  # in all places where a text of a run stands
-        rows = [row | dict.fromkeys(("question", "gold", "db_id"), HOSTILE) for row in read(run / f"iter_{t}" / "dev.jsonl")]
-        rows = [row | {"message": f"{HOSTILE}: {HOSTILE}", "verdict": "error"} for row in rows]
-        write(run / f"iter_{t}" / "dev.jsonl", *rows)
+        change = dict.fromkeys(("question", "gold", "db_id"), HOSTILE)
+        change |= {"message": f"{HOSTILE}: {HOSTILE}", "verdict": "error"}
+        rows = read(run / f"iter_{t}" / "dev.jsonl")
+        write(run / f"iter_{t}" / "dev.jsonl", *(row | change for row in rows))
     config = read(run / "config.json")[0]
     write(run / "config.json", config | {"model": HOSTILE})
     found = made(run)
@@ -228,19 +235,22 @@ def test_half_a_surrogate_pair_in_an_answer_is_no_error(run):
 def test_every_fault_is_in_the_table_once():
     messages = {
         "other rows": "wrong", "0 rows, not 7": "wrong", "1 rows, not 7": "wrong", "10 rows, not 16": "wrong",
-        "more than 3 rows": "wrong", "2 columns, not 1": "wrong", "no such column: <b>": "error", "no such column: b": "error",
+        "more than 3 rows": "wrong", "2 columns, not 1": "wrong", "no such column: <b>": "error",
+        "no such column: b": "error",
         'near "WHERE": syntax error': "error", "": "correct",
     }  # fmt: skip
-    rows = [{"index": i, "verdict": verdict, "message": text} for i, (text, verdict) in enumerate(messages.items())]
-    found = page.faults(rows + [{"index": 10, "verdict": "error", "message": "no such column: b"}], 2)
-    tops = [(f["verdict"], f["kind"], f["count"], f["details"], [number for number, _ in f["questions"]]) for f in found[:2]]
-    assert tops == [
-        ("error", "no such column", 3, "b (2), <b>", ["#6", "#7", "#10"]), ("wrong", "too few rows", 2, "", ["#2", "#3"]),
-    ]  # fmt: skip
+    cases = [*messages.items(), ("no such column: b", "error")]
+    rows = [{"index": i, "verdict": verdict, "message": text} for i, (text, verdict) in enumerate(cases)]
+    found = page.faults(rows, 2)
+    first, second = ([f[k] for k in ("verdict", "kind", "count", "details")] for f in found[:2])
+    assert first == ["error", "no such column", 3, "b (2), <b>"]
+    assert second == ["wrong", "too few rows", 2, ""]
+    assert [number for number, _ in found[0]["questions"]] == ["#6", "#7", "#10"]
     assert sum(f["count"] for f in found) == 10 and found[0]["share"] == 3 / 11  # all but the right one
-    assert sorted(f["kind"] for f in found) == sorted(
-        ["no such column", "too few rows", "other rows", "no rows", "too many rows", "more or fewer columns", "syntax error"]
-    )
+    assert {f["kind"] for f in found} == {
+        "no such column", "too few rows", "other rows", "no rows", "too many rows", "more or fewer columns",
+        "syntax error",
+    }  # fmt: skip
 
 
 def test_links_of_faults_and_questions_find_them_in_the_list(run):
@@ -267,12 +277,14 @@ def test_the_kind_of_a_fault(message, kind):
 
 
 def test_accuracy_by_kind_of_question_by_hand():
-    golds = ["SELECT a FROM t", "SELECT a FROM t JOIN u GROUP  BY a", "select a from t where b in (select b from u)",
-             "SELECT a FROM t ORDER BY a", "SELECT a FROM t UNION SELECT b FROM u"]  # fmt: skip
+    golds = ["SELECT a FROM t", "SELECT a FROM t JOIN u GROUP  BY a",
+             "select a from t where b in (select b from u)", "SELECT a FROM t ORDER BY a",
+             "SELECT a FROM t UNION SELECT b FROM u"]  # fmt: skip
     policies = [[{"gold": g, "verdict": v} for g, v in zip(golds, of)]
                 for of in (["wrong"] * 5, ["correct", "wrong", "correct", "wrong", "wrong"])]  # fmt: skip
     groups = [{"hard": {"n": 4, "ex": 0}}, {"hard": {"n": 4, "ex": 0.25}, "easy": {"n": 1, "ex": 1.0}}]
-    run = {"dev": [*policies, []], "scores": [*({"dev": {"groups": of}} for of in groups), {}], "config": {"data": "spider"}}
+    scores = [*({"dev": {"groups": of}} for of in groups), {}]
+    run = {"dev": [*policies, []], "scores": scores, "config": {"data": "spider"}}
     assert page.by_kind(run) == [
         ["easy", 1, None, 1],
         ["hard", 4, 0, 0.25],
@@ -286,16 +298,18 @@ def test_accuracy_by_kind_of_question_by_hand():
 
 
 def with_pairs(run, spider):
-    """Two training questions with pairs: the first has a right and a wrong answer and the gold code, the second gold alone."""
+    """Pairs of two training questions: of a right answer, a wrong one and the gold code; of gold alone."""
     config = read(run / "config.json")[0]
     write(run / "config.json", config | {"data_dir": str(spider)})
     wrong = (0, [7], "SELEC", "error", 'near "SELEC": syntax error')
-    drawn = [(0, [5, 6], "SELECT 1", "correct", ""), wrong, wrong, (2, [5, 6], "SELECT 2", "wrong", "other rows")]
+    other = (2, [5, 6], "SELECT 2", "wrong", "other rows")
+    drawn = [(0, [5, 6], "SELECT 1", "correct", ""), wrong, wrong, other]
     write(run / "iter_1" / "answers.jsonl", *(
         {"question": q, "sample": m, "ids": ids, "text": text, "logp": -1.0, "finished": True}
         for m, (q, ids, text, _, _) in enumerate(drawn)
     ))  # fmt: skip
-    write(run / "iter_1" / "verdicts.jsonl", *({"verdict": v, "message": m, "seconds": 0.1} for *_, v, m in drawn))
+    verdicts = ({"verdict": v, "message": m, "seconds": 0.1} for *_, v, m in drawn)
+    write(run / "iter_1" / "verdicts.jsonl", *verdicts)
     write(
         run / "iter_1" / "pairs.jsonl",
         {"question": 0, "answers": [[5, 6], [7], [9, 0]], "pairs": [[0, 1], [0, 1], [2, 1]]},
@@ -322,7 +336,8 @@ def test_training_questions_stand_with_the_pairs_that_were_trained_on(run, spide
     config = read(run / "config.json")[0]
     write(run / "config.json", config | {"data_dir": str(spider / "gone")})
     rows = made(run).data["splits"]["train"]["rows"]
-    assert rows[0]["question"] == "(The data set is not at hand.)" and rows[0]["answers"]["1"][0][0] == "SELECT 1"
+    assert rows[0]["question"] == "(The data set is not at hand.)"
+    assert [code for code, *_ in rows[0]["answers"]["1"]] == ["SELECT 1", "SELEC", "(not at hand)"]
 
 
 def test_a_page_of_many_training_questions_has_some_of_them_and_says_so(run, spider, monkeypatch):
@@ -334,8 +349,9 @@ def test_a_page_of_many_training_questions_has_some_of_them_and_says_so(run, spi
 
 
 @pytest.mark.parametrize("name, line", [
-    ("pairs.jsonl", {"question": 0, "answers": [[7]], "pairs": [[0, 1]]}), ("pairs.jsonl", {"question": 0, "pairs": []}),
-    ("pairs.jsonl", {"question": 0, "answers": [[7]], "pairs": [[0]]}), ("verdicts.jsonl", {"verdict": "correct"}),
+    ("pairs.jsonl", {"question": 0, "answers": [[7]], "pairs": [[0, 1]]}),
+    ("pairs.jsonl", {"question": 0, "answers": [[7]], "pairs": [[0]]}),
+    ("pairs.jsonl", {"question": 0, "pairs": []}), ("verdicts.jsonl", {"verdict": "correct"}),
 ])  # fmt: skip
 def test_damaged_pairs_are_one_sentence(run, spider, name, line):
     with_pairs(run, spider)
@@ -344,7 +360,9 @@ def test_damaged_pairs_are_one_sentence(run, spider, name, line):
         report.main([str(run)])
 
 
-@pytest.mark.parametrize("change", [{"verdict": "right"}, {"message": None}, {"index": "1"}, {"answer": 5}, {"gold": []}])
+@pytest.mark.parametrize(
+    "change", [{"verdict": "right"}, {"message": None}, {"index": "1"}, {"answer": 5}, {"gold": []}]
+)
 def test_an_answer_that_the_page_could_not_show_is_one_sentence(run, change):
     rows = read(run / "iter_0" / "validation.jsonl")
     write(run / "iter_0" / "validation.jsonl", *rows[1:], rows[0] | change)
@@ -353,7 +371,8 @@ def test_an_answer_that_the_page_could_not_show_is_one_sentence(run, change):
 
 
 def test_curves_by_hand(monkeypatch):
-    steps = [{"loss": 3.0, "grad_norm": inf, "chosen_reward": 0.5}, {"loss": 2.0, "grad_norm": 1.0}, {"loss": nan}]
+    steps = [{"loss": 3.0, "grad_norm": inf, "chosen_reward": 0.5}, {"loss": 2.0, "grad_norm": 1.0}]
+    steps.append({"loss": nan})
     found = page.curves([[], steps, [{"loss": 1.0, "other": 4}]])
     assert (found["steps"], found["starts"]) == ([0, 1, 2, 3], [[0, 1], [3, 2]])
     charts = {c["title"]: {line["name"]: line["values"] for line in c["lines"]} for c in found["charts"]}
@@ -389,7 +408,8 @@ def test_the_page_has_the_schema_of_every_database(run, spider):
 def test_the_page_is_about_the_policy_that_the_run_names_best(run):
     write(run / "summary.json", {"best": 0, "scores": [{}, {}]})
     found = made(run)
-    assert re.search(r"<details open>\s*<summary>π_0: 4 held-out questions, 1 right, 3 wrong</summary>", found.source)
+    summary = "<summary>π_0: 4 held-out questions, 1 right, 3 wrong</summary>"
+    assert re.search(rf"<details open>\s*{summary}", found.source)
     assert found.source.count("<details open>") == 1 and found.data["splits"]["dev"]["policy"] == 0
 
 
@@ -404,11 +424,12 @@ def test_a_run_that_has_ended_once_and_goes_on_names_no_best_policy(run):
 def test_what_is_empty_says_so_in_words(run):
     shutil.rmtree(run / "iter_1")
     text = made(run).text
-    assert "There are no two policies that answered the same held-out questions." in text and "Nothing has been trained" in text
+    assert "There are no two policies that answered the same held-out questions." in text
+    assert "Nothing has been trained yet." in text
     write_answers(run / "iter_0", "dev", [True] * 4)
     assert "Nothing: every answer is right." in made(run).text
     scores = read(run / "iter_0" / "scores.json")[0]
-    write(run / "iter_0" / "scores.json", {"validation": scores["validation"]})  # a dev.jsonl that is left over counts nothing
+    write(run / "iter_0" / "scores.json", {"validation": scores["validation"]})  # dev.jsonl is left over
     found = made(run)
     assert "No held-out questions were scored." in found.text and found.data["splits"]["dev"]["rows"] == []
     assert "None of these runs has scored held-out questions." in made(run, run).text
@@ -417,18 +438,22 @@ def test_what_is_empty_says_so_in_words(run):
 def test_runs_side_by_side_by_hand(run, tmp_path):
     folders = several(run, tmp_path)
     found = made(folders[1], folders[0], folders[2])  # seeds 1 and 0 of one method, then another method
-    rows = [(r[0], r[1], r[2], r[4].split()[0], r[7].split(" ")[0], r[8], r[9]) for r in found.table("method")]
+    columns = [[row[i].split(" (")[0] for i in (0, 1, 2, 4, 7, 8, 9)] for row in found.table("method")]
     first, last = "codelutra", "sft on gold"
-    assert rows == [
-        (first, "0", "π_0", "25.0", "", "59.3", "a"), (first, "0", "π_1 (best)", "75.0", "+50.0", "67.8", "a"),
-        (first, "1", "π_0 (best)", "25.0", "", "59.3", "b"), (first, "1", "π_1", "50.0", "+25.0", "67.8", "b"),
+    assert [row[2] for row in found.table("method") if "best" in row[2]] == [
+        "π_1 (best)", "π_0 (best)", "best", "π_1 (best)",
+    ]  # fmt: skip
+    assert [tuple(row) for row in columns] == [
+        (first, "0", "π_0", "25.0", "", "59.3", "a"), (first, "0", "π_1", "75.0", "+50.0", "67.8", "a"),
+        (first, "1", "π_0", "25.0", "", "59.3", "b"), (first, "1", "π_1", "50.0", "+25.0", "67.8", "b"),
         (first, "mean of 2 seeds", "π_0", "25.0", "", "59.3", ""),
         (first, "mean of 2 seeds", "π_1", "62.5", "+37.5", "67.8", ""),
         (first, "mean of 2 seeds", "best", "50.0", "+25.0", "", ""),
-        (last, "0", "π_0", "25.0", "", "59.3", "sft"), (last, "0", "π_1 (best)", "50.0", "+25.0", "67.8", "sft"),
+        (last, "0", "π_0", "25.0", "", "59.3", "sft"), (last, "0", "π_1", "50.0", "+25.0", "67.8", "sft"),
     ]  # fmt: skip
     assert [(row[0], row[1].split()[0], row[2]) for row in found.table("difference")] == [
-        ("codelutra − sft on gold", "+25.0", "1"), ("codelutra − π_0", "+25.0", "2"), ("sft on gold − π_0", "+25.0", "1"),
+        ("codelutra − sft on gold", "+25.0", "1"), ("codelutra − π_0", "+25.0", "2"),
+        ("sft on gold − π_0", "+25.0", "1"),
     ]  # fmt: skip
 
 
@@ -436,21 +461,23 @@ def test_runs_without_a_common_mean_stand_side_by_side_and_say_why(run, tmp_path
     folders = [Path(folder) for folder in several(run, tmp_path)[:2]]
     config = read(folders[1] / "config.json")[0]
     for change, words in (
-        ({"iterations": 9}, "codelutra: no mean of the best policies, since its runs have different --iterations."),
+        ({"iterations": 9}, "no mean of the best policies, since its runs have different --iterations."),
         ({"seed": 0}, "codelutra: no means, since two of its runs have the same seed."),
         ({"data": "bird"}, "these runs are not all on one data set and one model."),
     ):
         write(folders[1] / "config.json", config | change)
         found = made(*folders)
         assert words in found.text and len(found.table("method")) == 4 + 2 * ("iterations" in change)
-    assert [row[8] for row in found.table("method")] == ["59.3", "67.8", "22.3", "37.8"]  # each by the paper's of its own data
+    # each stands beside the paper's figures of its own data
+    assert [row[8] for row in found.table("method")] == ["59.3", "67.8", "22.3", "37.8"]
     write(folders[1] / "config.json", config | {"data": "shop"})
     assert [row[8] for row in made(*folders).table("method")] == ["59.3", "67.8", "", ""]
     write(folders[1] / "config.json", config)
     (folders[1] / "summary.json").unlink()
     assert "no mean of the best policies, since one of its runs has not ended." in made(*folders).text
     write_answers(folders[1] / "iter_0", "dev", [True] * 3)
-    assert "no means, since its runs were not all scored on the same held-out questions." in made(*folders).text
+    words = "no means, since its runs were not all scored on the same held-out questions."
+    assert words in made(*folders).text
 
 
 def test_wilsons_interval():
@@ -466,8 +493,11 @@ def test_wilsons_interval():
 
 
 def test_no_interval_is_without_width():
+    def bounds(*groups):
+        found = compare_runs.mean_interval(*groups)
+        return [found[k] for k in ("ex", "low", "high")]
+
     nothing, everything = np.zeros((1, 8)), np.ones((1, 8))
-    bounds = lambda *groups: [compare_runs.mean_interval(*groups)[k] for k in ("ex", "low", "high")]  # noqa: E731
     assert bounds(nothing) == bounds(np.zeros((3, 8))) == [0, 0, 0.3244]  # one run, three runs that agree
     assert bounds(everything) == bounds(np.ones((3, 8))) == [1, 0.6756, 1]
     assert bounds(everything, everything) == [0, -0.3244, 0.3244]  # nothing gained, nothing lost
@@ -480,7 +510,7 @@ def test_a_folder_that_is_no_run_is_one_sentence(tmp_path):
 
 
 def several(run, tmp_path):
-    """Copies of the run: two seeds of the dual loss, one of fine-tuning on gold; what is right differs, and what is best."""
+    """Copies of the run: two seeds of the dual loss, one of fine-tuning on gold; other answers are right."""
     folders = []
     dual = {"objective": "dual", "gold": "if-empty"}
     sft = {"objective": "sft", "gold": "only", "answers": 0}
@@ -501,7 +531,8 @@ def test_results_of_several_runs_by_hand(run, tmp_path):
     file = tmp_path / "results.json"
     report.main([*several(run, tmp_path), "--results", str(file)])
     found = json.loads(file.read_text())
-    assert (found["data"], found["n"], found["seeds"]) == ("spider", 4, [0, 1]) and "/a" not in file.read_text()
+    assert (found["data"], found["n"], found["seeds"]) == ("spider", 4, [0, 1])
+    assert "/a" not in file.read_text()
     rows = found["methods"]["codelutra"]
     assert [(r["seed"], r["iteration"], r["ex"], r["best"]) for r in rows] == [
         (0, 0, 0.25, False), (0, 1, 0.75, True), (1, 0, 0.25, True), (1, 1, 0.5, False),
@@ -512,18 +543,21 @@ def test_results_of_several_runs_by_hand(run, tmp_path):
         "sft on gold": {"0": (0.25, 1), "1": (0.5, 1), "best": (0.5, 1)},
     }
     gaps = {name: gap["ex"] for name, gap in found["differences of the best"].items()}
-    assert gaps == {"codelutra − sft on gold": 0.25, "codelutra − π_0": 0.25, "sft on gold − π_0": 0.25}  # first: seed 0 alone
+    # the first is of seed 0 alone
+    assert gaps == {"codelutra − sft on gold": 0.25, "codelutra − π_0": 0.25, "sft on gold − π_0": 0.25}
 
 
 def test_the_interval_of_a_mean_over_runs_is_that_of_runs_and_questions():
     rng = np.random.default_rng(1)
-    alike, apart = np.tile(rng.random(400) < 0.5, (3, 1)), np.array([[0.2], [0.5], [0.8]]) > rng.random((3, 400))
+    alike = np.tile(rng.random(400) < 0.5, (3, 1))
+    apart = np.array([[0.2], [0.5], [0.8]]) > rng.random((3, 400))
     widths = [compare_runs.mean_interval(group.astype(float)) for group in (alike, apart)]
     width = lambda m: m["high"] - m["low"]  # noqa: E731
-    assert width(widths[0]) == pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.15)  # the runs agree: only questions differ
+    # the runs agree: only questions differ
+    assert width(widths[0]) == pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.15)
     assert width(widths[1]) > 4 * width(widths[0])
     one, other = (group.astype(float) for group in (alike, np.roll(alike, 1, axis=1)))
-    gap = compare_runs.mean_interval(one, other)  # of each question, the right answers of one less those of the other
+    gap = compare_runs.mean_interval(one, other)
     spread = 1.96 * (one[0] - other[0]).std() / 20
     assert gap["ex"] == 0 and [gap["low"], gap["high"]] == pytest.approx([-spread, spread], rel=0.15)
 
