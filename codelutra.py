@@ -645,7 +645,9 @@ def work(config, run, splits, notes):
         )
         scored = {split: of for split, of in (("validation", validation), ("dev", held_out)) if of}
         history = codelutra(config, policy, train_questions, scored, run, verifier)
-    best = max(range(len(history)), key=lambda t: deciding(config, history[t])) if validation else len(history) - 1
+    best = len(history) - 1
+    if validation:  # of policies that are equal on validation the last one
+        best = max(range(len(history)), key=lambda t: (deciding(config, history[t]), t))
     write(run / "summary.json", json.dumps({"best": best, "scores": history}, indent=2) + "\n")
     print(f"\n{table(history, run)}\n{'best on validation' if validation else 'last'}: π_{best}", end="")
     print(f", adapter in {run / f'iter_{best}' / 'adapter'}" if best else ", the base model")
