@@ -25,7 +25,7 @@ from compare_runs import change, correct, mean_interval, results, share, side_by
 from data import Question
 from database import schema
 from run_folder import read_lines, whole
-from settings import PRESETS, Config
+from settings import Config
 from stages import read_answers
 from verify import VERDICTS, Verdict
 
@@ -50,7 +50,7 @@ def link(split: str, **filters) -> str:
 
 def command(config: dict) -> str:
     """The command that makes such a run: every setting that codelutra.py would not choose by itself."""
-    usual = {f.name: f.default for f in dataclasses.fields(Config)} | PRESETS.get(config["data"], {})
+    usual = {f.name: f.default for f in dataclasses.fields(Config)} | data.DATA_SETS[config["data"]].preset
     usual["data_dir"] = f"data/{config['data']}"
     words = ["python", "codelutra.py"]
     for name in ("model", "data", "seed"):
