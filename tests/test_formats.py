@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from conftest import plain_logps
-from test_codelutra import command, finished  # noqa: F401 (a fixture)
 from transformers import AutoModelForCausalLM
 
 import lora
@@ -52,13 +51,13 @@ def test_transformers_loads_a_merged_model_with_the_same_logits(folder, tmp_path
 
 
 @pytest.fixture(scope="module")
-def exported(finished, tmp_path_factory):  # noqa: F811
+def exported(finished, tmp_path_factory):
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
     report.main([str(finished), "--pairs", str(path)])
     return path
 
 
-def test_pairs_are_exported_as_text(exported, finished):  # noqa: F811
+def test_pairs_are_exported_as_text(exported, finished):
     rows = [json.loads(line) for line in open(exported, encoding="utf-8")]
     expected = sum(json.loads((finished / f"iter_{t}/pairs_summary.json").read_text())["pairs"] for t in (1, 2))
     assert len(rows) == expected > 0
