@@ -22,10 +22,11 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import cli  # noqa: E402
 import data  # noqa: E402
-import eval as score  # noqa: E402
 from cli import UserError  # noqa: E402
 from exact_match import exact_match, hardness  # noqa: E402
+from judging import job, usable  # noqa: E402
 from verify import GoldError, InfrastructureError, PythonJob, Verifier  # noqa: E402
 
 
@@ -59,21 +60,21 @@ def sql(name: str, folder: str, file: Path, verifier: Verifier, timeout: float) 
     questions = {getattr(q, key): q for q in questions}
     rows = lines(file)
     asked = [questions[row[key]] for row in rows if row[key] in questions]
-    usable, failing = score.usable(asked, verifier, name, timeout)
-    usable = {getattr(q, key): q for q in usable}
+    kept, failing = usable(asked, verifier, name, timeout)
+    judged = {getattr(q, key): q for q in kept}
     for note in notes + failing:
         if note not in said:
             print(f"left out: {note}", file=sys.stderr)
             said.add(note)
-    rows = [row for row in rows if row[key] in usable]
-    asked = [usable[row[key]] for row in rows]
+    rows = [row for row in rows if row[key] in judged]
+    asked = [judged[row[key]] for row in rows]
     keys, answers = [row[key] for row in rows], [row["answer"] for row in rows]
     print(f"{file.parent.name}/{file.name}")
 
     result = {}
     comparisons = {"ex": name} | ({"ex_keep_distinct": "spider_keep_distinct"} if name == "spider" else {})
     for field, comparison in comparisons.items():
-        jobs = [score.job(q, answer, comparison, timeout) for q, answer in zip(asked, answers)]
+        jobs = [job(q, answer, comparison, timeout) for q, answer in zip(asked, answers)]
         verdicts = verifier.run(jobs)
 
         def ex_detail(i, verdicts=verdicts):

@@ -10,7 +10,6 @@ that is in training writes a checkpoint first). When a run ends, its settings, s
 """
 
 import argparse
-import dataclasses
 import json
 import shlex
 import shutil
@@ -21,7 +20,9 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from settings import codes, parse
+from policy import today
+from run_folder import write_settings
+from settings import parse
 
 # settings of all runs of a size
 SIZES = {
@@ -63,14 +64,13 @@ def begin(arguments: list[str], other: Path):
     if (run / "config.json").exists() or not (other / "config.json").exists() or run == other:
         return
     theirs = json.loads((other / "config.json").read_text())
-    draws = all(theirs[name] == getattr(config, name) for name in ("answers", "temperature", "top_p", "criterion"))
-    for name in [*SAME_BASE, *(SAME_DRAWS if draws else ())]:
+    same = all(theirs[name] == getattr(config, name) for name in ("answers", "temperature", "top_p", "criterion"))
+    for name in [*SAME_BASE, *(SAME_DRAWS if same and config.draws else ())]:
         if (other / name).exists():
             (run / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(other / name, run / name)
     if run.exists():
-        settings = dataclasses.asdict(config) | {"code": codes(run)}
-        (run / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        write_settings(config, run, theirs.get("day", today()))
 
 
 def collect(run: Path, results: Path):

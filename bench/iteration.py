@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,12 +26,15 @@ from transformers import AutoModelForCausalLM
 from trl import DPOConfig
 from verification import ONE_QUERY, new_process
 
-import codelutra
 import data
 import lora
-from eval import usable
+from codelutra import draw
+from judging import usable
+from pairs import make_pairs
 from policy import load_policy, locate
+from refine import batches, reference_logps, refine
 from settings import PRESETS, Config
+from stages import Run
 from verify import Verifier
 
 
@@ -44,23 +48,26 @@ def timed(seconds, name, run):
 
 
 def ours(args, config, questions, folder):
-    seconds = {}
+    seconds, run = {}, Run(folder)
     policy = load_policy(args.model, args.precision)
     lora.inject(policy.model)
-    prompts = {q.index: data.prompt_ids(q, policy.tokenizer) for q in questions}
-    folder.mkdir(parents=True)
+    by_index = {q.index: q for q in questions}
     with Verifier(args.workers) as verifier:
-        drawn = timed(seconds, "sample and execute", lambda: codelutra.draw(config, policy, questions, folder, 1, verifier))
-    pairs = timed(seconds, "pairs", lambda: codelutra.make_pairs(config, policy, questions, *drawn, folder, 1))
-    path = folder / "reference.safetensors"
-    reference = timed(seconds, "reference", lambda: codelutra.reference_logps(config, policy, prompts, pairs, path))
-    steps = codelutra.batches(config, pairs, 1, {})
-    timed(seconds, "train", lambda: codelutra.train(config, policy, prompts, pairs, reference, steps, folder, 1))
-    return seconds, policy, prompts, drawn[0], pairs
+        drawn = timed(seconds, "sample and execute", lambda: draw(config, policy, questions, verifier, run, 1))
+    make = partial(make_pairs, config, policy.tokenizer, questions, *drawn, 1)
+    pairs = timed(seconds, "pairs", lambda: run.pairs(1, make))
+    prompts = [policy.prompt_ids(by_index[p.question]) for p in pairs]
+    make = partial(reference_logps, config, policy, prompts, pairs)
+    reference = timed(seconds, "reference", lambda: run.reference(1, pairs, make))
+    steps = batches(config, pairs, [by_index[p.question].db_id for p in pairs], 1)
+    train = partial(refine, config, policy, prompts, pairs, reference, steps, run.checkpoint(1), 1)
+    timed(seconds, "train", train)
+    return seconds, policy, drawn[0], pairs
 
 
-def theirs(args, config, questions, policy, prompts, answers, pairs):
+def theirs(args, config, questions, policy, answers, pairs):
     seconds = {}
+    prompts = {q.index: policy.prompt_ids(q) for q in questions}
     model = theirs_model(args.model, policy.dtype, policy.device)
     order = sorted(questions, key=lambda q: len(prompts[q.index]))
     batches = [[prompts[q.index] for q in order[i : i + args.their_batch]] for i in range(0, len(order), args.their_batch)]
@@ -128,8 +135,8 @@ def main():
         with Verifier(args.workers) as verifier:
             questions = usable(questions, verifier, data.COMPARISON[name], config.timeout)[0][:count]
         with tempfile.TemporaryDirectory() as run:
-            mine, policy, prompts, answers, pairs = ours(args, config, questions, Path(run) / "iter_1")
-        stack = theirs(args, config, questions, policy, prompts, answers, pairs)
+            mine, policy, answers, pairs = ours(args, config, questions, Path(run))
+        stack = theirs(args, config, questions, policy, answers, pairs)
         rows.append((f"{name}: {count} questions", count / sum(mine.values()), count / sum(stack.values()), "questions/s"))
         stages[name] = {"ours": {k: round(v, 1) for k, v in mine.items()}, "theirs": {k: round(v, 1) for k, v in stack.items()}}
         print(name, stages[name])

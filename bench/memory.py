@@ -12,15 +12,14 @@ import argparse
 import itertools
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import torch
 from common import prompts, report
 
 import lora
-from codelutra import QuestionPairs, pack_loss, reference_logps
+from pairs import QuestionPairs
 from policy import load_policy
+from refine import Pair, batch_loss, reference_logps, trees
 from settings import Config
 
 LLAMA3_8B = {
@@ -69,12 +68,12 @@ def measure(prompt_length, answers, length, k):
     half = answers // 2  # chosen and rejected: every answer is in a pair, each pair is another one
     pairs = [(i % half, half + (i + i // half) % half) for i in range(k)]
     question, prompt = QuestionPairs(0, tuple(map(tuple, ids)), tuple(pairs)), prompts(policy.tokenizer, prompt_length, 1)[0]
-    with tempfile.TemporaryDirectory() as folder:
-        reference = reference_logps(config, policy, {0: prompt}, [question], Path(folder) / "reference.safetensors")
+    reference = reference_logps(config, policy, [prompt], [question])
+    [micro_batch] = trees([Pair(0, c, r) for c, r in pairs], [prompt], [question], config.train_tokens)
     for p in lora.parameters(policy.model):
         p.grad = None
     with torch.autograd.profiler.profile(profile_memory=True, use_kineto=True) as profile:
-        loss, _ = pack_loss(config, policy, {0: prompt}, [question], reference, [(0, range(answers), pairs)])
+        loss, _ = batch_loss(config, policy, [prompt], [question], reference, micro_batch)
         loss.backward()
     # the most bytes of tensors alive at once; what the process holds is more, since the heap has gaps
     events = sorted((e.start_ns(), e.nbytes()) for e in profile.kineto_results.events() if e.name() == "[memory]")

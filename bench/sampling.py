@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 import data
 from policy import Policy, load_policy, locate
-from sample import draw_unit, units
+from sample import SamplingParams, batches, draw_batch
 
 
 def theirs_model(name, dtype, device):
@@ -66,12 +66,12 @@ def fixed(args, policy, model):
     for length in args.lengths:
         batch = prompts(policy.tokenizer, length, args.questions)
         dummy = [data.Question(i, "", "", "", "") for i in range(len(batch))]
-        unit = units(batch, args.answers, args.new, args.batch_tokens)[0]
-        mine = [dummy[i] for i in unit], [batch[i] for i in unit]
+        together = batches(batch, args.answers, args.new, args.batch_tokens)[0]
+        mine = partial(draw_batch, policy, [dummy[i] for i in together], [batch[i] for i in together])
         policy.end_ids, policy.stop_tokens = (), frozenset()  # every answer is as long as the limit
-        draw_unit(policy, dummy[:1], batch[:1], 4, 4, 1.0, 1.0, 0, 0)  # warm-up
-        _, prefill, _ = timed(partial(draw_unit, policy, *mine, args.answers, 1, 1.0, 1.0, 0, 0))
-        answers, seconds, ours_memory = timed(partial(draw_unit, policy, *mine, args.answers, args.new, 1.0, 1.0, 0, 0))
+        draw_batch(policy, dummy[:1], batch[:1], SamplingParams(4, 4))  # warm-up
+        _, prefill, _ = timed(partial(mine, SamplingParams(args.answers, 1)))
+        answers, seconds, ours_memory = timed(partial(mine, SamplingParams(args.answers, args.new)))
         policy.end_ids, policy.stop_tokens = end, stop
         tokens = sum(len(a.ids) for a in answers)
         generate(model, policy, batch[:1], 4, 4, True)
@@ -80,7 +80,7 @@ def fixed(args, policy, model):
         name = f"prompt {length}"
         rows.append((name, tokens / seconds, theirs_tokens / theirs_seconds, "tokens/s"))
         rows.append((f"{name}, peak memory", ours_memory, theirs_memory, "MiB"))
-        seen, count = len(unit) * length, len(unit)
+        seen, count = len(together) * length, len(together)
         flops = [  # of all, of the prompts alone
             forward_flops(policy.model, seen + tokens - len(answers), tokens)
             + attention_flops(policy.model, seen * length / 2 + tokens * (length + args.new / 2)),
@@ -93,17 +93,17 @@ def fixed(args, policy, model):
             step = (seconds - prefill) / (args.new - 1)
             must = decoding_bytes(policy.model, seen + len(answers) * args.new / 2) / step
             extra[f"{name}, share of the memory bandwidth in decoding"] = must / bandwidth(policy.device)
-        extra[f"{name}, questions at once, ours and theirs"] = [len(unit), min(args.their_batch, len(batch))]
+        extra[f"{name}, questions at once, ours and theirs"] = [len(together), min(args.their_batch, len(batch))]
     return rows, extra
 
 
 def real(args, policy, model):
     questions = data.subset(data.load("spider", args.spider, "dev")[0], args.count, 0)
-    batch = [data.prompt_ids(q, policy.tokenizer) for q in questions]
+    batch = [policy.prompt_ids(q) for q in questions]
     ours_time = theirs_time = 0.0
-    for unit in units(batch, args.answers, args.new, args.batch_tokens):
-        mine = [questions[i] for i in unit], [batch[i] for i in unit]
-        _, seconds = once(partial(draw_unit, policy, *mine, args.answers, args.new, 1.0, 1.0, 0, 0))
+    for together in batches(batch, args.answers, args.new, args.batch_tokens):
+        mine = [questions[i] for i in together], [batch[i] for i in together]
+        _, seconds = once(partial(draw_batch, policy, *mine, SamplingParams(args.answers, args.new)))
         ours_time += seconds
     ordered, start = sorted(batch, key=len), 0  # theirs: like lengths together, so little padding
     while start < len(ordered):
@@ -129,11 +129,11 @@ def same_distribution(args, policy, model):
     statistic, freedom, end = 0.0, 0, policy.end_ids
     policy.stop_tokens = frozenset()  # generate does not end an answer where its code ends
     for question in tqdm(data.subset(data.load("spider", args.spider, "dev")[0], 8, 0), desc="chi-square", unit="question"):
-        prompt, counts = data.prompt_ids(question, policy.tokenizer), {}
+        prompt, counts = policy.prompt_ids(question), {}
         ids = torch.tensor([prompt], device=policy.device)
         cache = model(input_ids=ids[:, :-1], use_cache=True).past_key_values
         for start in range(0, args.draws, 128):
-            for a in draw_unit(policy, [question], [prompt], 128, 3, 1.0, 1.0, start, 0):
+            for a in draw_batch(policy, [question], [prompt], SamplingParams(128, 3, seed=start)):
                 counts.setdefault(a.ids, [0, 0])[0] += 1
             copies = copy.deepcopy(cache)
             copies.batch_repeat_interleave(128)
@@ -159,7 +159,7 @@ def main():
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--lengths", type=int, nargs="+", default=[300, 1000])
-    parser.add_argument("--questions", type=int, default=24, help="prompts to take a unit from")
+    parser.add_argument("--questions", type=int, default=24, help="prompts to take a batch from")
     parser.add_argument("--answers", type=int, default=16)
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--spider", help="Spider's folder: real questions instead")

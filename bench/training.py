@@ -11,7 +11,6 @@ import argparse
 import math
 import tempfile
 import time
-from pathlib import Path
 
 import torch
 from common import PeakMemory, attention_flops, forward_flops, matmul_peak, prompts, report
@@ -21,8 +20,9 @@ from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 import lora
-from codelutra import QuestionPairs, microbatches, pack_loss, reference_logps
+from pairs import QuestionPairs
 from policy import load_policy, locate
+from refine import Pair, batch_loss, reference_logps, trees
 from settings import Config
 
 
@@ -53,19 +53,17 @@ def case(args, policy, prompt_length, answer_length):
     answers = torch.randint(1000, 20000, (16, answer_length), generator=generator).tolist()
     pairs = [(k % 6, 6 + k) for k in range(10)]  # 16 distinct answers in 10 pairs
     question = QuestionPairs(0, tuple(map(tuple, answers)), tuple(pairs))
-    prompt_of = {0: prompt}
-    with tempfile.TemporaryDirectory() as folder:
-        reference = reference_logps(config, policy, prompt_of, [question], Path(folder) / "reference.safetensors")
+    reference = reference_logps(config, policy, [prompt], [question])
     parameters = lora.parameters(policy.model)
     for p in parameters[1::2]:  # B is zero at the start and A then has no gradient: compare away from it
         p.data.copy_(0.02 * torch.randn(p.shape, generator=generator))
 
-    [pack] = microbatches([(0, c, r) for c, r in pairs], prompt_of, [question], math.inf)
+    [micro_batch] = trees([Pair(0, c, r) for c, r in pairs], [prompt], [question], math.inf)
 
     def ours():
         for p in parameters:
             p.grad = None
-        loss, _ = pack_loss(config, policy, prompt_of, [question], reference, pack)
+        loss, _ = batch_loss(config, policy, [prompt], [question], reference, micro_batch)
         (loss / len(pairs)).backward()
 
     ours()

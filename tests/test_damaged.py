@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 import torch
-from test_codelutra import Stop, again, command, finished, stop_before  # noqa: F401 (fixtures)
+from conftest import Stop, command, never, stop_before
 from transformers import AutoModelForCausalLM
 
 import analysis
@@ -19,13 +19,15 @@ import lora
 import report
 from cli import UserError
 from sample import pick
+from settings import parse
+from stages import Checkpoint
 
 READ = ("questions.json", "iter_0/scores.json", "iter_1/answers.jsonl", "iter_1/verdicts.jsonl", "iter_1/pairs.jsonl",
         "iter_2/pairs_summary.json", "iter_2/scores.json")  # fmt: skip
 
 
 @pytest.fixture
-def copy(again):  # noqa: F811
+def copy(again):
     shutil.copytree(again.finished, again.run)
     return again
 
@@ -34,7 +36,7 @@ def copy(again):  # noqa: F811
 def test_a_damaged_file_of_a_run_is_named(copy, monkeypatch, name):
     path = copy.run / name
     whole = path.read_bytes()
-    monkeypatch.setattr(codelutra, "train", None)
+    monkeypatch.setattr(codelutra, "refine", never)
     for damage in (b"", whole[: len(whole) // 2], b"\xff\x00garbage", b"null\n", b"{}", b"\0" * len(whole)):
         path.write_bytes(damage)
         with pytest.raises(UserError, match=f"{path} is damaged .*: delete it, and the same command makes it again"):
@@ -56,7 +58,7 @@ def test_a_damaged_reference_or_checkpoint_is_named_and_can_be_deleted(copy, mon
     shutil.rmtree(copy.run / "iter_2" / "adapter")
     stop_at_the_second_checkpoint = lambda *_: (copy.run / "iter_2/checkpoint.pt").exists()  # noqa: E731
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        stop_before(codelutra, "keep", patch, stop_at_the_second_checkpoint)
+        stop_before(Checkpoint, "save", patch, stop_at_the_second_checkpoint)
         copy("--save-every", "1e-9")
     for name in ("checkpoint.pt", "reference.safetensors"):
         path = copy.run / "iter_2" / name
@@ -291,7 +293,7 @@ def test_a_run_folder_that_is_a_file_is_one_sentence(folders, spider, tmp_path):
 @pytest.mark.parametrize("argv", ["--min-gain nan", "--seed 18446744073709551616"])
 def test_more_bad_values_are_exit_code_2(argv):
     with pytest.raises(SystemExit) as stop:
-        codelutra.parse([*argv.split(), "--device", "cpu"])
+        parse([*argv.split(), "--device", "cpu"])
     assert stop.value.code == 2
 
 

@@ -17,7 +17,8 @@ import data
 import eval as evaluation
 from cli import UserError
 from data import Question
-from eval import read_predictions, scores, usable
+from eval import PolicyScores, read_predictions, scores
+from judging import usable
 from verify import InfrastructureError, Verdict, Verifier
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,6 +59,19 @@ def test_a_python_question_has_no_em():
     asked = [dataclasses.replace(questions(0)[0], context="test", difficulty="Numpy")]
     found = scores(asked, ["result = 1"], [Verdict("correct")])
     assert found.em is None and found.groups == {"Numpy": {"n": 1, "ex": 1.0, "executable": 1.0, "em": None}}
+
+
+@pytest.mark.parametrize("splits", [(), ("dev",), ("validation", "dev")], ids=" ".join)
+def test_a_policys_scores_are_read_as_they_were_written(splits):
+    one = scores(questions(0, 1), ["SELECT 1", "SELECT x"], [Verdict("correct"), Verdict("error")])
+    made = PolicyScores(*(one if split in splits else None for split in ("validation", "dev")))
+    plain = json.loads(json.dumps(made.plain()))
+    assert list(plain) == list(splits) and PolicyScores.of(plain, splits) == made
+    for split in splits:
+        with pytest.raises(KeyError):
+            PolicyScores.of({name: value for name, value in plain.items() if name != split}, splits)
+        with pytest.raises(TypeError):
+            PolicyScores.of(plain | {split: {"n": 3}}, splits)
 
 
 # ---- predictions ----------------------------------------------------------------------------------------------------
@@ -386,9 +400,11 @@ def test_greedy_answers_are_verified_in_the_order_of_the_questions(spider, verif
     codes = [q.gold for q in held_out]
     codes[1], codes[4] = "SELECT 12345", "SELEC"
     monkeypatch.setattr(evaluation, "greedy", lambda policy, questions, *_: codes)
-    found, given, verdicts = evaluation.evaluate(None, held_out, verifier, "spider", 5.0)
-    assert [v.verdict for v in verdicts] == ["correct", "wrong", "correct", "correct", "error", "correct"]
-    assert (found.ex, found.executable, given) == (4 / 6, 5 / 6, codes)
+    found = evaluation.evaluate(None, held_out, verifier, "dev", "spider", 5.0)
+    assert [v.verdict for v in found.verdicts] == ["correct", "wrong", "correct", "correct", "error", "correct"]
+    assert (found.scores.ex, found.scores.executable, found.codes) == (4 / 6, 5 / 6, codes)
+    row = {"index": 1, "db_id": "pets", "question": held_out[1].text, "gold": held_out[1].gold, "answer": "SELECT 12345"}
+    assert len(found.rows()) == 6 and found.rows()[1].items() >= (row | {"verdict": "wrong"}).items()
     monkeypatch.undo()
     policy = load_policy(folders["gpt2"], "float32", "cpu")
     forward, backward = (evaluation.greedy(policy, q, 10, 5000) for q in (held_out, held_out[::-1]))

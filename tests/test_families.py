@@ -11,7 +11,7 @@ import data
 import lora
 from cli import UserError
 from policy import load_policy
-from sample import draw_unit
+from sample import SamplingParams, draw_batch
 from tree import Tree, answer_logps
 
 SMALL = {
@@ -78,7 +78,7 @@ def test_scores_samples_and_trains(family, tokenizer):
 
     questions = [data.Question(i, "", "", "", "") for i in range(3)]
     policy.end_ids, policy.stop_tokens = (), frozenset()
-    drawn = draw_unit(policy, questions, prompts, 1, 8, 0.0, 1.0, 0, 0)
+    drawn = draw_batch(policy, questions, prompts, SamplingParams(1, 8, temperature=0))
     for answer, prompt in zip(drawn, prompts):
         expected = plain.generate(
             torch.tensor([prompt]), max_new_tokens=8, min_new_tokens=8, do_sample=False, pad_token_id=0

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import data
+import decode
 import lora
-import sample as sampling
 import tree as tree_module
 from policy import load_policy
-from sample import draw_unit
+from sample import SamplingParams, draw_batch
 from tree import Tree, TreeAttention, answer_logps
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -67,14 +67,14 @@ def test_logps_and_lora_gradients_are_the_cpus(folder, checkpointing):
 def drawn(policy, new, ends, answers=6):
     policy.end_ids, policy.stop_tokens = ends, frozenset()
     questions = [data.Question(i, "", "", "", "") for i in range(len(PROMPTS))]
-    return [a.ids for a in draw_unit(policy, questions, PROMPTS, answers, new, 1.0, 1.0, 0, 0)]
+    return [a.ids for a in draw_batch(policy, questions, PROMPTS, SamplingParams(answers, new))]
 
 
 @pytest.mark.parametrize("ends", [(), tuple(range(0, 352, 9))])  # about every ninth token: answers leave the batch
 @pytest.mark.parametrize("waits", [False, True])
 def test_captured_steps_draw_what_the_cpu_draws(folder, ends, waits, monkeypatch):
     captured, graph = [], torch.cuda.graph
-    monkeypatch.setattr(sampling.torch.cuda, "graph", lambda g: (captured.append(g), graph(g))[1])
+    monkeypatch.setattr(decode.torch.cuda, "graph", lambda g: (captured.append(g), graph(g))[1])
     here, there = (load_policy(folder, "float32", device) for device in ("cpu", "cuda"))
     if waits:  # as a family whose forward asks the GPU something
         there.model.register_forward_pre_hook(lambda *_: print(torch.ones(1, device="cuda").item()))
@@ -91,7 +91,7 @@ def test_captured_steps_score_as_the_tree_does(folder, precision, ends):
         p.data.add_(0.05 * draw(*p.shape).to("cuda"))
     policy.end_ids, policy.stop_tokens = ends, frozenset()
     questions = [data.Question(i, "", "", "", "") for i in range(len(PROMPTS))]
-    answers = draw_unit(policy, questions, PROMPTS, 4, 24, 1.0, 1.0, 0, 0)
+    answers = draw_batch(policy, questions, PROMPTS, SamplingParams(4, 24))
     with torch.no_grad(), policy.autocast():
         ids = [[list(a.ids) for a in answers if a.question == i] for i in range(len(PROMPTS))]
         logps = answer_logps(policy.model, Tree(PROMPTS, ids, "cuda"))

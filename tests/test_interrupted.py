@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_codelutra import again, command, finished  # noqa: F401 (fixtures)
+from conftest import command
 
 import codelutra
 from cli import UserError
@@ -33,7 +33,7 @@ def disk(tmp_path):
 
 
 @pytest.mark.parametrize("kib, save_every", [(16, 300), (64, 300), (80, 300), (128, 1e-9)])
-def test_a_full_disk_is_one_sentence_and_nothing_is_lost(again, disk, kib, save_every):  # noqa: F811
+def test_a_full_disk_is_one_sentence_and_nothing_is_lost(again, disk, kib, save_every):
     again.run = disk(f"size={kib}k") / "run"
     with pytest.raises(UserError, match="No space left on device.*What is complete stays"):
         again("--save-every", str(save_every))
@@ -42,7 +42,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(again, disk, kib, save_
     assert again.same()
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence(again, disk):  # noqa: F811
+def test_a_folder_that_cannot_be_written_is_one_sentence(again, disk):
     again.run = disk("size=64m") / "run"
     again("--iterations", "1")
     disk("ro,remount")
@@ -70,7 +70,7 @@ def interrupted(arguments, moment):
 
 
 @pytest.mark.parametrize("moment", [0.5, "held-out questions", "pairs of iteration 2"])
-def test_ctrl_c_is_exit_code_130_and_no_traceback(again, folders, spider, moment):  # noqa: F811
+def test_ctrl_c_is_exit_code_130_and_no_traceback(again, folders, spider, moment):
     code, errors = interrupted(command(folders, spider, again.run), moment)
     assert code == 130 and "Traceback" not in errors, errors
     if isinstance(moment, str):

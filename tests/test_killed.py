@@ -9,9 +9,10 @@ import signal
 import sys
 import time
 
-from test_codelutra import command
+from conftest import command
 
 import codelutra
+from stages import Checkpoint
 
 MOMENTS, CALLS = (int(os.environ.get(name, few)) for name, few in (("MOMENTS", 3), ("CALLS", 2)))
 
@@ -49,7 +50,7 @@ def child(arguments, seconds=None, dies_at=None):
 
 def die_in_the_writer(number):
     """Kill this process just before the `number`-th call by which the second checkpoint opens, writes, flushes or renames."""
-    original, checkpoints, calls = codelutra.keep, [], []
+    original, checkpoints, calls = Checkpoint.save, [], []
 
     def watch(_frame, event, function):
         if event == "c_call" and function.__name__ in WRITES:
@@ -57,13 +58,13 @@ def die_in_the_writer(number):
             if len(calls) > number:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    def keep(*arguments):
+    def save(*arguments):
         checkpoints.append(arguments)
         sys.setprofile(watch if len(checkpoints) == 2 else None)
         original(*arguments)
         sys.setprofile(None)
 
-    codelutra.keep = keep
+    Checkpoint.save = save
 
 
 def files(run):

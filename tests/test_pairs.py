@@ -3,12 +3,15 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
-from codelutra import QuestionPairs, is_degenerate, make_pairs, question_pairs
+import data
 from data import Answer, Question, code_ids, load
+from pairs import QuestionPairs, is_degenerate, make_pairs
 from settings import Config
+from stages import Run
 from verify import NOT_JUDGED, Verdict
 
 GOLD = (90, 91, 0)
@@ -24,9 +27,16 @@ def answers(question, *verdicts, first=1):
 
 
 def pairs_of(drawn, t=1, index=5, counts=None, gold_code="SELECT 1", context="", **settings):
-    counts = Counter() if counts is None else counts
+    """D_t of one question whose gold code has the ids GOLD, None where it has no pairs; `counts` is added to."""
     question = Question(index, "pets", "pets.sqlite", "?", gold_code, context=context)
-    return question_pairs(replace(CONFIG, **settings), question, GOLD, drawn, t, counts)
+    given, verdicts = [replace(a, question=index) for a, _ in drawn], [v for _, v in drawn]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "code_ids", lambda code, tokenizer: GOLD)
+        found, counted = make_pairs(replace(CONFIG, **settings), None, [question], given, verdicts, t)
+    if counts is not None:
+        counts.update(counted)
+    assert counted["pairs"] == sum(len(p.pairs) for p in found)
+    return found[0] if found else None
 
 
 def sides(pairs):
@@ -217,22 +227,16 @@ def test_a_draw_depends_on_seed_iteration_and_question_alone():
 # ---- the stage ------------------------------------------------------------------------------------------------------
 
 
-class Policy:
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
-
-
 @pytest.fixture
 def stage(spider, tokenizer, tmp_path):
-    policy, questions = Policy(tokenizer), load("spider", spider, "train")[0][:4]
+    questions = load("spider", spider, "train")[0][:4]
 
-    def run(verdicts, name="iter_1", t=1, config=CONFIG):
-        """verdicts: {question: its answers' verdicts}."""
+    def run(verdicts, name="run", t=1, config=CONFIG):
+        """D_t and its folder. verdicts: {question: its answers' verdicts}."""
         flat = [pair for q, of in verdicts.items() for pair in answers(q, *of)]
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
         use = [q for q in questions if q.index in verdicts]
-        return make_pairs(config, policy, use, [a for a, _ in flat], [v for _, v in flat], folder, t), folder
+        make = partial(make_pairs, config, tokenizer, use, [a for a, _ in flat], [v for _, v in flat], t)
+        return Run(tmp_path / name).pairs(t, make), tmp_path / name / f"iter_{t}"
 
     return run
 

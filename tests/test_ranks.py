@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import command
 from safetensors.torch import load_file
-from test_codelutra import command, finished  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,7 +20,7 @@ def torchrun(count, arguments, program="codelutra.py"):
 
 
 @pytest.mark.parametrize("sharded", [[], ["--shard"], ["--shard", "--checkpointing"]], ids=" ".join)
-def test_two_processes_make_the_run_of_one(folders, spider, finished, tmp_path, sharded):  # noqa: F811
+def test_two_processes_make_the_run_of_one(folders, spider, finished, tmp_path, sharded):
     run = tmp_path / "two"
     done = torchrun(2, [*command(folders, spider, run), *sharded])
     assert done.returncode == 0, done.stderr[-3000:]
@@ -36,7 +36,7 @@ def test_two_processes_make_the_run_of_one(folders, spider, finished, tmp_path, 
 
 
 @pytest.mark.parametrize("sharded", [[], ["--shard"]], ids=" ".join)
-def test_a_process_that_fails_ends_the_run_and_one_goes_on(folders, spider, finished, tmp_path, sharded):  # noqa: F811
+def test_a_process_that_fails_ends_the_run_and_one_goes_on(folders, spider, finished, tmp_path, sharded):
     run = tmp_path / "run"
     broken = torchrun(2, [*command(folders, spider, run), "--lr", "1e30", *sharded])  # no finite loss after the first step
     assert broken.returncode != 0 and "lower --lr" in broken.stderr
@@ -46,8 +46,8 @@ def test_a_process_that_fails_ends_the_run_and_one_goes_on(folders, spider, fini
     assert (run / "iter_1" / "pairs.jsonl").read_bytes() == (finished / "iter_1" / "pairs.jsonl").read_bytes()
 
 
-def test_in_float16_a_process_may_have_no_pack(folders, spider, tmp_path):
-    flags = ["--precision", "float16", "--iterations", "1", "--train-tokens", "4096"]  # a step is one pack
+def test_in_float16_a_process_may_have_no_micro_batch(folders, spider, tmp_path):
+    flags = ["--precision", "float16", "--iterations", "1", "--train-tokens", "4096"]  # a step is one micro-batch
     done = torchrun(2, [*command(folders, spider, tmp_path / "run"), *flags])
     assert done.returncode == 0 and (tmp_path / "run" / "iter_1" / "adapter").exists(), done.stderr[-3000:]
 

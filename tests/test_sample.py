@@ -10,10 +10,12 @@ import torch
 from conftest import plain_logps
 
 import data
+import decode
 import sample as sampling
 from cli import UserError
+from decode import Decoding
 from policy import load_policy, locate
-from sample import Decoding, invert, pick, sample, units
+from sample import SamplingParams, batches, invert, pick, sample
 from tree import Tree, answer_logps
 
 
@@ -28,7 +30,8 @@ def ids_of(policy, questions):
 
 def drawn(policy, questions, **settings):
     """{(question, sample): Answer}."""
-    return {(a.question, a.sample): a for unit in sample(policy, questions, **settings) for a in unit}
+    params = SamplingParams(**settings)
+    return {(a.question, a.sample): a for batch in sample(policy, questions, params) for a in batch}
 
 
 def tokens(answers):
@@ -231,7 +234,7 @@ def test_steps_of_fixed_shapes_draw_the_same(policy, questions, ends, monkeypatc
     policy.end_ids = ends
     growing = drawn(policy, questions, answers=5, max_new=20, seed=2)
     asked = []
-    monkeypatch.setattr(sampling, "fixed_shapes", lambda device: asked.append(device) or True)  # as on a GPU
+    monkeypatch.setattr(decode, "fixed_shapes", lambda device: asked.append(device) or True)  # as on a GPU
     assert tokens(drawn(policy, questions, answers=5, max_new=20, seed=2)) == tokens(growing) and asked
 
 
@@ -279,25 +282,25 @@ def test_code_is_asked_whether_it_ended_only_after_a_token_that_can_end_it(polic
     assert all(a.finished == (a.ids[-1] in policy.stop_tokens) for a in answers.values())
 
 
-def test_answers_come_ordered_by_question_and_sample_and_skip_leaves_out_whole_units(policy, questions):
-    settings = {"answers": 3, "max_new": 4, "batch_tokens": 150}
-    whole = list(sample(policy, questions, **settings))
-    assert len(whole) > 2
-    for unit in whole:
-        assert [a.sample for a in unit] == [0, 1, 2] * (len(unit) // 3)
-    assert list(sample(policy, questions, **settings, skip=2)) == whole[2:]
+def test_answers_come_ordered_by_question_and_sample_and_skip_leaves_out_whole_batches(policy, questions):
+    params = SamplingParams(answers=3, max_new=4, batch_tokens=150)
+    every = list(sample(policy, questions, params))
+    assert len(every) > 2
+    for batch in every:
+        assert [a.sample for a in batch] == [0, 1, 2] * (len(batch) // 3)
+    assert list(sample(policy, questions, params, skip=2)) == every[2:]
 
 
-def test_units_hold_every_question_once_within_the_limit():
+def test_batches_hold_every_question_once_within_the_limit():
     prompts = [[n % 3] * (10 + n) for n in range(20)]
-    found = units(prompts, answers=4, max_new=5, batch_tokens=100)
-    assert sorted(i for unit in found for i in unit) == list(range(20))
-    for unit in found:  # tokens held in the cache: a shared prefix once
-        tree = Tree([prompts[i] for i in unit])
-        assert tree.ids.shape[1] + 20 * len(unit) <= 100
-    assert units([[1] * 500, [2]], answers=1, max_new=1, batch_tokens=50) == [[1], [0]]  # too large: alone
+    found = batches(prompts, answers=4, max_new=5, batch_tokens=100)
+    assert sorted(i for batch in found for i in batch) == list(range(20))
+    for batch in found:  # tokens held in the cache: a shared prefix once
+        tree = Tree([prompts[i] for i in batch])
+        assert tree.ids.shape[1] + 20 * len(batch) <= 100
+    assert batches([[1] * 500, [2]], answers=1, max_new=1, batch_tokens=50) == [[1], [0]]  # too large: alone
     # like lengths meet, so that little is padded; within them, one schema's questions
-    assert units([[5] * 300, [7] * 20, [6] * 300, [5] * 299 + [9]], 1, 1, 1000) == [[1, 0, 3, 2]]
+    assert batches([[5] * 300, [7] * 20, [6] * 300, [5] * 299 + [9]], 1, 1, 1000) == [[1, 0, 3, 2]]
 
 
 def test_every_token_that_can_end_code_is_a_stop_token(policy):
