@@ -12,6 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
+from prompts import prompt_ids
 
 
 class PeakMemory:
@@ -102,9 +103,9 @@ def prompts(tokenizer, length, count, folder=None):
     questions, _ = data.load("shop", folder or Path(__file__).resolve().parent.parent / "data/shop", "train")
     result = []
     for q in questions[:: max(1, len(questions) // count)][:count]:
-        ids = data.prompt_ids(q, tokenizer)
+        ids = prompt_ids(q, tokenizer)
         while len(ids) < length:  # a longer schema of the same kind, differing between questions as real ones do
-            ids = ids[:20] + data.prompt_ids(questions[(q.index * 7 + len(ids)) % len(questions)], tokenizer)[20:] + ids[20:]
+            ids = ids[:20] + prompt_ids(questions[(q.index * 7 + len(ids)) % len(questions)], tokenizer)[20:] + ids[20:]
         result.append(ids[:20] + ids[len(ids) - length + 20 :])
     return result
 

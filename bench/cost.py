@@ -17,8 +17,9 @@ import common  # noqa: F401 (finds the project)
 import numpy as np
 
 import data
+import prompts
 from policy import load_tokenizer
-from settings import PRESETS, Config
+from settings import Config
 
 LLAMA3_8B = {"parameters": 8.03e9, "layers": 32, "kv": 2 * 8 * 128}
 
@@ -35,9 +36,9 @@ def main():
     parser.add_argument("--bandwidth", type=float, default=3.0e12, help="bytes per second")
     parser.add_argument("--bandwidth-share", type=float, default=0.25, help="of it, in decoding")
     args = parser.parse_args()
-    config = Config(data="bird", **PRESETS["bird"])
+    config = Config(data="bird", **data.DATA_SETS["bird"].preset)
     tokenizer, questions = load_tokenizer(args.tokenizer), data.load("bird", args.data_dir, "train")[0]
-    lengths = np.array([len(data.prompt_ids(q, tokenizer)) for q in questions])
+    lengths = np.array([len(prompts.prompt_ids(q, tokenizer)) for q in questions])
     answers = np.array([len(tokenizer(q.gold)["input_ids"]) + 1 for q in questions])
     fits = lengths + config.max_new <= config.max_length
     prompt, answer, n = lengths[fits].mean(), answers[fits].mean(), args.train * fits.mean()

@@ -28,12 +28,13 @@ from verification import ONE_QUERY, new_process
 
 import data
 import lora
+from batches import batches
 from codelutra import draw
 from judging import usable
 from pairs import make_pairs
 from policy import load_policy, locate
-from refine import batches, reference_logps, refine
-from settings import PRESETS, Config
+from refine import reference_logps, refine
+from settings import Config
 from stages import Run
 from verify import Verifier
 
@@ -74,7 +75,7 @@ def theirs(args, config, questions, policy, answers, pairs):
     draw = lambda: [generate(model, policy, batch, config.answers, config.max_new, False) for batch in batches]  # noqa: E731
     timed(seconds, "their sample", draw)
     by_index = {q.index: q for q in questions}
-    asked = [(by_index[a.question], data.extract_code(a.text)) for a in answers]
+    asked = [(by_index[a.question], extract_code(a.text)) for a in answers]
     commands = [[sys.executable, "-I", "-c", ONE_QUERY, q.database, code, q.gold] for q, code in asked]
     with ThreadPoolExecutor(args.workers) as pool:
         timed(seconds, "their execute", lambda: list(pool.map(lambda c: _bounded(c, config.timeout), commands)))
@@ -127,13 +128,13 @@ def main():
         parser.error("--spider or --bird is needed")
     rows, stages = [], {}
     for name, folder in sets[:1] if args.quick else sets:
-        config = Config(data=name, data_dir=folder, **PRESETS[name])
+        config = Config(data=name, data_dir=folder, **data.DATA_SETS[name].preset)
         count = args.questions
         if args.quick:
             config, count = dataclasses.replace(config, answers=4, pairs=2, batch_size=4, max_new=32), 2
         questions = data.subset(data.load(name, folder, "train")[0], 4 * count, 0)
         with Verifier(args.workers) as verifier:
-            questions = usable(questions, verifier, data.COMPARISON[name], config.timeout)[0][:count]
+            questions = usable(questions, verifier, config.timeout)[0][:count]
         with tempfile.TemporaryDirectory() as run:
             mine, policy, answers, pairs = ours(args, config, questions, Path(run))
         stack = theirs(args, config, questions, policy, answers, pairs)

@@ -17,9 +17,10 @@ import torch
 from common import prompts, report
 
 import lora
+from batches import Pair, trees
 from pairs import QuestionPairs
 from policy import load_policy
-from refine import Pair, batch_loss, reference_logps, trees
+from refine import batch_loss, reference_logps
 from settings import Config
 
 LLAMA3_8B = {

@@ -21,8 +21,9 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 import data
+from batches import sampling_batches
 from policy import Policy, load_policy, locate
-from sample import SamplingParams, batches, draw_batch
+from sample import SamplingParams, draw_batch
 
 
 def theirs_model(name, dtype, device):
@@ -66,7 +67,7 @@ def fixed(args, policy, model):
     for length in args.lengths:
         batch = prompts(policy.tokenizer, length, args.questions)
         dummy = [data.Question(i, "", "", "", "") for i in range(len(batch))]
-        together = batches(batch, args.answers, args.new, args.batch_tokens)[0]
+        together = sampling_batches(batch, args.answers, args.new, args.batch_tokens)[0]
         mine = partial(draw_batch, policy, [dummy[i] for i in together], [batch[i] for i in together])
         policy.end_ids, policy.stop_tokens = (), frozenset()  # every answer is as long as the limit
         draw_batch(policy, dummy[:1], batch[:1], SamplingParams(4, 4))  # warm-up
@@ -101,7 +102,7 @@ def real(args, policy, model):
     questions = data.subset(data.load("spider", args.spider, "dev")[0], args.count, 0)
     batch = [policy.prompt_ids(q) for q in questions]
     ours_time = theirs_time = 0.0
-    for together in batches(batch, args.answers, args.new, args.batch_tokens):
+    for together in sampling_batches(batch, args.answers, args.new, args.batch_tokens):
         mine = [questions[i] for i in together], [batch[i] for i in together]
         _, seconds = once(partial(draw_batch, policy, *mine, SamplingParams(args.answers, args.new)))
         ours_time += seconds

@@ -20,9 +20,10 @@ from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 import lora
+from batches import Pair, trees
 from pairs import QuestionPairs
 from policy import load_policy, locate
-from refine import Pair, batch_loss, reference_logps, trees
+from refine import batch_loss, reference_logps
 from settings import Config
 
 

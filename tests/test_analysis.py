@@ -9,6 +9,7 @@ from conftest import plain_logps
 
 import analysis
 import data
+import prompts
 from cli import UserError
 
 
@@ -29,7 +30,7 @@ def test_the_score_of_an_answer_is_that_of_its_plain_sequence(policy, reference,
         for text, (summed, per_token) in zip(texts, scores, strict=True):
             ids = [*policy.tokenizer(text, add_special_tokens=False)["input_ids"], policy.tokenizer.eos_token_id]
             with torch.no_grad():
-                plain = plain_logps(reference, data.prompt_ids(q, policy.tokenizer), ids)
+                plain = plain_logps(reference, prompts.prompt_ids(q, policy.tokenizer), ids)
             assert summed == pytest.approx(plain.sum().item(), rel=1e-4)
             assert per_token == pytest.approx(plain.mean().item(), rel=1e-4)
 

@@ -14,6 +14,7 @@ from test_verify_sql import damaged
 import codelutra
 import data
 import lora
+import prompts
 import refine
 import report
 import run_folder
@@ -251,7 +252,7 @@ def test_fine_tuning_on_gold_draws_nothing_and_trains_on_the_gold_code_alone(fol
     codelutra.main(argv[:at] + argv[at + 2 :])
     folder, tokenizer = tmp_path / "run" / "iter_1", load_tokenizer(folders["gpt2"])
     assert not (folder / "answers.jsonl").exists() and not (folder / "verdicts.jsonl").exists()
-    gold = {q.index: list(data.code_ids(q.gold, tokenizer)) for q in data.load("spider", spider, "train")[0]}
+    gold = {q.index: list(prompts.code_ids(q.gold, tokenizer)) for q in data.load("spider", spider, "train")[0]}
     pairs = lines(folder / "pairs.jsonl")
     assert len(pairs) == 10 and all(p["answers"] == [gold[p["question"]]] and p["pairs"] == [[0, None]] * 3 for p in pairs)
     rows = lines(folder / "train.jsonl")

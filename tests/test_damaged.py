@@ -16,6 +16,7 @@ import codelutra
 import data
 import eval as evaluation
 import lora
+import prompts
 import report
 from cli import UserError
 from sample import pick
@@ -137,7 +138,7 @@ def test_any_character_may_be_in_the_name_of_the_data(spider, tmp_path, name):
     shutil.copytree(spider, folder)
     before = sorted(tmp_path.iterdir())
     (mine, _), (theirs, _) = (data.load("spider", f, "train") for f in (folder, spider))
-    assert [data.prompt(q) for q in mine] == [data.prompt(q) for q in theirs]
+    assert [prompts.prompt(q) for q in mine] == [prompts.prompt(q) for q in theirs]
     assert sorted(tmp_path.iterdir()) == before
 
 

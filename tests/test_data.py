@@ -14,7 +14,10 @@ from conftest import TRAIN, make_database
 
 import cli
 import data
-from data import UserError, code_ended, extract_code
+import database
+import prompts
+from cli import UserError
+from prompts import code_ended, extract_code
 
 SHOP = Path(__file__).resolve().parent.parent / "data" / "shop"
 
@@ -53,7 +56,7 @@ def test_a_database_without_rows_leaves_out_training_questions_alone(copy):
 def test_one_row_in_one_table_is_enough(tmp_path):
     script = """CREATE TABLE a (x); CREATE TABLE "odd name" (x); INSERT INTO "odd name" VALUES (1)"""
     make_database(tmp_path / "a.sqlite", script)
-    assert data.has_rows(str(tmp_path / "a.sqlite"))
+    assert database.has_rows(str(tmp_path / "a.sqlite"))
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '[{"db_id": "pets"}]', '[{"db_id": "pets", "question": 3, "query": "x"}]'])
@@ -109,7 +112,7 @@ def test_a_database_that_cannot_be_read_leaves_out_its_own_questions(fault, spli
     whole = path.read_bytes()
     path.write_bytes(BROKEN[fault](whole))
     assert path.read_bytes() != whole
-    everything = json.loads((copy / data.LAYOUT["spider"][split][0]).read_text())
+    everything = json.loads((copy / getattr(data.DATA_SETS["spider"], split)[0]).read_text())
     questions, (note,) = data.load("spider", copy, split)
     assert [q.index for q in questions] == [i for i, row in enumerate(everything) if row["db_id"] == "pets"]
     assert re.match(r"[36] questions: their database (is damaged|cannot be read): .*\(books\)$", note)
@@ -199,17 +202,17 @@ def test_a_larger_subset_contains_the_smaller_ones():
 def test_prompts_of_one_database_share_everything_before_the_question(spider, tokenizer):
     questions, _ = data.load("spider", spider, "train")
     for db in ("pets", "books"):
-        prompts = [data.prompt(q) for q in questions if q.db_id == db]
+        prompts = [prompts.prompt(q) for q in questions if q.db_id == db]
         head = prompts[0].split("Question:")[0]
-        assert data.schema(next(q.database for q in questions if q.db_id == db)) in head
+        assert database.schema(next(q.database for q in questions if q.db_id == db)) in head
         assert all(p.startswith(head) for p in prompts)
-        ids = [data.prompt_ids(q, tokenizer) for q in questions if q.db_id == db]
+        ids = [prompts.prompt_ids(q, tokenizer) for q in questions if q.db_id == db]
         shared = next(n for n in range(len(ids[0])) if len({tuple(p[:n]) for p in ids}) > 1) - 1
         assert shared > 0.7 * len(ids[0])
 
 
 def test_the_schema_is_the_databases_own_create_statements(spider):
-    assert data.schema(str(spider / "database" / "pets" / "pets.sqlite")) == (
+    assert database.schema(str(spider / "database" / "pets" / "pets.sqlite")) == (
         "CREATE TABLE owner (id INTEGER PRIMARY KEY, name TEXT, city TEXT);\n"
         "CREATE TABLE pet (id INTEGER PRIMARY KEY, owner_id INTEGER, kind TEXT, age INTEGER);"
     )
@@ -254,7 +257,7 @@ def shape(connection):
 
 def rebuilt(path):
     with closing(sqlite3.connect(path)) as theirs, closing(sqlite3.connect(":memory:")) as ours:
-        ours.executescript(data.schema(str(path)))
+        ours.executescript(database.schema(str(path)))
         return shape(theirs), shape(ours)
 
 
@@ -275,7 +278,7 @@ def test_the_schemas_of_the_shop_rebuild_their_databases():
 
 def test_a_schema_has_its_tables_without_comments_and_then_its_views_as_written(tmp_path):
     make_database(tmp_path / "a.sqlite", "CREATE VIEW v AS SELECT 1  + 1 -- two\n; CREATE TABLE t (a, -- it's\n b )")
-    assert data.schema(str(tmp_path / "a.sqlite")) == "CREATE TABLE t (a, b );\nCREATE VIEW v AS SELECT 1  + 1 -- two\n;"
+    assert database.schema(str(tmp_path / "a.sqlite")) == "CREATE TABLE t (a, b );\nCREATE VIEW v AS SELECT 1  + 1 -- two\n;"
 
 
 @pytest.mark.parametrize("table", ['"say ""x"""', "sqliteX", "[it's]", '"a b"'])
@@ -298,12 +301,12 @@ def test_a_virtual_table_whose_module_is_missing_hides_no_other_table(copy):
     )
     questions, notes = data.load("spider", copy, "train")
     assert len(questions) == 12 and notes == []
-    assert data.schema(str(path)) == "CREATE VIRTUAL TABLE v USING nowhere(b);\nCREATE TABLE t (a);"
+    assert database.schema(str(path)) == "CREATE VIRTUAL TABLE v USING nowhere(b);\nCREATE TABLE t (a);"
 
 
 def test_what_a_virtual_table_keeps_for_itself_is_no_row(tmp_path):
     make_database(tmp_path / "a.sqlite", "CREATE VIRTUAL TABLE t USING fts5(a)")
-    assert not data.has_rows(str(tmp_path / "a.sqlite"))
+    assert not database.has_rows(str(tmp_path / "a.sqlite"))
 
 
 def test_a_question_keeps_the_white_space_inside_it(copy):
@@ -311,7 +314,7 @@ def test_a_question_keeps_the_white_space_inside_it(copy):
     row = {"db_id": "pets", "question": f" {text}\n", "query": "SELECT 1"}
     (copy / "train_spider.json").write_text(json.dumps([row]))
     (question,), _ = data.load("spider", copy, "train")
-    assert question.text == text and data.prompt(question).endswith(f"Question: {text}")
+    assert question.text == text and prompts.prompt(question).endswith(f"Question: {text}")
 
 
 # ---- where code begins and ends ---------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from test_verify_sql import damaged
 
 import data
 import eval as evaluation
+import prompts
 from cli import UserError
 from data import Question
 from eval import PolicyScores, read_predictions, scores
@@ -303,7 +304,7 @@ def verifier():
 def test_a_question_whose_gold_fails_is_left_out_and_named(spider, verifier):
     good = data.load("spider", spider, "dev")[0]
     bad = Question(41, "pets", good[0].database, "?", "SELECT x FROM nowhere")
-    kept, notes = usable([*good, bad], verifier, "spider", 5.0)
+    kept, notes = usable([*good, bad], verifier, 5.0)
     assert kept == good and len(notes) == 1
     assert notes[0].startswith("question 41 (pets): gold query fails") and "no such table: nowhere" in notes[0]
 
@@ -314,18 +315,18 @@ def test_a_gold_is_judged_as_an_answer_would_be(spider, verifier):
     golds = ["SELECT name FROM owner WHERE id > = 2", "SELECT name FROM owner ORDER BY random()"]
     golds.append("EXPLAIN SELECT name FROM owner")
     asked = [Question(i, "pets", path, "?", gold) for i, gold in enumerate(golds)]
-    kept, notes = usable(asked, verifier, "spider", 5.0)
+    kept, notes = usable(asked, verifier, 5.0)
     assert [q.index for q in kept] == [0]
     assert "question 1 (pets): gold query fails" in notes[0] and "changes from run to run: random" in notes[0]
     assert "not a query" in notes[1]
-    kept, notes = usable(asked, verifier, "strict", 5.0)
+    kept, notes = usable([dataclasses.replace(q, comparison="strict") for q in asked], verifier, 5.0)
     assert not kept and "question 0 (pets): gold query fails" in notes[0] and "syntax error" in notes[0]
 
 
 def test_a_question_whose_gold_reads_a_damaged_page_is_left_out_and_named(verifier, tmp_path):
     path = damaged(tmp_path / "bad.sqlite")
     asked = [Question(i, "bad", path, "?", gold) for i, gold in enumerate(["SELECT id FROM t", "SELECT * FROM lost"])]
-    kept, notes = usable(asked, verifier, "spider", 5.0)
+    kept, notes = usable(asked, verifier, 5.0)
     assert kept == asked[:1] and len(notes) == 1
     assert notes[0].startswith("question 1 (bad): ") and "bad.sqlite: database disk image is malformed" in notes[0]
 
@@ -335,7 +336,7 @@ def test_problems_whose_test_or_gold_code_fails_are_left_out_and_named(verifier)
     broken = CONTEXT.replace("return 7, 14", "return 7, open('/no/such/file')")
     problems = [("result = x * 2", CONTEXT), ("result = x * 2", broken), ("result = x", CONTEXT), ("1 / 0", CONTEXT)]
     asked = [Question(i, "Numpy", "", "?", gold, "", 900 + i, "Numpy", test) for i, (gold, test) in enumerate(problems)]
-    kept, notes = usable(asked, verifier, "", 60.0)
+    kept, notes = usable(asked, verifier, 60.0)
     assert kept == asked[:1] and len(notes) == 3
     assert notes[0].startswith("problem 901 (Numpy): the test itself fails: ") and "make ds1000" in notes[0]
     assert notes[1].startswith("problem 902 (Numpy): its gold code fails: wrong: the result: AssertionError")
@@ -345,10 +346,10 @@ def test_problems_whose_test_or_gold_code_fails_are_left_out_and_named(verifier)
 @strict
 def test_a_fault_of_the_machine_is_not_taken_for_a_broken_question(verifier, tmp_path):
     with pytest.raises(InfrastructureError, match="no database"):
-        usable([Question(0, "pets", str(tmp_path / "none.sqlite"), "?", "SELECT 1")], verifier, "spider", 5.0)
+        usable([Question(0, "pets", str(tmp_path / "none.sqlite"), "?", "SELECT 1")], verifier, 5.0)
     problem = Question(0, "Numpy", "", "?", "result = x * 2", context=CONTEXT)
     with Verifier(1, "/no/such/python") as other, pytest.raises(InfrastructureError, match="/no/such/python"):
-        usable([problem], other, "", 5.0)
+        usable([problem], other, 5.0)
 
 
 class Recording:
@@ -368,14 +369,14 @@ def test_gold_code_has_its_time_on_a_slow_machine():
     """A gold query as well: the verifier gives it, and then its answers, the time that it needs."""
     asked, verifier = [*questions(0), dataclasses.replace(questions(1)[0], context="test")], Recording()
     for timeout in (10.0, 60.0, 500.0):
-        assert usable(asked, verifier, "spider", timeout) == (asked, [])
+        assert usable(asked, verifier, timeout) == (asked, [])
     assert verifier.timeouts == [10, 120, 60, 120, 500, 500]
 
 
 def test_a_program_that_needs_more_than_half_of_an_answers_time_is_left_out_by_name():
     query, program = *questions(0), dataclasses.replace(questions(1)[0], context="test", db_id="Numpy")
-    assert usable([query, program], Recording(30.0), "", 60.0) == ([query, program], [])
-    kept, notes = usable([query, program], Recording(41.0), "", 60.0)
+    assert usable([query, program], Recording(30.0), 60.0) == ([query, program], [])
+    kept, notes = usable([query, program], Recording(41.0), 60.0)
     assert kept == [query] and notes == ["problem 701 (Numpy): its gold code takes 41 s, more than half of an answer's 60"]
 
 
@@ -400,7 +401,7 @@ def test_greedy_answers_are_verified_in_the_order_of_the_questions(spider, verif
     codes = [q.gold for q in held_out]
     codes[1], codes[4] = "SELECT 12345", "SELEC"
     monkeypatch.setattr(evaluation, "greedy", lambda policy, questions, *_: codes)
-    found = evaluation.evaluate(None, held_out, verifier, "dev", "spider", 5.0)
+    found = evaluation.evaluate(None, held_out, verifier, "dev", 5.0)
     assert [v.verdict for v in found.verdicts] == ["correct", "wrong", "correct", "correct", "error", "correct"]
     assert (found.scores.ex, found.scores.executable, found.codes) == (4 / 6, 5 / 6, codes)
     row = {"index": 1, "db_id": "pets", "question": held_out[1].text, "gold": held_out[1].gold, "answer": "SELECT 12345"}
@@ -416,10 +417,10 @@ def test_a_prompt_too_long_for_the_model_is_a_question_without_an_answer(spider,
 
     held_out = data.load("spider", spider, "dev")[0]
     policy = load_policy(folders["gpt2"], "float32", "cpu")
-    lengths = sorted(len(data.prompt_ids(q, policy.tokenizer)) for q in held_out)
+    lengths = sorted(len(prompts.prompt_ids(q, policy.tokenizer)) for q in held_out)
     policy.max_positions = lengths[3] + 10
     codes = evaluation.greedy(policy, held_out, 10, 5000)
-    fitting = [len(data.prompt_ids(q, policy.tokenizer)) <= lengths[3] for q in held_out]
+    fitting = [len(prompts.prompt_ids(q, policy.tokenizer)) <= lengths[3] for q in held_out]
     assert [bool(code) for code in codes] == fitting and 0 < sum(fitting) < 6
 
 

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
 import data
+import prompts
 import report
-from data import UserError
+from cli import UserError
 from policy import load_tokenizer
 
 datasets.disable_progress_bars()
@@ -129,14 +130,14 @@ def as_trl_does(rows, tokenizer):
 def test_trl_gets_the_tokens_of_training(models_of, kind, spider, tmp_path, capsys):
     tokenizer, rows, expected = load_tokenizer(models_of[kind]), [], []
     for q in trained_on(spider)[:4]:
-        gold = list(data.code_ids(q.gold, tokenizer))
-        other = list(data.code_ids("SELECT '{%  é <b> &amp; \\n', 1 FROM \t pet", tokenizer))
+        gold = list(prompts.code_ids(q.gold, tokenizer))
+        other = list(prompts.code_ids("SELECT '{%  é <b> &amp; \\n', 1 FROM \t pet", tokenizer))
         letters = [tokenizer.convert_tokens_to_ids(letter) for letter in "SELECT"]
         assert len(letters) > len(tokenizer("SELECT", add_special_tokens=False)["input_ids"])
         answers = [gold, gold[:-1], other, other[:-4], [*letters, tokenizer.eos_token_id]]
         pairs = [(0, 1), (1, 0), (0, 2), (3, 2), (0, 2), (0, 4), (4, 0)]
         rows.append({"question": q.index, "answers": answers, "pairs": pairs})
-        prompt = data.prompt_ids(q, tokenizer)
+        prompt = prompts.prompt_ids(q, tokenizer)
         expected += [(prompt, answers[c], answers[r]) for c, r in pairs[:5]]
     run = make_run(tmp_path / "run", models_of[kind], spider, rows[:2], rows[2:])
     found, printed = exported(run, capsys)
@@ -148,10 +149,10 @@ def test_trl_gets_the_tokens_of_training(models_of, kind, spider, tmp_path, caps
 def test_an_answer_that_merges_with_the_prompt_is_left_out(models_of, spider, tmp_path, capsys):
     """The prompt ends with a line break; with one more after it, TRL would read one token for the two."""
     tokenizer, question = load_tokenizer(models_of["BOS"]), trained_on(spider)[0]
-    answers = [list(data.code_ids(text, tokenizer)) for text in (question.gold, "SELECT 1", "\n SELECT 1")]
+    answers = [list(prompts.code_ids(text, tokenizer)) for text in (question.gold, "SELECT 1", "\n SELECT 1")]
     row = {"question": question.index, "answers": answers, "pairs": [[0, 1], [0, 2], [2, 1], [1, 0]]}
     found, printed = exported(make_run(tmp_path / "run", models_of["BOS"], spider, [row]), capsys)
-    prompt = data.prompt_ids(question, tokenizer)
+    prompt = prompts.prompt_ids(question, tokenizer)
     assert as_trl_does(found, tokenizer) == [(prompt, answers[c], answers[r]) for c, r in ((0, 1), (1, 0))]
     assert ": 2 pairs; 2 left out" in printed
 
@@ -160,7 +161,7 @@ def test_an_answer_that_merges_with_the_prompt_is_left_out(models_of, spider, tm
 def plain(folders, spider, tmp_path):
     """A function that makes a run of the tiny model from its iterations' rows, and a row with one pair."""
     tokenizer, question = load_tokenizer(folders["gpt2"]), trained_on(spider)[0]
-    answers = [list(data.code_ids(text, tokenizer)) for text in (question.gold, "SELECT 2")]
+    answers = [list(prompts.code_ids(text, tokenizer)) for text in (question.gold, "SELECT 2")]
     letters = [tokenizer.convert_tokens_to_ids(letter) for letter in "SELECT"]  # the text has fewer tokens
     answers.append(letters)
     row = {"question": question.index, "answers": answers, "pairs": [[0, 1]]}

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from loss import dpo_loss, dpo_margin, dual_loss, preference_accuracy, sft_loss
+from analysis import preference_accuracy
+from loss import dpo_loss, dpo_margin, dual_loss, sft_loss
 
 
 def column(*values):

@@ -8,8 +8,9 @@ from functools import partial
 import pytest
 
 import data
-from data import Answer, Question, code_ids, load
+from data import Answer, Question, load
 from pairs import QuestionPairs, is_degenerate, make_pairs
+from prompts import code_ids
 from settings import Config
 from stages import Run
 from verify import NOT_JUDGED, Verdict

@@ -8,7 +8,8 @@ import pytest
 from conftest import END, TRAIN, make_database
 
 import data
-from data import UserError
+import prompts
+from cli import UserError
 
 MARKS = ["<s>", "</s>", "<|user|>", "<|end|>", "<|assistant|>"]
 CHAT = "{% for m in messages %}<|user|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
@@ -100,31 +101,31 @@ def nasty(question, tmp_path):
 
 
 def test_a_prompt_has_no_special_tokens_from_its_content(made, nasty):
-    ids = data.prompt_ids(nasty, made)
-    assert specials(ids, made) == [] and made.decode(ids) == data.prompt(nasty) + "\nSQL:\n"
+    ids = prompts.prompt_ids(nasty, made)
+    assert specials(ids, made) == [] and made.decode(ids) == prompts.prompt(nasty) + "\nSQL:\n"
 
 
 def test_a_chat_has_the_templates_special_tokens_alone(made, nasty):
     made.chat_template = CHAT
-    ids = data.prompt_ids(nasty, made)
+    ids = prompts.prompt_ids(nasty, made)
     assert specials(ids, made) == list(THREE)
-    text = f"<|user|>{data.prompt(nasty)}<|end|><|assistant|>"
+    text = f"<|user|>{prompts.prompt(nasty)}<|end|><|assistant|>"
     assert made.decode(ids).replace(" ", "") == text.replace(" ", "")
 
 
 def test_gold_code_has_no_special_tokens_before_its_end(made, nasty):
-    ids = data.code_ids(nasty.gold, made)
+    ids = prompts.code_ids(nasty.gold, made)
     assert specials(ids[:-1], made) == [] and ids[-1] == made.eos_token_id
     assert made.decode(ids[:-1]) == nasty.gold
 
 
 def test_ordinary_prompts_and_code_have_the_tokenizers_own_tokens(made, question):
-    assert data.prompt_ids(question, made) == made(data.prompt(question) + "\nSQL:\n")["input_ids"]
+    assert prompts.prompt_ids(question, made) == made(prompts.prompt(question) + "\nSQL:\n")["input_ids"]
     plain = made(question.gold, add_special_tokens=False)["input_ids"]
-    assert data.code_ids(question.gold, made) == (*plain, made.eos_token_id)
+    assert prompts.code_ids(question.gold, made) == (*plain, made.eos_token_id)
     made.chat_template = CHAT
-    text = f"<|user|>{data.prompt(question)}<|end|><|assistant|>"
-    assert data.prompt_ids(question, made) == made(text, add_special_tokens=False)["input_ids"]
+    text = f"<|user|>{prompts.prompt(question)}<|end|><|assistant|>"
+    assert prompts.prompt_ids(question, made) == made(text, add_special_tokens=False)["input_ids"]
 
 
 def test_a_tokenizer_that_reads_a_special_token_from_any_text_is_a_user_error(nasty):
@@ -137,7 +138,7 @@ def test_a_tokenizer_that_reads_a_special_token_from_any_text_is_a_user_error(na
     made = PreTrainedTokenizerFast(tokenizer_object=unigram, eos_token="</s>", unk_token="<unk>")
     made.chat_template = CHAT
     with pytest.raises(UserError, match="question 0 .*</s>"):
-        data.prompt_ids(nasty, made)
+        prompts.prompt_ids(nasty, made)
 
 
 # ---- tokens that a tokenizer adds ------------------------------------------------------------------------------------
@@ -153,9 +154,9 @@ def test_nothing_stands_between_the_prompt_and_the_answer(added, tokenizer, ques
     made = as_llama(tokenizer)
     marks = [(mark, made.convert_tokens_to_ids(mark)) for mark in ("<s>", "</s>")]
     made.backend_tokenizer.post_processor = processors.TemplateProcessing(single=added, special_tokens=marks)
-    text = data.prompt(question) + "\nSQL:\n"
+    text = prompts.prompt(question) + "\nSQL:\n"
     first = [made.convert_tokens_to_ids(mark) for mark in added.split("$A")[0].split()]
-    assert data.prompt_ids(question, made) == first + made(text, add_special_tokens=False)["input_ids"]
+    assert prompts.prompt_ids(question, made) == first + made(text, add_special_tokens=False)["input_ids"]
 
 
 # ---- thinking --------------------------------------------------------------------------------------------------------
@@ -168,14 +169,14 @@ QWEN3 = f"{CHAT}{OFF}{{{{ {NO_THOUGHT!r} }}}}{{% endif %}}"
 @pytest.mark.parametrize("template", [QWEN3, CHAT + "<think>\n", CHAT + "<think>"])
 def test_a_prompt_leaves_no_room_to_think(template, chat, question):
     chat.chat_template = template
-    text = chat.decode(data.prompt_ids(question, chat))
+    text = chat.decode(prompts.prompt_ids(question, chat))
     assert text.rstrip().endswith("</think>") and text.count("<think>") == text.count("</think>") == 1
 
 
 def test_a_question_about_thinking_opens_no_thought(chat, question):
     chat.chat_template = QWEN3
     asked = replace(question, text="What is <think>")
-    ids = data.prompt_ids(asked, chat)
+    ids = prompts.prompt_ids(asked, chat)
     assert ids.count(chat.convert_tokens_to_ids("<think>")) == 1  # the template's own
     assert chat.decode(ids).endswith(f"What is <think><|end|><|assistant|>{NO_THOUGHT}")
 
@@ -195,7 +196,7 @@ IN_MACRO = (
 @pytest.mark.parametrize("date", ["{{ strftime_now('%d %b %Y') }}", "{{ date_string }}", LLAMA32, IN_MACRO])
 def test_a_template_that_prints_the_date_prints_the_given_day(date, chat, question):
     chat.chat_template = f"{date}|{CHAT}"
-    assert chat.decode(data.prompt_ids(question, chat, "05 Mar 2024")).startswith("05 Mar 2024|<|user|>")
+    assert chat.decode(prompts.prompt_ids(question, chat, "05 Mar 2024")).startswith("05 Mar 2024|<|user|>")
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -204,13 +205,13 @@ def test_given_today_the_prompt_is_as_without_a_day(format, first, chat, questio
     chat.chat_template = f"{first}{{{{ strftime_now('{format}') }}}}|{CHAT}"
     for _ in range(2):  # midnight may come in between, once
         today = datetime.now().strftime("%d %b %Y")
-        if data.prompt_ids(question, chat, today) == data.prompt_ids(question, chat):
+        if prompts.prompt_ids(question, chat, today) == prompts.prompt_ids(question, chat):
             return
     pytest.fail("the prompts differ")
 
 
 def test_without_a_day_it_is_the_templates_own(chat, question):
     chat.chat_template = "{{ date_string is defined }}|" + CHAT
-    assert chat.decode(data.prompt_ids(question, chat)).startswith("False|")
+    assert chat.decode(prompts.prompt_ids(question, chat)).startswith("False|")
     chat.chat_template = CHAT
-    assert data.prompt_ids(question, chat, "05 Mar 2024") == data.prompt_ids(question, chat)
+    assert prompts.prompt_ids(question, chat, "05 Mar 2024") == prompts.prompt_ids(question, chat)

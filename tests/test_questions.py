@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 import data
+import prompts
 from cli import UserError
 from questions import Splits, choose, fitting
 from settings import Config
@@ -41,7 +42,7 @@ def test_questions_whose_gold_gives_no_rows_are_counted_and_not_trained_on(spide
     empty = {1: "SELECT name FROM owner WHERE id > 9", 2: "SELECT * FROM pet WHERE 0", 4: "SELECT id FROM owner LIMIT 0"}
     train = [replace(q, gold=empty.get(q.index, q.gold)) for q in train]
     splits = Splits(train[:4], train[4:6], [replace(dev[0], gold="SELECT 1 WHERE 0"), dev[1]])
-    policy = SimpleNamespace(max_positions=4096, tokenizer=tokenizer, prompt_ids=lambda q: data.prompt_ids(q, tokenizer))
+    policy = SimpleNamespace(max_positions=4096, tokenizer=tokenizer, prompt_ids=lambda q: prompts.prompt_ids(q, tokenizer))
     with NoGold(1) as verifier:
         if "criterion" in flags:
             verifier.forbidden = {q.gold for q in train[:4]}

@@ -11,10 +11,11 @@ from conftest import plain_logps
 
 import lora
 import refine as refining
+from batches import Pair, batches, micro_batches
 from cli import UserError
 from pairs import QuestionPairs
 from policy import halving, load_policy
-from refine import Pair, batches, check_first_step, learning_rate, micro_batches, reference_logps, refine
+from refine import check_first_step, learning_rate, reference_logps, refine
 from settings import Config
 
 LN2 = math.log(2)

@@ -11,11 +11,13 @@ from conftest import plain_logps
 
 import data
 import decode
+import prompts
 import sample as sampling
+from batches import sampling_batches
 from cli import UserError
 from decode import Decoding
 from policy import load_policy, locate
-from sample import SamplingParams, batches, invert, pick, sample
+from sample import SamplingParams, invert, pick, sample
 from tree import Tree, answer_logps
 
 
@@ -25,7 +27,7 @@ def questions(spider):
 
 
 def ids_of(policy, questions):
-    return [data.prompt_ids(q, policy.tokenizer) for q in questions]
+    return [prompts.prompt_ids(q, policy.tokenizer) for q in questions]
 
 
 def drawn(policy, questions, **settings):
@@ -94,7 +96,7 @@ def exact_pairs(reference, prompt, temperature=1.0, top_p=1.0):
 
 @pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.5, 1.0), (1.0, 0.6)])
 def test_first_and_second_tokens_follow_the_exact_softmax(policy, reference, questions, temperature, top_p):
-    draws, prompt = 6000, data.prompt_ids(questions[0], policy.tokenizer)
+    draws, prompt = 6000, prompts.prompt_ids(questions[0], policy.tokenizer)
     policy.end_ids = ()
     answers = drawn(policy, questions[:1], answers=draws, max_new=2, temperature=temperature, top_p=top_p)
     exact = exact_pairs(reference, prompt, temperature, top_p)
@@ -179,7 +181,7 @@ def test_greedy_is_transformers_generate_token_for_token(policy, reference, ques
         )[0, len(prompt) :].tolist()  # fmt: skip
         ids = list(mine[q.index, 0].ids)
         assert ids == theirs[: len(ids)]
-        assert len(ids) == len(theirs) or data.code_ended(policy.tokenizer.decode(ids))
+        assert len(ids) == len(theirs) or prompts.code_ended(policy.tokenizer.decode(ids))
         compared += len(ids)
     assert compared > 60
 
@@ -244,7 +246,7 @@ def test_finished_tells_an_end_token_from_the_length_limit(policy, questions):
     for a in answers.values():
         assert 1 <= len(a.ids) <= 6
         assert not any(token in policy.end_ids for token in a.ids[:-1])
-        ended = a.ids[-1] in policy.end_ids or data.code_ended(policy.tokenizer.decode(a.ids))
+        ended = a.ids[-1] in policy.end_ids or prompts.code_ended(policy.tokenizer.decode(a.ids))
         assert a.finished == ended and (ended or len(a.ids) == 6)
     assert {a.finished for a in answers.values()} == {True, False}
 
@@ -293,14 +295,14 @@ def test_answers_come_ordered_by_question_and_sample_and_skip_leaves_out_whole_b
 
 def test_batches_hold_every_question_once_within_the_limit():
     prompts = [[n % 3] * (10 + n) for n in range(20)]
-    found = batches(prompts, answers=4, max_new=5, batch_tokens=100)
+    found = sampling_batches(prompts, answers=4, max_new=5, batch_tokens=100)
     assert sorted(i for batch in found for i in batch) == list(range(20))
     for batch in found:  # tokens held in the cache: a shared prefix once
         tree = Tree([prompts[i] for i in batch])
         assert tree.ids.shape[1] + 20 * len(batch) <= 100
-    assert batches([[1] * 500, [2]], answers=1, max_new=1, batch_tokens=50) == [[1], [0]]  # too large: alone
+    assert sampling_batches([[1] * 500, [2]], answers=1, max_new=1, batch_tokens=50) == [[1], [0]]  # too large: alone
     # like lengths meet, so that little is padded; within them, one schema's questions
-    assert batches([[5] * 300, [7] * 20, [6] * 300, [5] * 299 + [9]], 1, 1, 1000) == [[1, 0, 3, 2]]
+    assert sampling_batches([[5] * 300, [7] * 20, [6] * 300, [5] * 299 + [9]], 1, 1, 1000) == [[1, 0, 3, 2]]
 
 
 def test_every_token_that_can_end_code_is_a_stop_token(policy):
@@ -358,12 +360,12 @@ def test_the_policy_is_frozen_float32_and_without_dropout(policy):
 
 
 def test_a_chat_template_is_used_where_there_is_one(policy, questions):
-    plain = policy.tokenizer.decode(data.prompt_ids(questions[0], policy.tokenizer))
+    plain = policy.tokenizer.decode(prompts.prompt_ids(questions[0], policy.tokenizer))
     assert plain.endswith("\nSQL:\n")
     policy.tokenizer.chat_template = (
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"
     )
     question = replace(questions[0], evidence="old means more than 5 years")
-    chat = policy.tokenizer.decode(data.prompt_ids(question, policy.tokenizer))
-    assert chat == f"<user>{data.prompt(question)}<reply>"
+    chat = policy.tokenizer.decode(prompts.prompt_ids(question, policy.tokenizer))
+    assert chat == f"<user>{prompts.prompt(question)}<reply>"
     assert "Hint: old means more than 5 years\nQuestion: " in chat

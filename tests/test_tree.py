@@ -9,7 +9,7 @@ import torch
 from conftest import plain_logps
 
 import lora
-from sample import Decoding
+from decode import Decoding
 from tree import MIN_SHARED, TokenLogps, Tree, TreeAttention, answer_logps, attention, share_prefixes
 
 RNG = random.Random(0)
