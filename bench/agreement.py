@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -60,7 +61,7 @@ def sql(name: str, folder: str, file: Path, verifier: Verifier, timeout: float) 
     questions = {getattr(q, key): q for q in questions}
     rows = lines(file)
     asked = [questions[row[key]] for row in rows if row[key] in questions]
-    kept, failing = usable(asked, verifier, name, timeout)
+    kept, failing = usable(asked, verifier, timeout)
     judged = {getattr(q, key): q for q in kept}
     for note in notes + failing:
         if note not in said:
@@ -74,7 +75,7 @@ def sql(name: str, folder: str, file: Path, verifier: Verifier, timeout: float) 
     result = {}
     comparisons = {"ex": name} | ({"ex_keep_distinct": "spider_keep_distinct"} if name == "spider" else {})
     for field, comparison in comparisons.items():
-        jobs = [job(q, answer, comparison, timeout) for q, answer in zip(asked, answers)]
+        jobs = [job(replace(q, comparison=comparison), answer, timeout) for q, answer in zip(asked, answers)]
         verdicts = verifier.run(jobs)
 
         def ex_detail(i, verdicts=verdicts):

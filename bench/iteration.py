@@ -33,6 +33,7 @@ from codelutra import draw
 from judging import usable
 from pairs import make_pairs
 from policy import load_policy, locate
+from prompts import extract_code
 from refine import reference_logps, refine
 from settings import Config
 from stages import Run
