@@ -76,7 +76,7 @@ def test_preferences_pair_right_with_wrong_answers_of_other_systems(spider, fold
 
 def test_passes_counts_what_the_verifier_finds_right(spider, folders, capsys, monkeypatch):
     codes = itertools.cycle(["SELECT count(*) FROM owner", "SELECT 7"])  # the first is right for question 0 alone
-    monkeypatch.setattr(data, "extract_code", lambda text, language: next(codes))
+    monkeypatch.setattr(analysis, "extract_code", lambda text, language: next(codes))
     arguments = ["passes", "--model", folders["gpt2"], "--data", "spider", "--data-dir", str(spider), "--workers", "1"]
     analysis.main([*arguments, "--answers", "2"])
     found = last(capsys)

@@ -119,7 +119,7 @@ def test_a_database_that_cannot_be_read_leaves_out_its_own_questions(fault, spli
 
 
 def test_a_large_database_that_was_cut_off_is_noticed_without_reading_all_of_it(copy, monkeypatch):
-    monkeypatch.setattr(data, "CHECKED", 0)
+    monkeypatch.setattr(database, "CHECKED", 0)
     path = copy / "database" / "pets" / "pets.sqlite"
     path.write_bytes(path.read_bytes()[:-4096])
     questions, notes = data.load("spider", copy, "dev")
@@ -202,10 +202,10 @@ def test_a_larger_subset_contains_the_smaller_ones():
 def test_prompts_of_one_database_share_everything_before_the_question(spider, tokenizer):
     questions, _ = data.load("spider", spider, "train")
     for db in ("pets", "books"):
-        prompts = [prompts.prompt(q) for q in questions if q.db_id == db]
-        head = prompts[0].split("Question:")[0]
+        texts = [prompts.prompt(q) for q in questions if q.db_id == db]
+        head = texts[0].split("Question:")[0]
         assert database.schema(next(q.database for q in questions if q.db_id == db)) in head
-        assert all(p.startswith(head) for p in prompts)
+        assert all(p.startswith(head) for p in texts)
         ids = [prompts.prompt_ids(q, tokenizer) for q in questions if q.db_id == db]
         shared = next(n for n in range(len(ids[0])) if len({tuple(p[:n]) for p in ids}) > 1) - 1
         assert shared > 0.7 * len(ids[0])

@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 
-import data
 from data import Answer, Question, load
 from pairs import QuestionPairs, is_degenerate, make_pairs
 from prompts import code_ids
@@ -32,7 +31,7 @@ def pairs_of(drawn, t=1, index=5, counts=None, gold_code="SELECT 1", context="",
     question = Question(index, "pets", "pets.sqlite", "?", gold_code, context=context)
     given, verdicts = [replace(a, question=index) for a, _ in drawn], [v for _, v in drawn]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "code_ids", lambda code, tokenizer: GOLD)
+        patch.setattr("pairs.code_ids", lambda code, tokenizer: GOLD)
         found, counted = make_pairs(replace(CONFIG, **settings), None, [question], given, verdicts, t)
     if counts is not None:
         counts.update(counted)

@@ -263,10 +263,10 @@ def test_the_end_token_is_kept_in_the_ids_and_left_out_of_the_text(policy, quest
 def test_ended_code_stops_and_keeps_the_sampled_ids(policy, questions, monkeypatch):
     settings = {"answers": 60, "max_new": 25, "temperature": 2.0}
     policy.end_ids = ()
-    monkeypatch.setattr(data, "code_ended", lambda text, language: False)
+    monkeypatch.setattr("sample.code_ended", lambda text, language: False)
     free = drawn(policy, questions, **settings)
     assert {(len(a.ids), a.finished) for a in free.values()} == {(25, False)}
-    monkeypatch.setattr(data, "code_ended", lambda text, language: ";" in text)
+    monkeypatch.setattr("sample.code_ended", lambda text, language: ";" in text)
     stopped = drawn(policy, questions, **settings)
     assert sum(a.finished for a in stopped.values()) > 5
     for key, longer in free.items():
@@ -277,7 +277,7 @@ def test_ended_code_stops_and_keeps_the_sampled_ids(policy, questions, monkeypat
 
 
 def test_code_is_asked_whether_it_ended_only_after_a_token_that_can_end_it(policy, questions, monkeypatch):
-    monkeypatch.setattr(data, "code_ended", lambda text, language: language == "sql")
+    monkeypatch.setattr("sample.code_ended", lambda text, language: language == "sql")
     policy.end_ids = ()
     answers = drawn(policy, questions, answers=20, max_new=20, temperature=2.0)
     assert all(a.ids == until_end(a.ids, policy.stop_tokens) for a in answers.values())
