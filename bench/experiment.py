@@ -50,6 +50,9 @@ SAME_BASE = ("questions.json", "iter_0/scores.json", "iter_0/dev.jsonl", "iter_0
 def command(args, method: str, seed: int) -> list[str]:
     size = SIZES[args.size].split()
     k = size[size.index("--pairs") + 1] if "--pairs" in size else "10"
+    if GOLD in METHODS[method] and "--answers" in size:  # it draws none, and the flag is refused
+        at = size.index("--answers")
+        del size[at : at + 2]
     flags = [*size, *METHODS[method].format(k=k).split(), *shlex.split(args.flags)]
     return [
         "--model", args.model, "--data", args.data, "--data-dir", args.data_dir, "--seed", str(seed), *flags,

@@ -11,7 +11,9 @@ import tempfile
 import pytest
 from test_verify_cli import CONTEXT, strict
 
-from bench import agreement, ds1000_references, verification
+from bench import agreement, ds1000_references, experiment, verification
+from run_folder import begun, check_settings, write_settings
+from settings import parse
 from verify import Verifier
 
 MISSING = CONTEXT.replace("return 7, 14", "return 7, open('/no/such/data.csv')")
@@ -58,6 +60,30 @@ def test_agreement_leaves_out_what_has_no_verdict(problems, tmp_path, capsys):
     with Verifier(1) as verifier:
         found = agreement.ds1000(folder, file, verifier)
     assert found["no_verdict"] == [1] and (found["pass"]["rows"], found["pass"]["agree"]) == (1, 1)
+
+
+@pytest.mark.parametrize("size", experiment.SIZES)
+@pytest.mark.parametrize("method", experiment.METHODS)
+def test_every_run_of_the_experiment_has_a_command_that_is_accepted(tmp_path, size, method):
+    args = argparse.Namespace(size=size, model="m", data="spider", data_dir="d", flags="--device cpu", out=tmp_path)
+    config = parse(experiment.command(args, method, 7))
+    assert config.draws == (method != "gold") and (config.seed, config.device) == (7, "cpu")
+
+
+def test_runs_of_the_experiment_share_the_base_and_the_draws_where_they_draw(tmp_path):
+    args = argparse.Namespace(size="first", model="m", data="spider", data_dir="d", flags="--device cpu", out=tmp_path)
+    first = tmp_path / "first-dual-seed0"
+    for name in ("questions.json", "iter_1/answers.jsonl", "iter_1/verdicts.jsonl"):
+        (first / name).parent.mkdir(parents=True, exist_ok=True)
+        (first / name).write_text("{}")
+    write_settings(parse(experiment.command(args, "dual", 0)), first, "24 Dec 2026")
+    for method, drawn in (("dpo", True), ("gold", False)):
+        command = experiment.command(args, method, 0)
+        experiment.begin(command, first)
+        run = tmp_path / f"first-{method}-seed0"
+        assert (run / "questions.json").exists() and (run / "iter_1/answers.jsonl").exists() == drawn
+        check_settings(parse(command), run)  # it is a run that may be resumed …
+        assert begun(run)["day"] == "24 Dec 2026"  # … whose prompts are the first run's
 
 
 def test_recorded_answers_may_hold_line_separators(tmp_path):
