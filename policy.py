@@ -120,6 +120,7 @@ def load_tokenizer(name: str):
         raise
     except Exception as error:
         raise UserError(f"the tokenizer of {name} cannot be loaded: {first_line(error)}")
+    tokenizer.clean_up_tokenization_spaces = False  # decoding gives the text that was written, spaces too
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {name} has no end token (eos_token), so no answer could ever end.")
     return tokenizer
