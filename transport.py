@@ -36,8 +36,9 @@ class Opaque:
     def __repr__(self):
         return f"<{self.kind}>"
 
-    def __getattr__(self, name):  # what a failing test will say
-        raise AttributeError(f"no {name}: a {self.kind} is not carried from a program to its test")
+    def __getattr__(self, name):  # what a failing test will say; of a copy in the making, not even the kind is known
+        what = "this" if name == "kind" else f"a {self.kind}"
+        raise AttributeError(f"no {name}: {what} is not carried from a program to its test")
 
 
 def builder(function):
