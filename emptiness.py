@@ -87,7 +87,7 @@ def parts(value) -> list | None:
     if isinstance(value, range):
         return None if value else []
     if (behind := transport.behind_iterator(value)) is not None:
-        return list(behind)
+        return behind
     if isinstance(value, slice):
         return [value.start, value.stop, value.step]
     if type(getattr(value, "param_groups", None)) is list:  # an optimizer, or what arrives of one
