@@ -1,26 +1,27 @@
 """A result without elements is equal only to a result without elements.
 
-`numpy.array([]) != 5` has no elements, so none of them says that the two differ, and many comparisons (of pandas and
-numpy, and every loop over the result) conclude that they are equal. A frame whose every cell is an empty array passes
-the official test of 125 of DS-1000's problems. So the judge looks at the result and at the expected result before the
-test does, side by side: wherever one has elements and the other has none, the answer is wrong, whatever the test says.
+`numpy.array([]) != 5` has no elements, so none of them says that the two differ, and many comparisons (of pandas
+and numpy, and every loop over the result) conclude that they are equal. A frame whose every cell is an empty array
+passes the official tests of more than a hundred of DS-1000's problems. So the judge looks at the result and at the
+expected result before the test does, side by side: wherever one has elements and the other has none, the answer is
+wrong, whatever the test says.
 """
 
 import collections
 import sys
-import types
 
 import transport
 
 ATOMS = {int, float, complex, bool, str, bytes, type(None)}  # looked at first: most lists hold nothing else
-SEQUENCES = (list, tuple, set, frozenset, collections.deque, type({}.keys()), type({}.values()), type({}.items()))
+VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+SEQUENCES = (list, tuple, set, frozenset, collections.deque, *VIEWS)
 
 
 def differs(result, expected) -> bool:
     """Whether some part of the result has no elements where the expected result has some, or the reverse.
 
-    Parts belong together by their place, or by their key in dictionaries. Where the two are built differently, so that
-    no places belong together, it is enough that both hold something without elements.
+    Parts belong together by their place, or by their key in dictionaries. Where the two are built differently, so
+    that no places belong together, it is enough that both hold something without elements, or neither does.
     """
     ours, theirs = all_parts(result), all_parts(expected)
     if not any(part.holds_nothing for part in (*ours.values(), *theirs.values())):
@@ -77,7 +78,7 @@ def matched(one: "Part", other: "Part") -> list | None:
 def parts(value) -> list | None:
     """What a container holds; [] where it has no elements.
 
-    None for what is not a container, and for a container whose elements can only be numbers, times, texts and the like.
+    None for what is not a container, and for a container of numbers, times, texts and the like alone.
     """
     if isinstance(value, dict):
         return [*value.keys(), *value.values()]
@@ -86,11 +87,11 @@ def parts(value) -> list | None:
     if isinstance(value, range):
         return None if value else []
     if (behind := transport.behind_iterator(value)) is not None:
-        return list(behind)
+        return behind
     if isinstance(value, slice):
         return [value.start, value.stop, value.step]
-    if type(value) is types.SimpleNamespace or type(getattr(value, "param_groups", None)) is list:  # an optimizer
-        return [value.defaults, value.param_groups]
+    if type(getattr(value, "param_groups", None)) is list:  # an optimizer, or what arrives of one
+        return [getattr(value, "defaults", None), value.param_groups]
     for describe in (parts_numpy, parts_pandas, parts_sparse):
         known, inside = describe(value)
         if known:
@@ -110,11 +111,12 @@ def parts_numpy(value) -> tuple[bool, list | None]:
     numpy = sys.modules.get("numpy")
     if numpy is None or not isinstance(value, (numpy.ndarray, numpy.generic)):
         return False, None
-    if value.size == 0 or value.dtype.kind == "V" and value.dtype.itemsize == 0:  # the second: records of nothing
+    if value.size == 0 or (value.dtype.kind, value.dtype.itemsize) == ("V", 0):  # the second: records of nothing
         return True, []
     if value.dtype.kind != "O":
         return True, None
-    return True, [value[()]] if value.ndim == 0 else list(numpy.asarray(value))  # a row of a matrix is one again
+    # asarray: a row of a matrix is a matrix again
+    return True, [value[()]] if value.ndim == 0 else list(numpy.asarray(value))
 
 
 def parts_sparse(value) -> tuple[bool, list | None]:
@@ -140,7 +142,7 @@ def parts_pandas(value) -> tuple[bool, list | None]:
         return False, None
     if len(value) == 0:
         return True, []
-    return True, list(value) if value.dtype.kind == "O" else None  # the kind of categories, too, and of sparse objects
+    return True, list(value) if value.dtype.kind == "O" else None  # also of categories, and of sparse objects
 
 
 def labels(value) -> list:
@@ -156,7 +158,7 @@ class Part:
 
     def __init__(self, value):
         self.value, self.inside, self.labels = value, parts(value), labels(value)
-        self.nothing = self.inside is not None  # it has no element, however deep: [] and [[], []], but not 0 or None
+        self.nothing = self.inside is not None  # no element, however deep: [] and [[], []], but not 0 or None
         self.holds_nothing = self.inside == []  # it is nothing, or something in it or beside it is
 
 

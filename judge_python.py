@@ -10,14 +10,15 @@ which `generate_test_case` computes, is never in the candidate's memory.
                           judge: forked per program; forks the candidate, and only then reads the test
                           candidate: forked before the test was read, behind the walls (walls.py)
 
-Only data travels from the candidate to the judge (transport.py). The judge stands behind the same walls. Each has a
-folder of its own: files that the test writes are sent to the candidate with its input, and none comes back. A test
-that reads a file reads its own, never one that a program has made to take over whoever unpickles or imports it. For
-the same reason a test may not unpickle a result that is more than plain data (`refuse_unpickling`).
+Only data travels from the candidate to the judge (transport.py). The judge stands behind the same walls. Each has
+a folder of its own: files that the test writes are sent to the candidate with its input, and none comes back. A
+test that reads a file reads its own, never one that a program has made to take over whoever unpickles or imports
+it. For the same reason a test may not unpickle a result that is more than plain data (`refuse_unpickling`).
+Before the test looks at a result, the judge compares what has no elements (emptiness.py).
 
-An exception in the program is an `error`, AssertionError too, also where the assertion is a line of the test's that
-stands around the answer: the program did not run to its end. An exception of the test, after that, is `wrong`. It is
-the same where both share a process (below): what is raised while the program runs is the program's.
+An exception in the program is an `error`, AssertionError too, also where a line of the test's that stands around
+the answer asserts: the program did not run to its end. An exception of the test, after that, is `wrong`. It is the
+same where both share a process (below): what is raised while the program runs is the program's.
 
 Some tests look at the state of the process instead of `result`: all of Matplotlib's, which ask for the current figure.
 Those, and inputs that cannot be sent, run whole in one process behind the walls. That is weaker: a hostile program can
@@ -185,7 +186,7 @@ class Stage:
     def __init__(self, execute, announce):
         self.name, self.remote, self.announce = "context", execute, announce
         self.local, self.executed = False, False
-        self.expected = []  # the result that the test wants: one item, where the test is of the official shape
+        self.expected = []  # one item, the result that the test wants; none where it has another shape
 
     def generate(self, function, number):
         self.name = "generate"
@@ -215,14 +216,14 @@ class Stage:
                 raise Rejected("error", "no result")
         self.name = "compare"
         if self.expected and emptiness.differs(names["result"], self.expected[0]):
-            raise Rejected("wrong", "the result: a part without elements, where the expected result has some, or the reverse")
+            raise Rejected("wrong", "the result: no elements where the expected result has some, or the reverse")
 
 
 def refuse_unpickling(stage: Stage) -> None:
-    """After a program has run beside it, the test makes no object of a pickle: it would run what the program wrote there.
+    """After a program has run beside it, the test makes no object of a pickle: the program may have written it.
 
     Python tells its audit hooks whenever a pickle asks for a class or a function, whichever library reads it. The
-    judge's own unpickler (transport.py) does not ask, and plain data needs none.
+    judge's own unpickler (transport.py) does not tell them, and plain data asks for none.
     """
 
     def hook(event: str, _):
@@ -272,7 +273,7 @@ class Remote:
                 verdict, message = json.loads(reply[1:])
             except (ValueError, RecursionError):
                 verdict, message = None, None
-            if verdict not in ("error", "denied") or type(message) is not str:  # what else it says, it may not say
+            if verdict not in ("error", "denied") or type(message) is not str:  # no program says "wrong"
                 verdict, message = "error", "not a result"
             raise Rejected(verdict, message)
         try:
@@ -316,7 +317,10 @@ def random_states(with_torch: bool) -> dict:
 
 
 def run_candidate(down: int, up: int, timeout: float, folder: str, tests: str, strict: bool) -> None:
-    """Run code for the judge until the judge is gone. It may read the folder of the test: an input may name a file there."""
+    """Run code for the judge until the judge is gone.
+
+    It may read the folder of the test: an input may name a file there.
+    """
     keep_only(down, up)
     sys.argv = [""]
     try:

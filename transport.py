@@ -20,6 +20,7 @@ import fractions
 import io
 import pickle
 import types
+from typing import Any
 
 BUILDERS = {}
 SCALAR_TYPES = ("bool", "int", "float", "complex", "str", "bytes", "list", "tuple", "dict", "set", "object")
@@ -36,8 +37,9 @@ class Opaque:
     def __repr__(self):
         return f"<{self.kind}>"
 
-    def __getattr__(self, name):  # what a failing test will say
-        raise AttributeError(f"no {name}: a {self.kind} is not carried from a program to its test")
+    def __getattr__(self, name):  # what a failing test will say; of a copy in the making, not even the kind is known
+        what = "this" if name == "kind" else f"a {self.kind}"
+        raise AttributeError(f"no {name}: {what} is not carried from a program to its test")
 
 
 def builder(function):
@@ -360,9 +362,11 @@ def _itself(value):
 
 def behind_iterator(value) -> list | None:
     """What an iterator made by `standard` will give, without taking any of it; None for anything else."""
-    if type(value) is not map or value.__reduce__()[1][0] is not _itself:
+    if type(value) is not map:
         return None
-    return value.__reduce__()[1][1].__reduce__()[1][0]  # of the iterator behind it: the list
+    made: Any = value.__reduce__()  # (map, (function, iterator))
+    function, behind = made[1][:2]
+    return list(behind.__reduce__()[1][0]) if function is _itself else None  # the list that it goes through
 
 
 @builder

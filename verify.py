@@ -66,9 +66,9 @@ class Verdict:
 
     @property
     def ran(self) -> bool:
-        """Whether it executed to its end: `correct` and `wrong`. A text that is no query is wrong, but nothing of it ran.
+        """Whether it executed to its end: `correct` and `wrong`, but not a text that is no query.
 
-        An exception in a Python program, AssertionError too, is an `error`; a test that fails afterwards is `wrong`.
+        An exception in a Python program, AssertionError too, is an `error`; a test that fails after it is `wrong`.
         """
         return self.verdict in ("correct", "wrong") and self.message != NO_QUERY
 
@@ -91,7 +91,7 @@ class SqlJob:
 class PythonJob:
     context: str  # code_context of DS-1000: the test, with a place for the answer
     answer: str
-    timeout: float = 120.0  # seconds of processor time, of all threads together; the official limit, by the clock
+    timeout: float = 120.0  # seconds of processor time of all threads together; official: as many by the clock
 
 
 class GoldError(ValueError):
@@ -232,8 +232,8 @@ class Verifier:
         with self._turns.together():
             verdict, message, seconds = self.python.ask(head, [job.context, job.answer], job.timeout)
         if verdict == "timeout" and seconds > BUSY * job.timeout:
-            # It did not have a processor to itself for all of the time: it slept, or the machine was busy. Once
-            # more, while no other program of this pool runs.
+            # It had no processor for much of the time: it slept, or the machine was busy. Once more, while no
+            # other program of this pool runs.
             with self._turns.alone():
                 verdict, message, seconds = self.python.ask(head, [job.context, job.answer], job.timeout)
         if verdict == "broken test":

@@ -5,10 +5,10 @@ forks: one supervisor per worker. A supervisor gives each program an empty folde
 what no limit of the kernel counts (threads, files, the size of the folder), kills what is left and cleans up. It never
 reads a test, so no test of an earlier program is in the memory that a later one inherits.
 
-A deadline counts what judge and program have used of the processors, not the time on the clock: on a busy machine a
-good program takes long and uses little. The time of all threads is added up, so two busy threads reach the deadline in
-half the time. What sleeps, stops itself or waits for ever uses nothing; it ends at WALL times the deadline by the
-clock.
+A deadline counts what judge and program have used of the processors, not the time on the clock: on a busy machine
+a good program takes long and uses little. The time of all threads is added up, so two busy threads reach the
+deadline in half the time. What sleeps, stops itself or waits for ever uses nothing; it ends at WALL times the
+deadline by the clock.
 
 Both sides are in this file: `Zygote` belongs to the main program, the rest runs under the interpreter given by --python.
 If the main program dies, the supervisors see the end of their socket, kill what runs, clean up and leave.
@@ -58,6 +58,7 @@ WALL = 4  # so many times its deadline a program may take by the clock
 # One thread each, also in libraries that ask the machine: a process with threads cannot be forked.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
                             "LOKY_MAX_CPU_COUNT", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1")
+ONE_THREAD["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # pandas imports pyarrow where it is installed
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "CUDA_VISIBLE_DEVICES": "",
          "JOBLIB_MULTIPROCESSING": "0", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "Agg",
          "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # large pages: a fork copies fewer entries
@@ -81,9 +82,9 @@ class Zygote:
         self.missing: list[str] = []  # libraries that the interpreter does not have
 
     def ask(self, head: dict, body: list[str], timeout: float) -> list:
-        """[one of VERDICTS, message, seconds by the clock] of a program that may use `timeout` seconds of processor time.
+        """[one of VERDICTS, message, seconds by the clock] of a program.
 
-        A supervisor that dies is no verdict: it is asked once more.
+        It may use `timeout` seconds of processor time. A supervisor that dies is no verdict: it is asked once more.
         """
         if not self.allow_unsandboxed and not walls.is_strict():
             raise InfrastructureError(f"this machine has not all the walls that a hostile program needs ({walls.tier()}); "

@@ -845,7 +845,8 @@ def test_a_forged_report_is_the_fault_of_the_program(judge, name):
 def test_a_forged_pass_keeps_its_label(judge):
     long = REPORT + "w(json.dumps([nonce, 'correct', 'a\\n' * 900]).encode())\ntime.sleep(9)"
     assert judge(long, FIGURE).message.startswith("in one process: a a a")
-    assert judge("while True: pass", FIGURE, 0.5).message.startswith("in one process: more than 0.5 s of processor")
+    endless = judge("while True: pass", FIGURE, 0.5).message  # by its use; on a very busy machine by the clock
+    assert endless.startswith(("in one process: more than 0.5 s of processor", "in one process: longer than 2 s"))
     assert judge("result = 14", FIGURE).message == "in one process"
 
 
@@ -987,7 +988,7 @@ def command(database):
     def command(*lines, arguments=()):
         data = b"".join((text.encode() if type(text) is str else text) + b"\n" for text in lines)
         ended = subprocess.run([sys.executable, str(ROOT / "verify.py"), "--workers", "1", *arguments], input=data,
-                               capture_output=True, timeout=30, cwd=os.path.dirname(database))
+                               capture_output=True, timeout=120, cwd=os.path.dirname(database))
         assert b"Traceback" not in ended.stderr
         return ended.returncode, [json.loads(text) for text in ended.stdout.splitlines()], ended.stderr.decode()
 

@@ -491,7 +491,7 @@ def most(timeout):
 def test_it_ends_at_the_deadline(judge, name):
     started = time.monotonic()
     verdict = judge(HANGS[name], timeout=0.5)
-    assert verdict.verdict == "timeout" and "of processor time" in verdict.message, verdict
+    assert verdict.verdict == "timeout", verdict  # by its use; on a very busy machine by the clock
     assert time.monotonic() - started < most(0.5)
 
 
@@ -507,7 +507,7 @@ def test_what_waits_for_ever_ends_by_the_clock(judge, name, test):
 @pytest.mark.parametrize("test", [PLAIN, PLAIN + "# plt.gcf("], ids=["beside its judge", "in its judge's process"])
 def test_waiting_does_not_count_as_use(judge, test):
     """On a busy machine a program waits for a processor, here it waits for the time to pass."""
-    assert judge("import time\ntime.sleep(1.2)\nresult = x * 2", test, timeout=0.6).verdict == "correct"
+    assert judge("import time\ntime.sleep(1.2)\nresult = x * 2", test, timeout=0.8).verdict == "correct"
 
 
 BURN = """import hashlib, threading, time
@@ -521,21 +521,21 @@ threads = []
 
 
 @pytest.mark.parametrize("name, answer, expected", [
-    ("one thread", "burn_in_thread(0.5)\nthreads[0].join()", "correct"),
-    ("two at once", "burn_in_thread(0.8)\nburn_in_thread(0.8)\nfor t in threads: t.join()", "timeout"),
-    ("two one after the other", "burn_in_thread(0.8)\nthreads[0].join()\nburn_in_thread(0.8)\nthreads[1].join()", "timeout"),
+    ("one thread", "burn_in_thread(0.3)\nthreads[0].join()", "correct"),
+    ("two at once", "burn_in_thread(0.6)\nburn_in_thread(0.6)\nfor t in threads: t.join()", "timeout"),
+    ("two one after the other", "burn_in_thread(0.6)\nthreads[0].join()\nburn_in_thread(0.6)\nthreads[1].join()", "timeout"),
     ("after its main thread has ended", "burn_in_thread(9)\nimport ctypes\nctypes.CDLL(None).syscall(60, 0)", "timeout"),
 ], ids=lambda value: value if " " in value and len(value) < 40 else "")  # fmt: skip
 def test_the_time_of_all_threads_is_added_up(judge, name, answer, expected):
     if os.uname().machine != "x86_64" and "main thread" in name:
         return
-    assert judge(f"{BURN}{answer}\nresult = x * 2", timeout=1.2).verdict == expected
+    assert judge(f"{BURN}{answer}\nresult = x * 2", timeout=0.9).verdict == expected
 
 
 def test_the_judges_own_work_counts(judge):
     burn = f"exec({BURN + 'burn(time.thread_time() + 2)'!r}, {{}})"
     verdict = judge("result = x * 2", context(check=f"{burn}; assert result == ans"), timeout=0.5)
-    assert verdict.verdict == "timeout" and "of processor time" in verdict.message
+    assert verdict.verdict == "timeout"
 
 
 def test_processor_time_of_a_process_its_threads_and_its_children():
@@ -930,6 +930,15 @@ def test_hostile_arrays():
     assert transport.unpack(packing.pack(np.arange(6).reshape(2, 3).T)).tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
+def test_a_failing_test_says_that_a_result_was_not_carried(judge):
+    """A fitted estimator, for example: only its type's name arrives."""
+    test = context(check="assert result.predict([[1]]) == ans")
+    verdict = judge("class Model:\n    def predict(self, X): return 14\nresult = Model()", test)
+    assert verdict.verdict == "wrong" and "Model is not carried from a program to its test" in verdict.message
+    for check in ("return 1", "assert type(copy.deepcopy([result])[0]) is type(result)"):
+        assert judge("class Model: pass\nresult = Model()", context(check=check)).verdict == "correct"
+
+
 def test_a_forged_result_is_only_data(judge):
     """The candidate may write to the pipe itself; a class made there does not exist here."""
     answer = ("import packing\nclass Fake: pass\npacking.pack = lambda r: b'\\x80\\x04\\x8c\\x02os\\x8c\\x06system\\x93'"
@@ -1021,6 +1030,7 @@ def test_closing_in_the_middle_leaves_nothing():
     verifier = Verifier(workers=2, python=PYTHON)
     futures = [verifier.submit(PythonJob(PLAIN, f"open('f', 'w')\nwhile True: pass  # {i}", 60)) for i in range(4)]
     while len(processes() - before) < 7:  # a zygote, two supervisors, two judges, two candidates
+        assert not any(future.done() for future in futures)
         time.sleep(0.05)
     verifier.close()
     assert all(future.cancelled() or isinstance(future.exception(), InfrastructureError) for future in futures)
