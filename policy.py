@@ -159,9 +159,9 @@ def load_policy(name: str, precision: str = "auto", device: str = "auto", shard:
         raise UserError(f"model {name} cannot be loaded: {first_line(error)}")
     config = model.config
     for module in model.modules():  # the policy that starts an iteration must be its reference, in training mode too
-        for name, value in list(vars(module).items()):
-            if isinstance(value, float) and ("dropout" in name or isinstance(module, torch.nn.Dropout)):
-                setattr(module, name, 0.0)
+        for attribute, value in list(vars(module).items()):
+            if isinstance(value, float) and ("dropout" in attribute or isinstance(module, torch.nn.Dropout)):
+                setattr(module, attribute, 0.0)
     limit = getattr(config, "max_position_embeddings", None) or 1 << 30
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     end = {tokenizer.eos_token_id, *_as_list(getattr(model.generation_config, "eos_token_id", None))}
