@@ -22,11 +22,12 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import cli  # noqa: E402
 import data  # noqa: E402
-import eval as score  # noqa: E402
+import judging  # noqa: E402
 from cli import UserError  # noqa: E402
 from exact_match import exact_match, hardness  # noqa: E402
-from verify import GoldError, InfrastructureError, PythonJob, Verifier  # noqa: E402
+from verify import GoldError, InfrastructureError, PythonJob, SqlJob, Verifier  # noqa: E402
 
 
 def compare(metric: str, keys: list, ours: list, official: list, detail) -> dict:
@@ -59,7 +60,7 @@ def sql(name: str, folder: str, file: Path, verifier: Verifier, timeout: float) 
     questions = {getattr(q, key): q for q in questions}
     rows = lines(file)
     asked = [questions[row[key]] for row in rows if row[key] in questions]
-    usable, failing = score.usable(asked, verifier, name, timeout)
+    usable, failing = judging.usable(asked, verifier, timeout)
     usable = {getattr(q, key): q for q in usable}
     for note in notes + failing:
         if note not in said:
@@ -73,7 +74,7 @@ def sql(name: str, folder: str, file: Path, verifier: Verifier, timeout: float) 
     result = {}
     comparisons = {"ex": name} | ({"ex_keep_distinct": "spider_keep_distinct"} if name == "spider" else {})
     for field, comparison in comparisons.items():
-        jobs = [score.job(q, answer, comparison, timeout) for q, answer in zip(asked, answers)]
+        jobs = [SqlJob(q.database, q.gold, answer, comparison, timeout) for q, answer in zip(asked, answers)]
         verdicts = verifier.run(jobs)
 
         def ex_detail(i, verdicts=verdicts):
