@@ -8,8 +8,8 @@ from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
 
-import sql_text
 from cli import UserError
+from verifier import sql_text
 
 CHECKED = 1 << 30  # bytes; a larger database is not read as a whole by `fault` (2 seconds a GB were measured)
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import sqlglot
 from sqlglot import exp
 
-from judge_sql import MAX_QUERY
+from verifier.sql_text import MAX_QUERY
 
 logging.getLogger("sqlglot").setLevel(logging.CRITICAL)  # an answer that is not SQL is no news
 

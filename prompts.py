@@ -6,10 +6,10 @@ import re
 from datetime import datetime
 from typing import Any
 
-import sql_text
 from cli import UserError
 from data import Question
 from database import schema
+from verifier import sql_text
 
 
 def prompt(question: Question) -> str:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -25,10 +24,10 @@ sys.path.insert(0, str(ROOT))
 
 import cli  # noqa: E402
 import data  # noqa: E402
+import judging  # noqa: E402
 from cli import UserError  # noqa: E402
 from exact_match import exact_match, hardness  # noqa: E402
-from judging import job, usable  # noqa: E402
-from verify import GoldError, InfrastructureError, PythonJob, Verifier  # noqa: E402
+from verify import GoldError, InfrastructureError, PythonJob, SqlJob, Verifier  # noqa: E402
 
 
 def compare(metric: str, keys: list, ours: list, official: list, detail) -> dict:
@@ -61,21 +60,21 @@ def sql(name: str, folder: str, file: Path, verifier: Verifier, timeout: float) 
     questions = {getattr(q, key): q for q in questions}
     rows = lines(file)
     asked = [questions[row[key]] for row in rows if row[key] in questions]
-    kept, failing = usable(asked, verifier, timeout)
-    judged = {getattr(q, key): q for q in kept}
+    usable, failing = judging.usable(asked, verifier, timeout)
+    usable = {getattr(q, key): q for q in usable}
     for note in notes + failing:
         if note not in said:
             print(f"left out: {note}", file=sys.stderr)
             said.add(note)
-    rows = [row for row in rows if row[key] in judged]
-    asked = [judged[row[key]] for row in rows]
+    rows = [row for row in rows if row[key] in usable]
+    asked = [usable[row[key]] for row in rows]
     keys, answers = [row[key] for row in rows], [row["answer"] for row in rows]
     print(f"{file.parent.name}/{file.name}")
 
     result = {}
     comparisons = {"ex": name} | ({"ex_keep_distinct": "spider_keep_distinct"} if name == "spider" else {})
     for field, comparison in comparisons.items():
-        jobs = [job(replace(q, comparison=comparison), answer, timeout) for q, answer in zip(asked, answers)]
+        jobs = [SqlJob(q.database, q.gold, answer, comparison, timeout) for q, answer in zip(asked, answers)]
         verdicts = verifier.run(jobs)
 
         def ex_detail(i, verdicts=verdicts):

@@ -18,9 +18,9 @@ from collections import Counter
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from judge_python import NOT_FETCHED  # noqa: E402
+from verifier.judge import NOT_FETCHED  # noqa: E402
+from verifier.walls import tier  # noqa: E402
 from verify import GoldError, InfrastructureError, PythonJob, Verifier  # noqa: E402
-from walls import tier  # noqa: E402
 
 SEABORN = ("exercise", "penguins", "planets", "tips")
 BY_NAME = ("load_dataset(", "fetch_california_housing(")  # how these tests ask for their data

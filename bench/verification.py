@@ -23,7 +23,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
-import zygote
+from verifier.child import PROJECT
+from verifier.interpreter import ONE_THREAD, QUIET
 from verify import PythonJob, SqlJob, Verifier
 
 ONE_QUERY = """
@@ -40,12 +41,11 @@ except sqlite3.Error:
 FORKS_ALONE = """
 import sys; sys.path.append(sys.argv[1])
 import contextlib, gc, json, os, tempfile
-import zygote
-from judge_python import load
+from verifier.libraries import LIBRARIES, PARTS, load, warm_up
 programs = json.loads(sys.stdin.readline())
-for name in (*zygote.LIBRARIES, *zygote.PARTS, "tensorflow"):
+for name in (*LIBRARIES, *PARTS, "tensorflow"):
     load(name)
-zygote.warm_up()
+warm_up()
 gc.collect()
 gc.freeze()
 print("ready", flush=True)
@@ -144,8 +144,8 @@ def python(args, count):
 
 def forks_alone(args, programs):
     """Programs per second of warm interpreters, one a worker, that fork for each program and do nothing else."""
-    environment = {**os.environ, **zygote.ONE_THREAD, **zygote.QUIET}
-    command = [args.python, "-s", "-c", FORKS_ALONE, str(Path(zygote.__file__).parent)]
+    environment = {**os.environ, **ONE_THREAD, **QUIET}
+    command = [args.python, "-s", "-c", FORKS_ALONE, PROJECT]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     with contextlib.ExitStack() as stack:
         running = []

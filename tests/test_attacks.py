@@ -25,12 +25,10 @@ from test_verify_sql import spent
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import judge_sql  # noqa: E402
-import transport  # noqa: E402
 import verify  # noqa: E402
-import walls  # noqa: E402
+from verifier import sql_text, unpack, walls  # noqa: E402
+from verifier.interpreter import WALL  # noqa: E402
 from verify import InfrastructureError, PythonJob, SqlJob, Verifier  # noqa: E402
-from zygote import WALL  # noqa: E402
 
 PYTHON = os.path.abspath(os.environ.get("DS1000_PYTHON", sys.executable))  # the command runs in another folder
 SLACK = 1.5  # seconds after a deadline; half a second where nothing else runs on the machine
@@ -229,8 +227,8 @@ def test_queries_that_grow_or_hang(ask, name):
 def test_reading_a_query_takes_no_time(text):
     """This happens in the main process, which no deadline ends."""
     started = time.monotonic()
-    judge_sql.spider_query(text, False)
-    judge_sql.outermost_orders(text)
+    sql_text.spider_query(text, False)
+    sql_text.outermost_orders(text)
     assert time.monotonic() - started < 2
 
 
@@ -358,7 +356,7 @@ FORGERIES = {
     "a function": "result = lambda *a: True", "a partial": "import functools\nresult = functools.partial(max, 1)",
     "a simple namespace": EQUAL + "import types\nresult = types.SimpleNamespace(a=E())",
     "an ellipsis": "result = ...", "not implemented": "result = NotImplemented", "not a number": "result = float('nan')",
-    "a builder": "import transport\nresult = transport.copied", "itself": "result = []\nresult.append(result)",
+    "a builder": "from verifier import unpack\nresult = unpack.copied", "itself": "result = []\nresult.append(result)",
     "itself in a dictionary": "result = {}\nresult[14] = result",
     "text": "result = '14'", "a million fourteens": "result = [14] * 10 ** 6", "nothing": "result = None",
 }  # fmt: skip
@@ -439,7 +437,7 @@ def test_replies_sent_ahead_are_only_results(judge):
     "import threading\nfor _ in range(20): threading.Thread(target=lambda: [None for _ in iter(int, 1)]).start()",
     "import fcntl, os\nr, w = os.pipe()\nos.read(r, 1)",
     "import threading\nl = threading.Lock()\nl.acquire()\nl.acquire()",
-    "import packing\npacking.pack = lambda r: (b'\\x8c\\x09transport\\x8c\\x08standard\\x93\\x8c\\x08Fraction'\n"
+    "from verifier import pack\npack.pack = lambda r: (b'\\x8c\\x0fverifier.unpack\\x8c\\x08standard\\x93\\x8c\\x08Fraction'\n"
     "    b'\\x8c\\x0c1e9999999999\\x86R.')\nresult = 1  # the judge would compute 10 ** 9999999999",
 ], ids=["closed pipes", "empty reply", "a call without end", "a sum", "blocked signals", "threads", "an empty pipe",
         "a lock", "a fraction"])  # fmt: skip
@@ -456,7 +454,7 @@ RAW_PICKLES = {
     "a frame of 2 ** 63 bytes": ("b'\\x95' + (1 << 63).to_bytes(8, 'little') + b'K\\x01.'", ("error",)),
     "a number of negative length": ("b'\\x8b\\xff\\xff\\xff\\xff.'", ("error",)),
     "a number of a megabyte": ("b'\\x8b' + (1 << 20).to_bytes(4, 'little') + b'x' * (1 << 20) + b'.'", ("wrong",)),
-    "an array of 2 ** 40 bytes": ("b'\\x8c\\x09transport\\x8c\\x05array\\x93(\\x8c\\x03|u1'"
+    "an array of 2 ** 40 bytes": ("b'\\x8c\\x0fverifier.unpack\\x8c\\x05array\\x93(\\x8c\\x03|u1'"
                                   "b'\\x8a\\x06\\0\\0\\0\\0\\0\\1\\x85C\\0tR.'", ("error", "wrong")),
 }  # fmt: skip
 
@@ -465,7 +463,7 @@ RAW_PICKLES = {
 @pytest.mark.parametrize("name", RAW_PICKLES)
 def test_pickles_that_are_too_much(judge, name):
     data, allowed = RAW_PICKLES[name]
-    assert judge(f"import packing\npacking.pack = lambda r: {data}\nresult = 1").verdict in allowed
+    assert judge(f"from verifier import pack\npack.pack = lambda r: {data}\nresult = 1").verdict in allowed
     assert judge(f"result = x * 2  # {name}").verdict == "correct"
 
 
@@ -477,11 +475,11 @@ REFUSED = {
     "newobj": b"K\x01)\x81.", "newobj_ex": b"K\x01)}\x92.", "put": b"K\x01q\0.", "long put": b"K\x01r\0\0\0\0.",
     "dup": b"K\x012.", "dict of a mark": b"(K\x01K\x02d.", "list of a mark": b"(K\x01l.", "float text": b"F1\n.",
     "string text": b"S'a'\n.", "unicode text": b"Va\n.", "short string": b"U\x01a.", "string": b"T\x01\0\0\0a.",
-    "get text": b"K\x01\x94g0\n.", "attribute of a builder": b"\x8c\x09transport\x8c\x0fopaque.__code__\x93.",
-    "another module": b"\x8c\x02os\x8c\x06system\x93.", "the module's imports": b"\x8c\x09transport\x8c\x06pickle\x93.",
-    "the unpickler": b"\x8c\x09transport\x8c\x08Unpacker\x93.", "builtins": b"\x8c\x08builtins\x8c\x04eval\x93.",
-    "a call of a type": b"\x8c\x09transport\x8c\x0atype_named\x93\x8c\x08builtins\x8c\x03int\x86R)R.",
-    "a call of text": b"\x8c\x01a)R.", "arguments in a list": b"\x8c\x09transport\x8c\x06copied\x93]R.",
+    "get text": b"K\x01\x94g0\n.", "attribute of a builder": b"\x8c\x0fverifier.unpack\x8c\x0fopaque.__code__\x93.",
+    "another module": b"\x8c\x02os\x8c\x06system\x93.", "the module's imports": b"\x8c\x0fverifier.unpack\x8c\x06pickle\x93.",
+    "the unpickler": b"\x8c\x0fverifier.unpack\x8c\x08Unpacker\x93.", "builtins": b"\x8c\x08builtins\x8c\x04eval\x93.",
+    "a call of a type": b"\x8c\x0fverifier.unpack\x8c\x0atype_named\x93\x8c\x08builtins\x8c\x03int\x86R)R.",
+    "a call of text": b"\x8c\x01a)R.", "arguments in a list": b"\x8c\x0fverifier.unpack\x8c\x06copied\x93]R.",
     "an unhashable key": b"}]K\x01s.", "filling a frozen set": b"(\x91(K\x01\x90.", "filling a tuple": b")K\x01a.",
     "appending to text": b"\x8c\x01aK\x01a.", "items of a list": b"]K\x01K\x02s.", "extending a set": b"\x8f(K\x01e.",
 }  # fmt: skip
@@ -490,15 +488,15 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_an_instruction_that_is_not_data(name):
     with pytest.raises(Exception):  # noqa: B017 (of whatever kind: nothing comes back)
-        print(transport.unpack(REFUSED[name]))
+        print(unpack.unpack(REFUSED[name]))
 
 
 def test_shared_references_and_loops_are_data():
-    shared = transport.unpack(b"](]\x94h\0e.")  # two times the same list
+    shared = unpack.unpack(b"](]\x94h\0e.")  # two times the same list
     assert shared == [[], []] and shared[0] is shared[1]
-    loop = transport.unpack(b"]\x94h\0a.")
+    loop = unpack.unpack(b"]\x94h\0a.")
     assert type(loop) is list and loop[0] is loop
-    assert transport.unpack(b"(K\x01]\x94h\0at.")[1][0] is not None
+    assert unpack.unpack(b"(K\x01]\x94h\0at.")[1][0] is not None
 
 
 ARRAYS = {
@@ -510,7 +508,7 @@ ARRAYS = {
     "pointers in a list": ([("a", "O")], (1,), b"x" * 8), "pointers after commas": ("i8,O", (1,), b"x" * 16),
     "pointers in a subarray": (("O", (2,)), (1,), b"x" * 16), "pointers deep": ([("a", [("b", "|O")])], (1,), b"x" * 8),
     "a dictionary": ({"names": ["a"], "formats": ["O"]}, (1,), b"x" * 8), "no type": (None, (1,), b"x" * 8),
-    "a builder": (transport.opaque, (1,), b"x" * 8), "a name": ("numpy.ndarray", (1,), b"x"),
+    "a builder": (unpack.opaque, (1,), b"x" * 8), "a name": ("numpy.ndarray", (1,), b"x"),
     "text for bytes": ("|u1", (1,), "x"), "65 dimensions": ("|u1", (1,) * 65, b"x"), "objects too few": ("|O", (3,), [1]),
     "objects too many": ("|O", (1,), [1, 2, 3]), "objects in a tuple": ("|O", (1,), (1,)),
 }  # fmt: skip
@@ -520,7 +518,7 @@ ARRAYS = {
 def test_arrays_that_are_none(name):
     pytest.importorskip("numpy")
     with pytest.raises(Exception):  # noqa: B017
-        print(transport.array(*ARRAYS[name]))
+        print(unpack.array(*ARRAYS[name]))
 
 
 def test_a_truth_value_of_two_is_not_both():
@@ -528,7 +526,7 @@ def test_a_truth_value_of_two_is_not_both():
     np = pytest.importorskip("numpy")
     for size in (1, 16, 67):
         for byte in range(256):
-            values = transport.array("|b1", (size,), bytes([byte]) * size)
+            values = unpack.array("|b1", (size,), bytes([byte]) * size)
             assert not ((values == np.ones(size, bool)) & (values == np.zeros(size, bool))).any()
             assert not ((values == np.zeros(size, bool)) & ~(~values)).any()
 
@@ -613,7 +611,7 @@ def refused_calls():
     code = f"""
 import ctypes, os, sys, tempfile
 sys.path.insert(0, {str(ROOT)!r})
-import walls
+from verifier import walls
 folder = tempfile.mkdtemp()
 os.chdir(folder)
 walls.enclose(folder, 10)
@@ -1128,6 +1126,6 @@ def test_the_command_is_killed_in_the_middle(database, number):
 def is_worker(pid):
     """By its command: the number may have been given to another process."""
     try:
-        return b"serve_sql" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"verifier.sql" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False

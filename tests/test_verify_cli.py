@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import walls  # noqa: E402
+from verifier import walls  # noqa: E402
 
 CONTEXT = '''
 def generate_test_case(test_case_id):

@@ -1,8 +1,8 @@
 """The Python verifier against programs that cheat, hang, grow, escape or break, and against results that only look equal.
 
-The numbers of the cases are those of the project's list of attacks. Contexts have DS-1000's shape and need numpy alone;
-tests of pandas, Matplotlib and scikit-learn are skipped where the interpreter does not have them. DS1000_PYTHON names
-another interpreter to test with, for example .venv-ds1000/bin/python.
+Attacks on the verifier are numbered through all its tests; a name begins with its number. Contexts have DS-1000's
+shape and need numpy alone; tests of pandas, Matplotlib and scikit-learn are skipped where the interpreter does not
+have them. DS1000_PYTHON names another interpreter to test with, for example .venv-ds1000/bin/python.
 """
 
 import collections
@@ -24,14 +24,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import emptiness  # noqa: E402
-import packing  # noqa: E402
-import sandbox  # noqa: E402
-import transport  # noqa: E402
 import verify  # noqa: E402
-import walls  # noqa: E402
+from verifier import emptiness, pack, unpack, walls  # noqa: E402
+from verifier.child import processor_seconds, receive, send  # noqa: E402
+from verifier.interpreter import WALL, Interpreter  # noqa: E402
 from verify import GoldError, InfrastructureError, PythonJob, Verifier  # noqa: E402
-from zygote import WALL, Zygote  # noqa: E402
 
 PYTHON = os.environ.get("DS1000_PYTHON", sys.executable)
 pytestmark = pytest.mark.skipif(not walls.is_strict(), reason=f"not all walls on this machine: {walls.tier()}")
@@ -257,9 +254,9 @@ CHEATS = {
     "45 forged reply": "import os\nfor fd in range(3, 30):\n    try: os.write(fd, (9).to_bytes(8, 'little') + b'RPASS1234')\n"
                        "    except OSError: pass",
     "70 no result": "y = x * 2",
-    "79 the judge's own exception": "import judge_python\nraise judge_python.Rejected('correct', '')",
-    "79 patched judge": "import judge_python, transport\njudge_python.classify = lambda e: ('correct', '')\n"
-                        "judge_python.official = None\n1 / 0",
+    "79 the judge's own exception": "from verifier import judge\nraise judge.Decided('correct', '')",
+    "79 patched judge": "from verifier import candidate, judge\ncandidate.classify = lambda e: ('correct', '')\n"
+                        "judge.official = None\n1 / 0",
 }  # fmt: skip
 
 
@@ -367,7 +364,7 @@ def value_of(place, value):
 
 def sent(place, value):
     """As it arrives in the judge."""
-    return transport.unpack(packing.pack(value_of(place, value)))
+    return unpack.unpack(pack.pack(value_of(place, value)))
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -539,35 +536,35 @@ def test_the_judges_own_work_counts(judge):
 
 
 def test_processor_time_of_a_process_its_threads_and_its_children():
-    before = sandbox.processor_seconds(os.getpid())
+    before = processor_seconds(os.getpid())
     names = {}
     exec(BURN + "burn_in_thread(0.3)\nthreads[0].join()", names)
     child = [sys.executable, "-c", BURN + "burn(0.3)\nprint(flush=True)\ninput()"]
     with subprocess.Popen(child, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.read(1)
-        assert 0.25 < sandbox.processor_seconds(process.pid) < 2
+        assert 0.25 < processor_seconds(process.pid) < 2
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert sandbox.processor_seconds(process.pid) > 0.25  # dead and not yet collected
-    assert 0.5 < sandbox.processor_seconds(os.getpid()) - before < 4
-    assert sandbox.processor_seconds(2 ** 30) == 0
+        assert processor_seconds(process.pid) > 0.25  # dead and not yet collected
+    assert 0.5 < processor_seconds(os.getpid()) - before < 4
+    assert processor_seconds(2 ** 30) == 0
 
 
 class Replies:
-    """In the place of the zygote: each program has its replies, and how many run at a time is written down."""
+    """In the place of the other interpreter: each program has its replies, and how many run at a time is written down."""
 
     def __init__(self, replies):
         self.replies, self.lock, self.running, self.seen = replies, threading.Lock(), [], []
 
-    def ask(self, head, body, timeout):
+    def ask(self, context, answer, timeout):
         with self.lock:
-            reply = self.replies[body[1]].pop(0)
-            self.running.append(body[1])
-            self.seen.append((body[1], sorted(self.running)))
+            reply = self.replies[answer].pop(0)
+            self.running.append(answer)
+            self.seen.append((answer, sorted(self.running)))
         time.sleep(0.1)
         with self.lock:
-            self.running.remove(body[1])
-            self.seen[:] = [(name, sorted({*beside, body[1]})) if name in self.running else (name, beside)
+            self.running.remove(answer)
+            self.seen[:] = [(name, sorted({*beside, answer})) if name in self.running else (name, beside)
                             for name, beside in self.seen]
         return reply
 
@@ -783,8 +780,8 @@ def test_its_limits_stay(judge):
 def test_60_no_file_of_the_project_the_home_or_the_data_is_read(judge, tmp_path):
     secret = tmp_path / "ds1000.jsonl"
     secret.write_text("the reference")
-    paths = [secret, ROOT / "verify.py", ROOT / "judge_python.py", ROOT / "tests" / "test_verify_python.py", "/etc/passwd",
-             "/etc/shadow", Path.home() / ".bashrc", ROOT / ".git" / "config"]
+    paths = [secret, ROOT / "verify.py", ROOT / "verifier" / "judge.py", ROOT / "tests" / "test_verify_python.py",
+             "/etc/passwd", "/etc/shadow", Path.home() / ".bashrc", ROOT / ".git" / "config"]
     for path in paths:
         assert judge(f"open({str(path)!r}).read()\nresult = x * 2").verdict in ("denied", "error"), path
     assert judge(f"import os\nos.listdir({str(ROOT)!r})\nresult = x * 2").verdict == "denied"
@@ -869,7 +866,7 @@ def test_figures_are_judged_in_one_process_and_say_so(judge):
     assert judge("import os\nos.fork()", FIGURE).verdict == "denied"
     assert judge("open('/tmp/codelutra_outside', 'w')", FIGURE).verdict == "denied"
     assert judge("while True: pass", FIGURE, timeout=0.5).verdict == "timeout"
-    assert judge("import judge_python\nraise judge_python.Rejected('correct', '')", FIGURE).verdict == "error"
+    assert judge("from verifier import judge\nraise judge.Decided('correct', '')", FIGURE).verdict == "error"
     report = ("import os, json, signal\nfor fd in range(3, 99):\n    data = json.dumps(['candidate', 1]).encode()\n"
               "    try: os.write(fd, len(data).to_bytes(8, 'little') + data)\n    except OSError: pass\n")
     assert judge(report, FIGURE).verdict in ("error", "wrong")
@@ -892,7 +889,7 @@ def test_no_pickle_runs_code():
                pickle.dumps(verify.Verdict("correct")), b"\x80\x04\x8c\x08builtins\x8c\x04exec\x93.", b"", b"garbage"]
     for data in refused:
         with pytest.raises(Exception):  # noqa: B017 (of whatever kind: nothing is returned)
-            print(transport.unpack(data))
+            print(unpack.unpack(data))
 
 
 def build(*parts):
@@ -900,12 +897,12 @@ def build(*parts):
 
 
 def named(name):
-    return b"\x8c\x09transport" + bytes([0x8C, len(name)]) + name.encode() + b"\x93"
+    return b"\x8c\x0fverifier.unpack" + bytes([0x8C, len(name)]) + name.encode() + b"\x93"
 
 
 def test_a_result_cannot_patch_what_is_shared():
     """BUILD (b) sets attributes, on a class or a builder too; SETITEMS and APPENDS call methods of what they find."""
-    before = {name: (id(f), f.__defaults__) for name, f in transport.BUILDERS.items()}
+    before = {name: (id(f), f.__defaults__) for name, f in unpack.BUILDERS.items()}
     builtin = named("type_named") + b"\x8c\x08builtins\x8c\x03int\x86R"
     attacks = [build(named("opaque"), b"}\x8c\x0c__defaults__K\x01sb"),
                build(named("opaque"), b"N}\x8c\x0c__defaults__)s\x86b"),
@@ -915,9 +912,9 @@ def test_a_result_cannot_patch_what_is_shared():
                build(named("opaque"), b"K\x01R"), build(named("find_class")), build(named("Opaque"))]
     for data in attacks:
         with pytest.raises(Exception):  # noqa: B017
-            transport.unpack(data)
-    assert before == {name: (id(f), f.__defaults__) for name, f in transport.BUILDERS.items()}
-    assert transport.unpack(build(builtin)) is int  # the parts were written down correctly
+            unpack.unpack(data)
+    assert before == {name: (id(f), f.__defaults__) for name, f in unpack.BUILDERS.items()}
+    assert unpack.unpack(build(builtin)) is int  # the parts were written down correctly
 
 
 def test_hostile_arrays():
@@ -925,9 +922,9 @@ def test_hostile_arrays():
     for arguments in (("<f8", (10,), b"123"), ("|O", (2,), [1]), ("<f8", (2 ** 62,), b"x" * 8), ("<f8", (-1,), b"x" * 8),
                       ([("a", "|O")], (1,), b"x" * 8), ("<f8", [1], b"x" * 8), ("<f8", (1,), bytearray(8))):
         with pytest.raises(Exception):  # noqa: B017
-            transport.array(*arguments)
-    assert transport.array("<i4", (2,), b"\1\0\0\0\2\0\0\0").tolist() == [1, 2]
-    assert transport.unpack(packing.pack(np.arange(6).reshape(2, 3).T)).tolist() == [[0, 3], [1, 4], [2, 5]]
+            unpack.array(*arguments)
+    assert unpack.array("<i4", (2,), b"\1\0\0\0\2\0\0\0").tolist() == [1, 2]
+    assert unpack.unpack(pack.pack(np.arange(6).reshape(2, 3).T)).tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
 def test_a_failing_test_says_that_a_result_was_not_carried(judge):
@@ -941,7 +938,8 @@ def test_a_failing_test_says_that_a_result_was_not_carried(judge):
 
 def test_a_forged_result_is_only_data(judge):
     """The candidate may write to the pipe itself; a class made there does not exist here."""
-    answer = ("import packing\nclass Fake: pass\npacking.pack = lambda r: b'\\x80\\x04\\x8c\\x02os\\x8c\\x06system\\x93'"
+    answer = ("from verifier import pack\nclass Fake: pass\n"
+              "pack.pack = lambda r: b'\\x80\\x04\\x8c\\x02os\\x8c\\x06system\\x93'"
               "+ b'\\x8c\\x04true\\x85R.'\nresult = 1")
     verdict = judge(answer)
     assert verdict.verdict == "error" and "not allowed" in verdict.message
@@ -954,16 +952,16 @@ def test_messages_of_any_size():
     ours, theirs = socket.socketpair()
     with ours, theirs:
         for data in (b"", b"x", os.urandom(3_000_000)):
-            thread = threading.Thread(target=sandbox.send, args=(ours.fileno(), data))
+            thread = threading.Thread(target=send, args=(ours.fileno(), data))
             thread.start()
-            assert sandbox.receive(theirs.fileno(), len(data), time.monotonic() + 10) == data
+            assert receive(theirs.fileno(), len(data), time.monotonic() + 10) == data
             thread.join()
-        sandbox.send(ours.fileno(), b"1234")
+        send(ours.fileno(), b"1234")
         with pytest.raises(ValueError, match="4 bytes"):
-            sandbox.receive(theirs.fileno(), 3)
+            receive(theirs.fileno(), 3)
         ours.close()
         theirs.recv(4)
-        assert sandbox.receive(theirs.fileno()) is None
+        assert receive(theirs.fileno()) is None
 
 
 def test_a_message_meets_its_deadline_in_both_directions():
@@ -972,10 +970,10 @@ def test_a_message_meets_its_deadline_in_both_directions():
         ours.setblocking(False)
         started = time.monotonic()
         with pytest.raises(TimeoutError):
-            sandbox.receive(ours.fileno(), deadline=started + 0.2)
+            receive(ours.fileno(), deadline=started + 0.2)
         with pytest.raises(TimeoutError):  # nobody reads it
-            sandbox.send(ours.fileno(), bytes(10_000_000), started + 0.4)
-        assert Zygote._exchange(ours, ({}, ["x" * 10_000_000]), 0.2) is None
+            send(ours.fileno(), bytes(10_000_000), started + 0.4)
+        assert Interpreter._exchange(ours, ({}, ["x" * 10_000_000]), 0.2) is None
         assert time.monotonic() - started < 5
 
 
@@ -1025,6 +1023,16 @@ def test_without_walls_the_judge_refuses(monkeypatch):
         assert verifier.run([PythonJob(PLAIN, "result = x * 2")])[0].verdict == "correct"
 
 
+@pytest.mark.parametrize("landlock, seccomp", [(7, True), (7, False), (0, True), (0, False)])
+def test_strict_means_that_all_walls_stand_whatever_is_said_of_them(monkeypatch, landlock, seccomp):
+    monkeypatch.setattr(walls, "landlock_abi", lambda: landlock)
+    monkeypatch.setattr(walls, "has_seccomp", lambda: seccomp)
+    assert walls.tier().startswith("strict: " if landlock and seccomp else "weak: ")
+    assert ("landlock 7" in walls.tier(), "seccomp" in walls.tier()) == (landlock == 7, seccomp)
+    monkeypatch.setattr(walls, "tier", lambda: "other words")
+    assert walls.is_strict() is bool(landlock and seccomp)
+
+
 def test_closing_in_the_middle_leaves_nothing():
     before, temporary = processes(), folders()
     verifier = Verifier(workers=2, python=PYTHON)
@@ -1070,7 +1078,8 @@ def test_a_normal_user_has_the_same_walls(tmp_path):
             folder.chmod(0o755)
     code = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
-import os, tempfile, walls
+import os, tempfile
+from verifier import walls
 assert not os.path.exists("/tmp/codelutra_outside") and walls.readable_paths()
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 folder = tempfile.mkdtemp(dir={str(tmp_path)!r}); os.chdir(folder)
@@ -1140,8 +1149,9 @@ def test_hidden_modules_are_out_of_sight_until_imported_and_run_once(tmp_path):
     program = f"""
 import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(tmp_path)!r}]
-import zygote, pkg
-sys.meta_path.insert(0, zygote.Hidden(["pkg.a", "pkg.c", "pkg.missing"]))
+import pkg
+from verifier.libraries import Hidden
+sys.meta_path.insert(0, Hidden(["pkg.a", "pkg.c", "pkg.missing"]))
 seen = lambda: sorted(name for name in sys.modules if name.startswith("pkg") or name == "colorsys")
 assert seen() == ["pkg"] and not hasattr(pkg, "a") and not hasattr(pkg, "deep"), seen()
 import pkg.deep

@@ -1,6 +1,6 @@
 """The SQL verifier against answers that cheat, hang, grow or break, and against results that only look equal.
 
-The numbers of the cases are those of the project's list of attacks: every test names the ones it holds.
+Attacks on the verifier are numbered through all its tests. A name begins with the numbers that the test holds.
 """
 
 import hashlib
@@ -24,9 +24,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import judge_sql  # noqa: E402
-import sandbox  # noqa: E402
 import verify  # noqa: E402
+from verifier import compare, sql, workers  # noqa: E402
+from verifier.child import Child, Died  # noqa: E402
+from verifier.verdicts import NO_QUERY, Reply  # noqa: E402
 from verify import GoldError, InfrastructureError, SqlJob, Verifier  # noqa: E402
 
 EMPTY = "SELECT id FROM t WHERE id > 100"
@@ -77,7 +78,7 @@ def spent(verifier):
     """Seconds of processor time of the SQL workers, also of those that have ended."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     ticks = 0
-    for process in [child.process for child in verifier.children if child.process]:
+    for process in [child.process for child in verifier.sql.children if child.process]:
         ticks += sum(map(int, Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
     return ended.ru_utime + ended.ru_stime + ticks / os.sysconf("SC_CLK_TCK")
 
@@ -235,12 +236,12 @@ def test_18_19_36_calls_that_cannot_be_interrupted_are_killed(judge, answer):
 @pytest.mark.parametrize("query", [INSTR, TRIM, BOMB, ENDLESS], ids=["instr", "trim", "planner", "endless"])
 def test_a_query_ends_by_its_deadline_in_processor_time(database, query):
     """The worker and the kernel see to it: here the parent would wait for a minute."""
-    child = sandbox.Child("judge_sql", "serve_sql")
+    child = Child("verifier.sql")
     child.start()
     before, verdict = resource.getrusage(resource.RUSAGE_CHILDREN), ""
     try:
         verdict = child.ask((0.5, "alone", database, query, 0.3), 60)[0]
-    except sandbox.Died as died:
+    except Died as died:
         assert died.status == -signal.SIGPROF
     finally:
         child.stop()
@@ -272,7 +273,7 @@ HEAVY = "SELECT count(*) FROM big a, big b WHERE a.x + b.x > {}"  # 0.2 s
 def stopped(verifier, database):
     """Stop the only worker, as a machine does that has other things to do; return its process."""
     verifier.submit(SqlJob(database, HEAVY.format(-1), "SELECT 4000000")).result()  # it is up, and the gold has run
-    process = verifier.children[0].process
+    process = verifier.sql.children[0].process
     process.send_signal(signal.SIGSTOP)
     return process
 
@@ -284,22 +285,22 @@ def test_a_right_answer_on_a_machine_that_is_busy_is_right(database):
         with pytest.raises(TimeoutError):
             future.result(2.5)  # well after its deadline
         process.send_signal(signal.SIGCONT)
-        assert future.result(20).verdict == "correct" and verifier.children[0].process is process
+        assert future.result(20).verdict == "correct" and verifier.sql.children[0].process is process
 
 
 def test_what_the_wall_clock_has_ended_runs_again(database, monkeypatch):
-    monkeypatch.setattr(verify, "WALL", 2)
+    monkeypatch.setattr(workers, "WALL", 2)
     with Verifier(workers=1) as verifier:
         process = stopped(verifier, database)
         future = verifier.submit(SqlJob(database, HEAVY.format(-1), HEAVY.format(-2), timeout=0.7))
-        assert future.result(20).verdict == "correct" and verifier.children[0].process is not process
+        assert future.result(20).verdict == "correct" and verifier.sql.children[0].process is not process
 
 
 def test_what_the_wall_clock_has_ended_twice_is_a_timeout(database, monkeypatch):
-    monkeypatch.setattr(verify, "WALL", 2)
+    monkeypatch.setattr(workers, "WALL", 2)
     with Verifier(workers=1) as verifier:
         verifier.submit(SqlJob(database, "SELECT 1", "SELECT 1")).result()
-        child, tries = verifier.children[0], []
+        child, tries = verifier.sql.children[0], []
         ask = child.ask
 
         def ask_and_stop(request, timeout):
@@ -318,18 +319,18 @@ def test_what_the_wall_clock_has_ended_twice_is_a_timeout(database, monkeypatch)
 @pytest.mark.parametrize("waited", [True, False])
 def test_a_timeout_is_tried_once_more_only_where_the_query_had_to_wait(database, monkeypatch, kind, waited):
     with Verifier(workers=2) as verifier:
-        exchange, tries = verifier._exchange, []
+        exchange, tries = verifier.sql.ask, []
 
         def first_late(request, timeout):
             if request[0] != kind:
                 return exchange(request, timeout)
             tries.append(request)
             if len(tries) == 1:
-                return verify.Verdict("timeout", "slow"), b"", waited
+                return Reply("timeout", "slow", 5.0, waited)
             assert verifier._turns._taken and not verifier._turns._running  # nothing runs beside it
             return exchange(request, timeout)
 
-        monkeypatch.setattr(verifier, "_exchange", first_late)
+        monkeypatch.setattr(verifier.sql, "ask", first_late)
         future = (verifier.execute(database, "SELECT 1", 5.0) if kind == "alone" else
                   verifier.submit(SqlJob(database, "SELECT 1", "SELECT 1")))  # fmt: skip
         if waited:
@@ -339,13 +340,13 @@ def test_a_timeout_is_tried_once_more_only_where_the_query_had_to_wait(database,
                 future.result()
         else:
             assert future.result().verdict == "timeout" and len(tries) == 1
-        assert verifier._idle.qsize() == 2
+        assert verifier.sql.idle.qsize() == 2
 
 
 def test_second_tries_run_one_at_a_time_and_nothing_beside_them(database, monkeypatch):
     seen, running, lock, first = [], [], threading.Lock(), set()
     with Verifier(workers=3) as verifier:
-        exchange = verifier._exchange
+        exchange = verifier.sql.ask
 
         def watched(request, timeout):
             again = request[2] in first
@@ -354,25 +355,25 @@ def test_second_tries_run_one_at_a_time_and_nothing_beside_them(database, monkey
                 running.append(again)
                 seen.append(list(running))
             try:
-                verdict, data, _ = exchange(request, timeout)
+                reply = exchange(request, timeout)
                 late = not again and int(request[2].split()[-1]) % 4 == 0
-                return (verify.Verdict("timeout"), b"", True) if late else (verdict, data, False)
+                return Reply("timeout", "slow", 5.0, waited=True) if late else reply._replace(waited=False)
             finally:
                 with lock:
                     running.remove(again)
 
-        monkeypatch.setattr(verifier, "_exchange", watched)
+        monkeypatch.setattr(verifier.sql, "ask", watched)
         verdicts = [f.result() for f in [verifier.execute(database, HEAVY.format(-i), 5.0) for i in range(1, 13)]]
     assert {v.verdict for v in verdicts} == {"correct"}
-    alone = [of for of in seen if True in of]
-    assert alone == [[True]] * 3 and any(len(of) > 1 for of in seen)
+    alone = [beside for beside in seen if True in beside]
+    assert alone == [[True]] * 3 and any(len(beside) > 1 for beside in seen)
 
 
 def test_a_verifier_closes_while_second_tries_wait(database, monkeypatch):
     before = set(children())
     verifier = Verifier(workers=2)
-    exchange = verifier._exchange
-    monkeypatch.setattr(verifier, "_exchange", lambda *arguments: (*exchange(*arguments)[:2], True))
+    exchange = verifier.sql.ask
+    monkeypatch.setattr(verifier.sql, "ask", lambda *arguments: exchange(*arguments)._replace(waited=True))
     futures = [verifier.execute(database, f"{ENDLESS} LIMIT {i + 1}", 0.3 if i % 2 else 30) for i in range(6)]
     time.sleep(1)
     started = time.monotonic()
@@ -421,7 +422,7 @@ def test_20_22_memory_is_bounded(database, answer, timeout, verdicts, megabytes)
 
 def test_23_a_sort_of_long_rows_opens_no_file(judge, verifier, database):
     judge("SELECT 23")
-    pid, opened, stop = verifier.children[0].process.pid, set(), threading.Event()
+    pid, opened, stop = verifier.sql.children[0].process.pid, set(), threading.Event()
 
     def watch():
         while not stop.wait(0.01):
@@ -445,10 +446,10 @@ def test_23_a_sort_of_long_rows_opens_no_file(judge, verifier, database):
 
 def test_23_a_worker_cannot_write_a_file(judge, verifier):
     judge("SELECT 23, 23")
-    limits = Path(f"/proc/{verifier.children[0].process.pid}/limits").read_text()
+    limits = Path(f"/proc/{verifier.sql.children[0].process.pid}/limits").read_text()
     rows = {line[:25].strip(): line[25:].split()[:2] for line in limits.splitlines()}
     assert rows["Max file size"] == rows["Max core file size"] == ["0", "0"]
-    assert rows["Max address space"] == [str(judge_sql.MEMORY)] * 2
+    assert rows["Max address space"] == [str(sql.MEMORY)] * 2
 
 
 # --- 26 to 33: what counts as equal -----------------------------------------------------------------------------------
@@ -523,7 +524,7 @@ def edges(*successors):
 ])
 def test_28_columns_are_matched_fast(gold, answer, equal):
     started = time.monotonic()
-    assert judge_sql.match_columns(gold, answer) is equal
+    assert compare.match_columns(gold, answer) is equal
     assert time.monotonic() - started < 1
 
 
@@ -540,7 +541,7 @@ def test_28_many_equal_columns_through_the_verifier(judge):
 def test_columns_are_matched_as_trying_all_permutations_would(monkeypatch, colours):
     """Random small tables, half of them shuffled copies, against the definition; also where every hash collides."""
     if colours == "all the same":
-        monkeypatch.setattr(verify, "hash", lambda _: 0, raising=False)
+        monkeypatch.setattr(compare, "hash", lambda _: 0, raising=False)
     rng, seen = random.Random(0), Counter()
     for _ in range(1500):
         width, height = rng.randint(1, 4), rng.randint(1, 5)
@@ -554,7 +555,7 @@ def test_columns_are_matched_as_trying_all_permutations_would(monkeypatch, colou
             answer = [tuple(row) for row in rows]
         expected = any(Counter(tuple(row[i] for i in p) for row in answer) == Counter(gold)
                        for p in itertools.permutations(range(width)))
-        assert judge_sql.match_columns(gold, answer) is expected
+        assert compare.match_columns(gold, answer) is expected
         seen[expected] += 1
     assert min(seen.values()) > 200
 
@@ -785,7 +786,7 @@ def test_a_query_alone_keeps_no_row_and_stops_where_a_gold_would():
     with Verifier(workers=1) as verifier, tempfile.TemporaryDirectory() as folder:
         path = make_database(Path(folder) / "a.sqlite")
         found = verifier.run([SqlJob(path, "SELECT 1", "SELECT 1")])
-        process = verifier.children[0].process
+        process = verifier.sql.children[0].process
         before = peak_memory(process.pid)
         found += [verifier.execute(path, query, 20).result() for query in (endless, large)]
         assert peak_memory(process.pid) - before < 30_000
@@ -802,7 +803,7 @@ def test_what_ran():
     ran = {"correct": True, "wrong": True, "error": False, "denied": False, "timeout": False, "crash": False}
     assert {name: verify.Verdict(name).ran for name in verify.VERDICTS} == ran
     assert verify.Verdict("wrong", "1 columns, not 2").ran and verify.Verdict("correct", "in one process").ran
-    assert not verify.Verdict("wrong", judge_sql.NO_QUERY).ran
+    assert not verify.Verdict("wrong", NO_QUERY).ran
 
 
 def test_each_distinct_job_runs_once_and_its_gold_once(database, monkeypatch):
@@ -851,7 +852,7 @@ def test_the_gold_result_used_longest_ago_is_forgotten_first(database, monkeypat
 def kill_workers(verifier, number, stop):
     """Send a signal to every worker that runs, again and again."""
     while not stop.is_set():
-        for child in verifier.children:
+        for child in verifier.sql.children:
             if process := child.process:
                 process.send_signal(number)
         time.sleep(0.1)
@@ -882,9 +883,9 @@ def test_4_a_worker_killed_once_is_replaced_and_the_job_is_run_again(database):
         verifier.run([SqlJob(database, "SELECT 1", "SELECT 1")])
         future = verifier.submit(SqlJob(database, "SELECT 1", ENDLESS, timeout=1))
         time.sleep(0.3)
-        verifier.children[0].process.kill()
+        verifier.sql.children[0].process.kill()
         assert future.result(10).verdict == "timeout"
-        verifier.children[0].process.kill()  # and one that dies while it has nothing to do
+        verifier.sql.children[0].process.kill()  # and one that dies while it has nothing to do
         assert verifier.run([SqlJob(database, "SELECT 1", "SELECT 1 WHERE 1")])[0].verdict == "correct"
 
 
@@ -909,10 +910,10 @@ from verify import SqlJob, Verifier
 verifier = Verifier(2)
 for answer in sys.argv[3:]:
     verifier.submit(SqlJob(sys.argv[2], "SELECT 1", answer, timeout=60))
-while not all(child.process for child in verifier.children):
+while not all(child.process for child in verifier.sql.children):
     time.sleep(0.01)
 time.sleep(0.5)
-print(*(child.process.pid for child in verifier.children), flush=True)
+print(*(child.process.pid for child in verifier.sql.children), flush=True)
 time.sleep(60)
 """
 
@@ -937,7 +938,7 @@ def test_a_worker_sees_no_secret_and_starts_fast(database, monkeypatch):
         started = time.monotonic()
         assert verifier.run([SqlJob(database, "SELECT 1", "SELECT 1")])[0].verdict == "correct"
         assert time.monotonic() - started < 2  # about 0.04 s; much slower where torch or site-packages are imported
-        pid = verifier.children[0].process.pid
+        pid = verifier.sql.children[0].process.pid
         assert b"secret" not in Path(f"/proc/{pid}/environ").read_bytes()
         assert "torch" not in Path(f"/proc/{pid}/maps").read_text()
 

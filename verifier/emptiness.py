@@ -1,27 +1,28 @@
 """A result without elements is equal only to a result without elements.
 
-`numpy.array([]) != 5` has no elements, so none of them says that the two differ, and many comparisons (of pandas
-and numpy, and every loop over the result) conclude that they are equal. A frame whose every cell is an empty array
-passes the official tests of more than a hundred of DS-1000's problems. So the judge looks at the result and at the
-expected result before the test does, side by side: wherever one has elements and the other has none, the answer is
-wrong, whatever the test says.
+`numpy.array([]) != 5` has no elements, so none of them says that the two differ, and many comparisons (of
+pandas and numpy, and every loop over the result) conclude that they are equal. A frame whose every cell is an
+empty array passes the official test of more than a hundred of DS-1000's problems. So the judge looks at the result and at the
+expected result before the test does, side by side: wherever one has elements and the other has none, the
+answer is wrong, whatever the test says.
 """
 
 import collections
 import sys
+from typing import Any
 
-import transport
+from verifier import unpack
 
 ATOMS = {int, float, complex, bool, str, bytes, type(None)}  # looked at first: most lists hold nothing else
-VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
-SEQUENCES = (list, tuple, set, frozenset, collections.deque, *VIEWS)
+DICT_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+SEQUENCES = (list, tuple, set, frozenset, collections.deque, *DICT_VIEWS)
 
 
-def differs(result, expected) -> bool:
+def differs(result: Any, expected: Any) -> bool:
     """Whether some part of the result has no elements where the expected result has some, or the reverse.
 
-    Parts belong together by their place, or by their key in dictionaries. Where the two are built differently, so
-    that no places belong together, it is enough that both hold something without elements, or neither does.
+    Parts belong together by their place, or by their key in dictionaries. Where the two are built
+    differently, so that no places belong together, it is enough that both hold something without elements, or neither does.
     """
     ours, theirs = all_parts(result), all_parts(expected)
     if not any(part.holds_nothing for part in (*ours.values(), *theirs.values())):
@@ -45,7 +46,7 @@ def differs(result, expected) -> bool:
     return False
 
 
-def all_parts(value) -> dict[int, "Part"]:
+def all_parts(value: Any) -> dict[int, "Part"]:
     """The value and all that it holds by their identity, atoms apart; each object once, so that loops end."""
     found, waiting = {}, [(value, False)]
     while waiting:
@@ -75,10 +76,11 @@ def matched(one: "Part", other: "Part") -> list | None:
     return [*zip(one.inside or (), other.inside or ()), *zip(one.labels, other.labels)]
 
 
-def parts(value) -> list | None:
+def parts(value: Any) -> list | None:
     """What a container holds; [] where it has no elements.
 
-    None for what is not a container, and for a container of numbers, times, texts and the like alone.
+    None for what is not a container, and for a container whose elements can only be numbers, times, texts and
+    the like.
     """
     if isinstance(value, dict):
         return [*value.keys(), *value.values()]
@@ -86,11 +88,12 @@ def parts(value) -> list | None:
         return list(value)
     if isinstance(value, range):
         return None if value else []
-    if (behind := transport.behind_iterator(value)) is not None:
+    if (behind := unpack.behind_iterator(value)) is not None:
         return behind
     if isinstance(value, slice):
         return [value.start, value.stop, value.step]
-    if type(getattr(value, "param_groups", None)) is list:  # an optimizer, or what arrives of one
+    # an optimizer, or what arrives of one
+    if type(getattr(value, "param_groups", None)) is list:
         return [getattr(value, "defaults", None), value.param_groups]
     for describe in (parts_numpy, parts_pandas, parts_sparse):
         known, inside = describe(value)
@@ -99,7 +102,7 @@ def parts(value) -> list | None:
     return [] if has_no_size(value) else None
 
 
-def has_no_size(value) -> bool:
+def has_no_size(value: Any) -> bool:
     """An array, a frame or a tensor of any library."""
     try:
         return 0 in tuple(value.shape)
@@ -107,19 +110,21 @@ def has_no_size(value) -> bool:
         return False
 
 
-def parts_numpy(value) -> tuple[bool, list | None]:
+def parts_numpy(value: Any) -> tuple[bool, list | None]:
     numpy = sys.modules.get("numpy")
     if numpy is None or not isinstance(value, (numpy.ndarray, numpy.generic)):
         return False, None
-    if value.size == 0 or (value.dtype.kind, value.dtype.itemsize) == ("V", 0):  # the second: records of nothing
+    records_of_nothing = value.dtype.kind == "V" and value.dtype.itemsize == 0
+    if value.size == 0 or records_of_nothing:
         return True, []
     if value.dtype.kind != "O":
         return True, None
-    # asarray: a row of a matrix is a matrix again
-    return True, [value[()]] if value.ndim == 0 else list(numpy.asarray(value))
+    if value.ndim == 0:
+        return True, [value[()]]
+    return True, list(numpy.asarray(value))  # not list(value): a row of a matrix is a matrix again
 
 
-def parts_sparse(value) -> tuple[bool, list | None]:
+def parts_sparse(value: Any) -> tuple[bool, list | None]:
     scipy = sys.modules.get("scipy.sparse")
     if scipy is None or not scipy.issparse(value):
         return False, None
@@ -128,7 +133,7 @@ def parts_sparse(value) -> tuple[bool, list | None]:
     return True, list(value.tocoo().data) if value.dtype.kind == "O" else None
 
 
-def parts_pandas(value) -> tuple[bool, list | None]:
+def parts_pandas(value: Any) -> tuple[bool, list | None]:
     pandas = sys.modules.get("pandas")
     if pandas is None:
         return False, None
@@ -142,10 +147,11 @@ def parts_pandas(value) -> tuple[bool, list | None]:
         return False, None
     if len(value) == 0:
         return True, []
-    return True, list(value) if value.dtype.kind == "O" else None  # also of categories, and of sparse objects
+    # The kind is O for objects, and also for categories and for sparse arrays of objects.
+    return True, list(value) if value.dtype.kind == "O" else None
 
 
-def labels(value) -> list:
+def labels(value: Any) -> list:
     """The names beside the elements of a series or a frame."""
     pandas = sys.modules.get("pandas")
     if pandas is not None and isinstance(value, pandas.DataFrame):
@@ -156,10 +162,12 @@ def labels(value) -> list:
 class Part:
     """One thing in a result: a number, a list, a column, a whole frame…"""
 
-    def __init__(self, value):
+    def __init__(self, value: Any):
         self.value, self.inside, self.labels = value, parts(value), labels(value)
-        self.nothing = self.inside is not None  # no element, however deep: [] and [[], []], but not 0 or None
-        self.holds_nothing = self.inside == []  # it is nothing, or something in it or beside it is
+        # It has no element, however deep: [] and [[], []], but not 0 or None.
+        self.nothing = self.inside is not None
+        # It is nothing, or something in it or beside it is.
+        self.holds_nothing = self.inside == []
 
 
 SOMETHING = Part(0)

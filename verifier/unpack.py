@@ -1,16 +1,19 @@
-"""Results of a hostile process, carried to a process that trusts nothing: packed there, checked here.
+"""In the judge: a result of the hostile candidate, made out of bytes that nobody trusts (pack.py sends them).
 
-A pickle is a program. `unpack` runs only the instructions that make plain data (numbers, text, lists, dictionaries…)
-and calls only the functions in BUILDERS: each makes one known type out of plain data by that type's own constructor.
-There is no instruction left that imports, sets an attribute, fills anything but an exact list, dictionary or set, or
-calls a class. So no code of the sender runs, no shared class is patched, and a subclass with its own `__eq__` arrives
-as the plain type it derives from, with its real contents, or not at all.
+A pickle is a program. `unpack` runs only the instructions that make plain data (numbers, text, lists,
+dictionaries…) and calls only the functions in BUILDERS: each makes one known type out of plain data by that
+type's own constructor. There is no instruction left that imports, sets an attribute, fills anything but an
+exact list, dictionary or set, or calls a class. So no code of the sender runs, no shared class is patched,
+and a subclass with its own `__eq__` arrives as the plain type it derives from, with its real contents, or not
+at all.
 
-What cannot be built arrives as an Opaque: a test that never looks at the result still passes, and one that does fails.
-A deliberate deviation: a masked array with any masked element arrives as an Opaque too. numpy.testing finds a masked
-element equal to anything, so `np.ma.masked_all(())` passes many official tests; no reference of DS-1000 returns one.
+What cannot be built arrives as an Opaque: a test that never looks at the result still passes, and one that
+does fails. A deliberate deviation: a masked array with any masked element arrives as an Opaque too.
+numpy.testing finds a masked element equal to anything, so `np.ma.masked_all(())` passes many official tests;
+no reference of DS-1000 returns one.
 
-The other end is packing.py. It runs in the candidate's process: whatever it sends, it can only send data.
+Builders take whatever was sent, so their parameters have no types: each checks what it gets, or its library
+does.
 """
 
 import collections
@@ -20,10 +23,14 @@ import fractions
 import io
 import pickle
 import types
+from collections.abc import Callable
 from typing import Any
 
-BUILDERS = {}
-SCALAR_TYPES = ("bool", "int", "float", "complex", "str", "bytes", "list", "tuple", "dict", "set", "object")
+BUILDERS: dict[str, Callable] = {}
+PLAIN_TYPES = {
+    "bool": bool, "int": int, "float": float, "complex": complex, "str": str, "bytes": bytes, "list": list,
+    "tuple": tuple, "dict": dict, "set": set, "object": object,
+}  # fmt: skip
 
 
 class Opaque:
@@ -34,20 +41,20 @@ class Opaque:
     def __init__(self, kind: str):
         self.kind = str(kind)[:100]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<{self.kind}>"
 
-    def __getattr__(self, name):  # what a failing test will say; of a copy in the making, not even the kind is known
+    def __getattr__(self, name: str) -> Any:  # what a failing test will say; of a copy in the making, not even the kind
         what = "this" if name == "kind" else f"a {self.kind}"
         raise AttributeError(f"no {name}: {what} is not carried from a program to its test")
 
 
-def builder(function):
+def builder(function: Callable) -> Callable:
     BUILDERS[function.__name__] = function
     return function
 
 
-def unpack(data: bytes):
+def unpack(data: bytes) -> Any:
     return Unpacker(io.BytesIO(data)).load()
 
 
@@ -55,12 +62,13 @@ class Unpacker(pickle._Unpickler):
     """Python's own unpickler with most of its instructions removed."""
 
     dispatch = {getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in (
-        "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1",
-        "BININT2", "LONG1", "LONG4", "BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES",
-        "BINBYTES", "BINBYTES8", "BYTEARRAY8", "EMPTY_LIST", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
-        "EMPTY_DICT", "EMPTY_SET", "FROZENSET", "MEMOIZE", "BINGET", "LONG_BINGET", "STACK_GLOBAL")}  # fmt: skip
+        "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT",
+        "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8",
+        "SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8", "EMPTY_LIST", "EMPTY_TUPLE", "TUPLE",
+        "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_DICT", "EMPTY_SET", "FROZENSET", "MEMOIZE", "BINGET",
+        "LONG_BINGET", "STACK_GLOBAL")}  # fmt: skip
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         if module != __name__ or name not in BUILDERS:
             raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
         return BUILDERS[name]
@@ -91,7 +99,7 @@ class Unpacker(pickle._Unpickler):
     del fill, kind, instruction
 
 
-def exact(value, *kinds):
+def exact(value: Any, *kinds: type) -> Any:
     """Builders take what other builders made, and only that: a wrong type ends the loading."""
     if type(value) not in kinds:
         raise pickle.UnpicklingError(f"{type(value).__name__} where {kinds[0].__name__} belongs")
@@ -152,7 +160,7 @@ def masked(values, mask, fill):
 
     result = np.ma.MaskedArray(exact(values, np.ndarray), mask=exact(mask, np.ndarray), fill_value=fill)
     if np.ma.getmaskarray(result).tobytes().strip(b"\0"):
-        return Opaque("a masked array with masked elements")  # numpy.testing finds a masked element equal to anything
+        return Opaque("a masked array with masked elements")
     return result
 
 
@@ -170,9 +178,8 @@ def dtype(description):
 
 @builder
 def type_named(module, name):
-    if module == "builtins" and name in SCALAR_TYPES:
-        return {"bool": bool, "int": int, "float": float, "complex": complex, "str": str, "bytes": bytes, "list": list,
-                "tuple": tuple, "dict": dict, "set": set, "object": object}[name]
+    if module == "builtins" and name in PLAIN_TYPES:
+        return PLAIN_TYPES[name]
     import numpy as np
 
     kind = getattr(np, name, None) if module == "numpy" else None
@@ -220,7 +227,7 @@ def categories(codes, names, ordered):
     return pd.Categorical.from_codes(codes, names, exact(ordered, bool))
 
 
-def zone(name):
+def zone(name: Any) -> datetime.timezone | str:
     if type(name) is int:
         return datetime.timezone(datetime.timedelta(seconds=name))
     return exact(name, str)
@@ -257,7 +264,7 @@ def extension(kind, values, mask):
         return pd.arrays.SparseArray(values, fill_value=mask)
     if kind in ("DatetimeArray", "TimedeltaArray"):
         return pd.array(values)
-    if kind == "python" or kind == "pyarrow":  # text; `mask` tells pandas 3's own kind, whose missing value is NaN
+    if kind in ("python", "pyarrow"):  # text; `mask` tells pandas 3's own kind, whose missing value is NaN
         return pd.array(values, dtype=pd.StringDtype(kind, **({"na_value": float("nan")} if mask else {})))
     return Opaque(kind)
 
@@ -315,7 +322,8 @@ def torch_tensor(values, dtype, gradient, parameter, parts=None, shape=None):
 
     kind = exact(getattr(torch, exact(dtype, str)), torch.dtype)
     if parts is not None:
-        return torch.sparse_coo_tensor(exact(parts, torch.Tensor), exact(values, torch.Tensor), exact(shape, tuple))
+        indices, cells = exact(parts, torch.Tensor), exact(values, torch.Tensor)
+        return torch.sparse_coo_tensor(indices, cells, exact(shape, tuple))
     result = torch.from_numpy(values.copy()).to(kind)
     return torch.nn.Parameter(result, gradient) if parameter else result.requires_grad_(exact(gradient, bool))
 
@@ -350,17 +358,19 @@ def standard(kind, *values):
             "timedelta": datetime.timedelta, "Decimal": decimal.Decimal, "Fraction": fractions.Fraction,
             "range": range, "slice": slice, "complex": complex, "OrderedDict": collections.OrderedDict,
             "Counter": collections.Counter, "deque": collections.deque,
-            "dict_keys": lambda items: exact(items, dict).keys(), "dict_values": lambda items: exact(items, dict).values(),
-            "dict_items": lambda items: exact(items, dict).items(), "iterator": lambda items: map(_itself, items),
+            "dict_keys": lambda items: exact(items, dict).keys(),
+            "dict_values": lambda items: exact(items, dict).values(),
+            "dict_items": lambda items: exact(items, dict).items(),
+            "iterator": lambda items: map(_itself, items),
             "ellipsis": lambda: ..., "zone": lambda seconds: zone(exact(seconds, int))}  # fmt: skip
     return make[kind](*values)
 
 
-def _itself(value):
+def _itself(value: Any) -> Any:
     return value
 
 
-def behind_iterator(value) -> list | None:
+def behind_iterator(value: Any) -> list | None:
     """What an iterator made by `standard` will give, without taking any of it; None for anything else."""
     if type(value) is not map:
         return None

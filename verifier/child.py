@@ -1,12 +1,9 @@
-"""The walls around one child process.
+"""Child processes: how one is started and asked, what it puts on itself, and the messages between processes.
 
-What stands here needs no privilege, no container and no extra service: a fresh interpreter with a clean environment,
-resource limits that the child puts on itself before it reads its first request, pipes as the only way in and out, and
-a kill when an answer is late. The parent may hold a GPU and many threads, so a child is never forked from it: it is a
-new interpreter (`fork` in a process with threads copies locks that nobody will release).
-
-A SQL child (Child) runs trusted Python and its queries are held by SQLite's own authorizer (judge_sql.py). Programs in
-Python run behind the walls of walls.py, in processes that a second interpreter forks (zygote.py).
+What stands here needs no privilege, no container and no extra service: a fresh interpreter with a clean
+environment, resource limits that the child puts on itself before it reads its first request, pipes as the
+only way in and out, and a kill when an answer is late. The main process may hold a GPU and many threads, so
+nothing is ever forked from it: `fork` in a process with threads copies locks that nobody will release.
 """
 
 import contextlib
@@ -18,16 +15,15 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-START_SECONDS = 60  # an interpreter starts in 0.05 s; on a machine that swaps it may take long, and that is no verdict
-CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS}
+PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the folder that holds this package
+# An interpreter starts in 0.05 s. On a machine that swaps it may take long, and that is no verdict.
+START_SECONDS = 60
 KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH")  # needed by some builds of Python; nothing secret lives in them
-
-
-class InfrastructureError(RuntimeError):
-    """The machine or the data is at fault, not the answer: never a label."""
 
 
 class Late(Exception):
@@ -35,7 +31,7 @@ class Late(Exception):
 
 
 class Died(Exception):
-    """The child ended by itself, or was ended by somebody else; `status` is its exit status (-9 = SIGKILL)."""
+    """The child ended by itself, or somebody ended it; `status` is its exit status (-9: SIGKILL)."""
 
     def __init__(self, status: int):
         super().__init__(f"exit status {status}")
@@ -50,7 +46,8 @@ def clean_environment() -> dict[str, str]:
 
 def limit_resources(memory: int, file_size: int) -> None:
     """Called by the child on itself: limits in bytes that it cannot raise again."""
-    for kind, limit in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, file_size), (resource.RLIMIT_CORE, 0)):
+    limits = {resource.RLIMIT_AS: memory, resource.RLIMIT_FSIZE: file_size, resource.RLIMIT_CORE: 0}
+    for kind, limit in limits.items():
         resource.setrlimit(kind, (limit, limit))
     try:  # if the machine runs out of memory, this child goes before the training run does
         with open("/proc/self/oom_score_adj", "w") as file:
@@ -60,40 +57,77 @@ def limit_resources(memory: int, file_size: int) -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """A parent that is killed leaves no child behind, not even one that is busy inside a C call (PR_SET_PDEATHSIG)."""
+    """A parent that is killed leaves no child behind, not even one inside a C call (PR_SET_PDEATHSIG)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)
 
 
-def serve(handle) -> None:
+@contextlib.contextmanager
+def dying() -> Iterator[None]:
+    """Around all that a forked process does: it ends there, and never returns into its parent's code."""
+    status = 1
+    try:
+        yield
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def move_to(folder: str) -> None:
+    """Make it and work in it from now on."""
+    os.makedirs(folder, exist_ok=True)
+    os.chdir(folder)
+    os.environ["HOME"] = os.environ["TMPDIR"] = tempfile.tempdir = folder
+
+
+def keep_only(*fds: int) -> None:
+    """Close every other open file; standard input, output and error lead nowhere."""
+    null = os.open("/dev/null", os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) not in fds:
+            with contextlib.suppress(OSError):
+                os.close(int(name))
+
+
+def serve(answer: Callable[..., tuple]) -> None:
     """The child's loop: one reply for each request, until the parent closes the pipe."""
     send(1, marshal.dumps(True))  # ready: the clock of the first request starts after the imports
     while (request := receive(0)) is not None:
-        send(1, marshal.dumps(handle(*marshal.loads(request))))
+        send(1, marshal.dumps(answer(*marshal.loads(request))))
 
 
 class Child:
-    """A fresh interpreter that runs `module.function()`, which calls `serve`; started by the first request."""
+    """A fresh interpreter that runs `module.main`, which calls `serve`; started by the first request."""
 
-    def __init__(self, module: str, function: str):
-        self.module, self.function = module, function
+    def __init__(self, module: str):
+        self.module = module
         self.process: subprocess.Popen | None = None
 
     def start(self) -> None:
-        code = f"import sys; sys.path.append({HERE!r}); import {self.module} as m; m.{self.function}({os.getpid()})"
-        # -I and -S: no user site, no PYTHON* variables, no site-packages. A session of its own: Ctrl-C is the parent's.
-        self.process = subprocess.Popen([sys.executable, "-I", "-S", "-c", code], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, bufsize=0, cwd="/", env=clean_environment(),
-                                        start_new_session=True)
+        code = f"import sys; sys.path.append({PROJECT!r}); import {self.module} as m; m.main({os.getpid()})"
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", code],  # no user site, no PYTHON* variables, no site-packages
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            cwd="/",
+            env=clean_environment(),
+            start_new_session=True,  # Ctrl-C is the parent's
+        )
         try:
             self._receive(START_SECONDS)
         except Late:
             raise Died(-signal.SIGKILL) from None
 
-    def ask(self, request: tuple, timeout: float):
-        """The reply to one request. Raises Late (killed at the deadline) or Died; the next one starts a new child."""
+    def ask(self, request: tuple, timeout: float) -> Any:
+        """The reply to one request.
+
+        Raises Late (it was killed at the deadline) or Died; the next request then starts a new child.
+        """
         if self.process is None:
             self.start()
         try:
@@ -102,7 +136,7 @@ class Child:
             raise Died(self.stop()) from None
         return self._receive(timeout)
 
-    def _receive(self, timeout: float):
+    def _receive(self, timeout: float) -> Any:
         try:
             reply = receive(self.process.stdout.fileno(), deadline=time.monotonic() + timeout)
         except TimeoutError:
@@ -144,7 +178,10 @@ def processor_seconds(pid: int) -> float:
 
 
 def remove(folder: str) -> None:
-    """Delete a folder of any depth and with any rights: what lies two levels down is moved up, so nothing recurses."""
+    """Delete a folder of any depth and with any rights.
+
+    What lies two levels down is moved up, so nothing recurses.
+    """
     prefix, number, busy = os.urandom(8).hex(), 0, True
     while busy:  # until a round gets nothing done
         busy = False
@@ -175,7 +212,7 @@ def _names(folder: str) -> list[str]:
         return []
 
 
-# --- messages: eight bytes of length, then the data -------------------------------------------------------------------
+# --- messages: eight bytes of length, then the data ---------------------------------------------------------
 
 
 def send(fd: int, data: bytes, deadline: float | None = None) -> None:
@@ -187,7 +224,10 @@ def send(fd: int, data: bytes, deadline: float | None = None) -> None:
 
 
 def receive(fd: int, limit: int | None = None, deadline: float | None = None) -> bytes | None:
-    """One message, None at the end of the pipe; TimeoutError at the deadline, ValueError above `limit` bytes."""
+    """One message, None at the end of the pipe.
+
+    Raises TimeoutError at the deadline, ValueError where the message has more than `limit` bytes.
+    """
     head = _read_exactly(fd, 8, deadline)
     if head is None:
         return None

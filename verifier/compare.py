@@ -1,0 +1,129 @@
+"""Are two results of queries equal? The official evaluators are reimplemented here, not copied.
+
+Comparison modes:
+  spider  Spider's test-suite evaluator (Zhong et al. 2020): a multiset of rows, in order if the gold text
+          has ORDER BY anywhere, columns in any order. DISTINCT is taken out of both queries before they run,
+          as the evaluator does by default; `spider_keep_distinct` is its --keep_distinct.
+  bird    BIRD's evaluation.py: set(answer) == set(gold).
+  strict  a multiset of rows, in order if the gold's outermost SELECT has ORDER BY, columns in place.
+
+Two results without rows are equal however many columns they have, as they are officially; `strict` alone
+tells those of different width apart. These differ from the official code on purpose: 1 and 1.0 are equal
+beside any other column; text that is not UTF-8 is compared byte by byte; columns are matched by refinement,
+not by trying all permutations.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+COMPARISONS = ("spider", "spider_keep_distinct", "bird", "strict")
+
+
+def difference(
+    gold: Sequence[tuple] | set[tuple],
+    answer: Sequence[tuple] | set[tuple],
+    gold_width: int,
+    width: int,
+    comparison: str,
+    ordered: bool,
+) -> str:
+    """What is different, in a few words; an empty text where the results are equal.
+
+    gold, answer: the rows; sets of rows where the comparison is `bird`.
+    gold_width, width: how many columns they have.
+    ordered: whether the order of the rows counts.
+    """
+    if comparison != "strict" and not gold and not answer:
+        return ""
+    if width != gold_width:
+        return f"{width} columns, not {gold_width}"
+    if len(answer) > len(gold):
+        return f"more than {len(gold)} rows"
+    if len(answer) < len(gold):
+        return f"{len(answer)} rows, not {len(gold)}"
+    if comparison == "bird":
+        return "" if answer == gold else "other rows"
+    if answer == gold or not ordered and Counter(answer) == Counter(gold):
+        return ""
+    if comparison == "strict":
+        return "other order" if ordered and Counter(answer) == Counter(gold) else "other rows"
+    if ordered:  # the rows are in place, so each column must be found as it is, whichever place it has
+        return "" if Counter(zip(*answer)) == Counter(zip(*gold)) else "other rows or order"
+    return "" if match_columns(list(gold), list(answer)) else "other rows"
+
+
+def match_columns(gold: Sequence[tuple], answer: Sequence[tuple]) -> bool:
+    """Whether some order of the columns makes the two multisets of rows equal.
+
+    Colour refinement: columns that hold different values get different colours, rows with different values in
+    the columns of one colour get different colours, then columns again, until nothing changes. Columns that
+    still share a colour are tried in turn, and refined again; equal columns are tried once. The answer is
+    exact. Each refinement takes at most (columns) passes over the table. The number of tries is 1 in
+    practice. No polynomial bound is known for any exact method (the problem contains graph isomorphism); the
+    query's deadline stops the rest.
+    """
+    # Every value becomes a small integer, so that 1 and 1.0 are one value and numbers can stand beside text.
+    number: dict = {}
+    tables = [
+        [[number.setdefault(value, len(number)) for value in column] for column in zip(*rows)]
+        for rows in (gold, answer)
+    ]
+    ours, theirs = tables
+    same = [tuple(column) for column in theirs]
+
+    def search(colours: list[list[int]]) -> bool:
+        """Whether a match exists that gives each column a column of its own colour."""
+        refined = refine(tables, colours)
+        if refined is None:
+            return False
+        first_colours, second_colours = refined
+        shared = [colour for colour, count in Counter(first_colours).items() if count > 1]
+        if not shared:  # one way is left; colours are sums of hashes, so only looking at the rows proves it
+            order = [second_colours.index(colour) for colour in first_colours]
+            return Counter(zip(*ours)) == Counter(zip(*(theirs[column] for column in order)))
+        # Give one column that shares its colour a new one, and let each candidate of the other table be its
+        # partner.
+        fresh, first, tried = len(same), first_colours.index(shared[0]), set()
+        for column, colour in enumerate(second_colours):
+            if colour == shared[0] and same[column] not in tried:
+                tried.add(same[column])
+                pair = [with_colour(first_colours, first, fresh), with_colour(second_colours, column, fresh)]
+                if search(pair):
+                    return True
+        return False
+
+    return search([[0] * len(table) for table in tables])
+
+
+def refine(tables: list[list[list[int]]], colours: list[list[int]]) -> list[list[int]] | None:
+    """The colours of the columns of both tables, as fine as they get; None where the tables clearly differ.
+
+    A table is a list of columns. Colours are small integers with the same meaning in both tables.
+    """
+    while True:
+        finer = [column_colours(table, own, row_colours(table, own)) for table, own in zip(tables, colours)]
+        # These are sums over all rows: other rows show here as well.
+        if Counter(finer[0]) != Counter(finer[1]):
+            return None
+        names = {colour: name for name, colour in enumerate(sorted(set(finer[0])))}
+        before, colours = colours, [[names[colour] for colour in own] for own in finer]
+        if len(names) == len(set(before[0])):
+            return colours
+
+
+def row_colours(table: list[list[int]], colours: list[int]) -> list[int]:
+    """A colour for each row, the same where the columns of each colour hold the same values in any order."""
+    hashes = ([hash((colour, value, 1)) for value in column] for colour, column in zip(colours, table))
+    return [sum(cells) for cells in zip(*hashes)]
+
+
+def column_colours(table: list[list[int]], colours: list[int], rows: list[int]) -> list[tuple[int, int]]:
+    """A colour for each column, the same where it was the same and equal rows hold equal values."""
+    return [
+        (colour, sum(hash((row, value, 2)) for row, value in zip(rows, column)))
+        for colour, column in zip(colours, table)
+    ]
+
+
+def with_colour(colours: list[int], column: int, colour: int) -> list[int]:
+    return colours[:column] + [colour] + colours[column + 1 :]
