@@ -57,7 +57,7 @@ import sys, torch, policy, ranks
 ranks.start(torch.device("cpu"))
 model = policy.load_policy(sys.argv[1], "float32", "cpu", shard=True).model
 weights = [p for name, p in model.named_parameters() if ".layers." in name]
-print(sum(p.to_local().numel() for p in weights) / sum(p.numel() for p in weights))
+ranks.say(str(sum(p.to_local().numel() for p in weights) / sum(p.numel() for p in weights)))
 """
 
 
