@@ -17,7 +17,6 @@ import dataclasses
 import math
 import os
 import shlex
-import shutil
 import sys
 from concurrent.futures import Future
 from functools import partial
@@ -44,7 +43,7 @@ from policy import Policy, load_policy, locate
 from prompts import extract_code
 from questions import Splits
 from refine import reference_logps, refine
-from run_folder import check_settings, commit, indented, lock, missing, part, write, write_settings
+from run_folder import check_settings, copy, indented, lock, write, write_settings
 from sample import SamplingParams, sample
 from settings import Config, parse
 from stages import Run
@@ -221,7 +220,7 @@ def work(config: Config, folder: Path, splits: Splits, notes: list[str]):
     lora.inject(policy.model, config.lora_rank, config.lora_alpha, config.seed)
     policy.day = write_settings(config, folder, policy.day)
     if config.start:
-        copy_start(config.start, folder / START)
+        copy(Path(config.start), folder / START)
         lora.load(policy.model, folder / START)
     with Verifier(config.workers, config.python or None, config.allow_unsandboxed) as verifier:
         write(folder / "isolation.json", indented({"tier": verifier.isolation}))
@@ -242,14 +241,6 @@ def work(config: Config, folder: Path, splits: Splits, notes: list[str]):
     ranks.say(f"\n{run.table(history)}\n{'best on validation' if splits.validation else 'last'}: π_{best}, {where}")
     command = shlex.join([os.path.relpath(sys.executable), "report.py", str(folder)])
     ranks.say(f"what it gets wrong, figures, every question to browse: {command}")
-
-
-def copy_start(adapter: str, path: Path):
-    """Keep the adapter that π_0 has in the run's folder."""
-    if missing(path) and ranks.rank() == 0:
-        shutil.copytree(adapter, part(path), dirs_exist_ok=True)
-        commit(part(path), path)
-    ranks.barrier()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -81,6 +82,14 @@ def commit(temporary: Path, path: Path):
         os.fsync(descriptor)
         os.close(descriptor)
     os.replace(temporary, path)
+
+
+def copy(folder: Path, path: Path):
+    """Keep a copy of a folder in the run's."""
+    if missing(path) and ranks.rank() == 0:
+        shutil.copytree(folder, part(path), dirs_exist_ok=True)
+        commit(part(path), path)
+    ranks.barrier()
 
 
 @contextmanager

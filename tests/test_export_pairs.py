@@ -216,7 +216,7 @@ def test_what_cannot_be_exported_is_one_sentence(plain, capsys, tmp_path):
     with pytest.raises(UserError, match="pairs of questions that its data do not have: 99"):
         exported(run, capsys)
     (run / "questions.json").write_text(json.dumps({"digest": "of other data"}))
-    with pytest.raises(UserError, match="the data have changed since .*run was made"):
+    with pytest.raises(UserError, match="the data have changed since .*run was begun"):
         exported(run, capsys)
     (run / "iter_1" / "pairs.jsonl").write_text(json.dumps({"question": 0}) + "\n")
     with pytest.raises(UserError, match="pairs.jsonl is damaged"):
