@@ -90,7 +90,10 @@ def collect(run: Path, results: Path):
             row["train"] = {key: [float(f"{step[key]:.4g}") for step in steps] for key in steps[0]} if steps else {}
         iterations.append(row)
     results.mkdir(parents=True, exist_ok=True)
-    kept = {"config": json.loads((run / "config.json").read_text()), "iterations": iterations}
+    config = json.loads((run / "config.json").read_text())
+    for place in ("data_dir", "out", "python"):  # of the machine, not of the result
+        config.pop(place, None)
+    kept = {"config": config, "iterations": iterations}
     (results / f"{run.name}.json").write_text(json.dumps(kept) + "\n")
 
 
