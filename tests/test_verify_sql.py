@@ -834,7 +834,7 @@ def test_kept_gold_results_are_bounded(database, monkeypatch):
     with Verifier(workers=1) as verifier:
         jobs = [SqlJob(database, f"SELECT x + {i} FROM big", "SELECT 1") for i in range(10)]
         assert {v.verdict for v in verifier.run(jobs)} == {"wrong"}
-        kept = sum(len(future.result()[1]) for future in verifier._golds.values())
+        kept = sum(len(future.result().data) for future in verifier._golds.values())
         assert 0 < kept == verifier._gold_bytes <= 25_000
 
 

@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 from verifier import pack, walls
-from verifier.child import keep_only, receive, send
+from verifier.child import receive, send
 
 MAX_RESULT = 64 << 20  # bytes of a packed result
 READY = b"ready"  # the first message: the walls stand
@@ -25,7 +25,7 @@ def main(down: int, up: int, timeout: float, folder: str, tests: str, strict: bo
     down, up: the pipes from and to the judge.
     tests: the folder of the test, which the program may read: an input may name a file there.
     """
-    keep_only(down, up)
+    walls.keep_only(down, up)
     sys.argv = [""]
     if complaint := walls.enclose_or_say(folder, timeout, strict, tests):
         return send(up, complaint.encode())

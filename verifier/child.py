@@ -15,7 +15,6 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -73,24 +72,6 @@ def dying() -> Iterator[None]:
         status = 0
     finally:
         os._exit(status)
-
-
-def move_to(folder: str) -> None:
-    """Make it and work in it from now on."""
-    os.makedirs(folder, exist_ok=True)
-    os.chdir(folder)
-    os.environ["HOME"] = os.environ["TMPDIR"] = tempfile.tempdir = folder
-
-
-def keep_only(*fds: int) -> None:
-    """Close every other open file; standard input, output and error lead nowhere."""
-    null = os.open("/dev/null", os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) not in fds:
-            with contextlib.suppress(OSError):
-                os.close(int(name))
 
 
 def serve(answer: Callable[..., tuple]) -> None:

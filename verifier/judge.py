@@ -36,7 +36,7 @@ from collections.abc import Callable
 from typing import Any
 
 from verifier import candidate, emptiness, unpack, walls
-from verifier.child import die_with_parent, dying, keep_only, move_to, receive, send
+from verifier.child import die_with_parent, dying, receive, send
 from verifier.libraries import LARGE, SEED, load
 from verifier.verdicts import one_line
 
@@ -60,7 +60,7 @@ def main(line: int, report: int, nonce: str, head: dict, folder: str, strict: bo
     """
     own, programs = os.path.join(folder, "test"), os.path.join(folder, "program")
     os.mkdir(programs)
-    move_to(own)
+    walls.move_to(own)
     random.seed(SEED)  # a fork draws a new one
     # What the context will have imported when the official program runs the answer.
     for name in head["imports"]:
@@ -71,7 +71,7 @@ def main(line: int, report: int, nonce: str, head: dict, folder: str, strict: bo
 
     # Only now, with the candidate forked, does this process read the test.
     context, answer = json.loads(receive(line))
-    keep_only(report, remote.down, remote.up)
+    walls.keep_only(report, remote.down, remote.up)
     try:
         if complaint := walls.enclose_or_say(own, head["timeout"], strict):
             raise Decided("infrastructure", complaint)
@@ -98,7 +98,7 @@ def fork_candidate(timeout: float, folder: str, tests: str, strict: bool) -> "Re
     if pid == 0:
         with dying():
             die_with_parent(judge)
-            move_to(folder)
+            walls.move_to(folder)
             candidate.main(down[0], up[1], timeout, folder, tests, strict)
     os.close(down[0])
     os.close(up[1])

@@ -13,6 +13,7 @@ What they do not do: hide that a path exists (stat works everywhere), hide the m
 or stop side channels. Threads and the total size of the folder are counted from outside (supervisor.py).
 """
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -22,6 +23,7 @@ import site
 import struct
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterable
 from functools import lru_cache
 
@@ -69,6 +71,27 @@ def enclose_or_say(folder: str, seconds: float, strict: bool, *readable: str) ->
     except OSError as error:
         return f"a wall could not be built: {error}" if strict else ""
     return ""
+
+
+# --- its folder and its open files --------------------------------------------------------------------------
+
+
+def move_to(folder: str) -> None:
+    """Make it and work in it from now on."""
+    os.makedirs(folder, exist_ok=True)
+    os.chdir(folder)
+    os.environ["HOME"] = os.environ["TMPDIR"] = tempfile.tempdir = folder
+
+
+def keep_only(*fds: int) -> None:
+    """Close every other open file; standard input, output and error lead nowhere."""
+    null = os.open("/dev/null", os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) not in fds:
+            with contextlib.suppress(OSError):
+                os.close(int(name))
 
 
 # --- resource limits and capabilities -----------------------------------------------------------------------
