@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ class Question:
     text: str
     gold: str
     evidence: str = ""  # BIRD's external knowledge
-    question_id: int | None = None  # BIRD's own number
+    question_id: int | str | None = None  # BIRD's own number
     difficulty: str = ""  # BIRD's; for DS-1000 the library
     context: str = ""  # DS-1000's code_context, the test program; empty for a SQL question
     comparison: str = "spider"  # how results are compared (verify.COMPARISONS), for a SQL question
@@ -111,19 +112,20 @@ def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], lis
     data_set = DATA_SETS[name]
     file, place = getattr(data_set, split)
     path, databases = Path(folder) / file, Path(folder) / place
-    rows = _rows(name, path)
-    try:
-        if data_set.language == "python":
-            half = ds1000_half([row["metadata"]["library"] for row in rows], split)
-            questions = [_problem(i, rows[i]) for i in half]
-        else:
-            questions = [_question(i, row, databases, data_set.comparison) for i, row in enumerate(rows)]
-        for q in questions:  # a lone surrogate could not be written anywhere
-            (q.text + q.evidence + q.gold + q.context).encode()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not in {name}'s layout: {type(error).__name__}: {error}.")
+    questions = []
+    for i, row in enumerate(_rows(name, path)):
+        try:
+            made = _problem(i, row) if data_set.language == "python" else _question(i, row, databases, data_set.comparison)
+            if not isinstance(made.question_id, int | str | None) or isinstance(made.question_id, bool):
+                raise TypeError("the question's id is neither a number nor text")
+            # a lone surrogate could not be written anywhere
+            parts = made.db_id, made.text, made.evidence, made.gold, made.context, made.difficulty, str(made.question_id)
+            "".join(parts).encode()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is not in {name}'s layout: row {i}, counted from 0: {type(error).__name__}: {error}.")
+        questions.append(made)
     if data_set.language == "python":
-        return questions, []
+        return [questions[i] for i in ds1000_half([q.difficulty for q in questions], split)], []
     files = {q.db_id: q.database for q in questions}
     # empty equals empty: in training an execution label on a database without rows says nothing
     faults = {db_id: fault(database, needs_rows=split == "train") for db_id, database in files.items()}
@@ -150,12 +152,15 @@ def _rows(name: str, path: Path) -> list[dict]:
             f" (the README shows the layout)."
         )
     try:
-        if path.suffix != ".gz":
-            return json.loads(path.read_text(encoding="utf-8"))
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
-    except (ValueError, OSError, EOFError, RecursionError) as error:
+        if path.suffix == ".gz":
+            with gzip.open(path, "rt", encoding="utf-8") as file:
+                return [json.loads(line) for line in file]
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, EOFError, RecursionError, zlib.error) as error:
         raise UserError(f"{path} is not readable: {type(error).__name__}: {error}.")
+    if not isinstance(rows, list):
+        raise UserError(f"{path} is not in {name}'s layout: it is not a list.")
+    return rows
 
 
 def ds1000_half(libraries: list[str], split: str) -> list[int]:
@@ -205,9 +210,14 @@ def _question(index: int, row: dict, databases: Path, comparison: str) -> Questi
         gold=(row["SQL"] if "SQL" in row else row["query"]).strip(),
         evidence=(row.get("evidence") or "").strip(),
         question_id=row.get("question_id"),
-        difficulty=row.get("difficulty", ""),
+        difficulty=_text(row.get("difficulty")),
         comparison=comparison,
     )
+
+
+def _text(value: Any) -> str:
+    """A label that some releases write as a number: scores are grouped by it, and its kinds must not be mixed."""
+    return "" if value is None else str(value)
 
 
 def _problem(index: int, row: dict) -> Question:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from cli import UserError
 from verifier import sql_text
+from verifier.sql import holds_data
+from verifier.verdicts import InfrastructureError
 
 CHECKED = 1 << 30  # bytes; a larger database is not read as a whole by `fault` (2 seconds a GB were measured)
 
@@ -23,7 +25,7 @@ def schema(database: str) -> str:
     """
     with _reading(database) as connection:
         tables, views = _created(connection, "table"), _created(connection, "view")
-    return "\n".join([f"{sql_text.one_line(sql)};" for _, sql in tables] + [f"{sql}\n;" for _, sql in views])
+    return "\n".join([f"{sql_text.one_line(sql)};" for _, sql in tables] + [f"{_closed(sql)}\n;" for _, sql in views])
 
 
 @cache
@@ -37,19 +39,22 @@ def has_rows(database: str) -> bool:
 def fault(database: str, needs_rows: bool) -> str:
     """Why the questions of a database are left out; an empty text where they are not."""
     path = Path(database)
-    if not path.is_file() or not path.stat().st_size:
-        return "no database file, or an empty one"
-    for suffix in ("-wal", "-journal"):  # the file alone holds old or half-written data
-        beside = Path(database + suffix)
-        if beside.exists() and beside.stat().st_size:
-            return f"their database was not closed (there is a {suffix} file): open it once with sqlite3"
     try:
+        if not path.is_file() or not path.stat().st_size:
+            return "no database file, or an empty one"
+        for suffix in ("-wal", "-journal"):  # where it holds data, the database alone is old or half-written
+            if holds_data(database + suffix):
+                return f"their database was not closed (there is a {suffix} file): open it once with sqlite3"
         if damage := _damage(database):
             return f"their database is damaged: {damage}"
         # empty equals empty: an execution label on a database without rows says nothing
         return "their database has no rows" if needs_rows and not has_rows(database) else ""
     except UserError as error:
         return f"their database cannot be read: {error.__cause__}"
+    except InfrastructureError as error:  # a -wal or -journal that cannot be read, say a folder of that name
+        return f"their database cannot be read: {error}"
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        return f"their database cannot be read: {error.strerror}"
 
 
 def _damage(database: str) -> str:
@@ -81,6 +86,17 @@ def _reading(database: str) -> Iterator[sqlite3.Connection]:
             yield connection
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter: SQLite's message has a damaged name
         raise UserError(f"{database} is not a readable SQLite file: {error}.") from error
+
+
+def _closed(sql: str) -> str:
+    """The statement; where it ends in a comment that is still open, with the end of that comment.
+
+    Else it would swallow the views after it. (SQLite takes the comment into the name of a last column `1 + 1 /* sum`, which
+    therefore gets the `*/` as well.)
+    """
+    last = sql_text.TOKEN.findall(sql)[-1]
+    is_open = last.startswith("/*") and (len(last) < 4 or not last.endswith("*/"))
+    return f"{sql}*/" if is_open else sql
 
 
 def _quoted(name: str) -> str:

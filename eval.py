@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Collection
@@ -253,48 +254,84 @@ def answers_of_bird_pairs(pairs, path: Path, questions: list[Question], total: i
 def answers_of_json_lines(lines: list[str], path: Path, questions: list[Question], total: int) -> dict:
     """A line with an id that no question has is passed over: its question was left out.
 
+    An id that none of the questions could have is refused: a word where ids are numbers, a number where they are
+    words, any id where questions have none.
+
     BIRD's mini_dev has two questions twice, both times with the same id. The first line with such an id
     answers all questions that have the id; the second line answers all but the first of them, and so on. So
     one line is enough, and as many lines as questions are taken in order.
     """
-    databases = {q.index: q.db_id for q in questions}
-    by_id: dict[object, list[Question]] = {}
+    by_index = {q.index: q for q in questions}
+    by_id: dict[str, list[Question]] = {}
     for q in questions:
-        by_id.setdefault(q.question_id, []).append(q)
+        if q.question_id is not None:
+            by_id.setdefault(str(q.question_id), []).append(q)
+    kinds = {is_number(own) for own in by_id}
     found, seen = {}, Counter()  # seen: id → how many lines have named it
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         place = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-            code, index = row["answer"], row.get("index")
-            own = row.get("question_id", row.get("problem_id"))  # the second is DS-1000's name for it
-            if index is None and own is None:
-                raise KeyError("question_id")
-            named = by_id.get(own, []) if index is None else []
-            str(code).encode()  # JSON can spell half a character
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            words = "expected a JSON object with answer and index or question_id"
-            raise UserError(f"{place}: {words} ({error!r}).")
-        if not isinstance(code, str) or not isinstance(index, int | None) or isinstance(index, bool):
-            raise UserError(f"{place}: answer must be a string and index a number.")
-        if index is not None and not 0 <= index < total:
-            raise UserError(f"{place}: index {index}, but the split has {total} questions.")
-        if len({(q.db_id, q.text, q.gold) for q in named}) > 1:
-            numbers = " and ".join(str(q.index) for q in named)
-            raise UserError(f"{place}: questions {numbers} differ, but share the id {own}: give their index.")
-        earlier = seen[own] if named else 0
-        indices = [q.index for q in named[earlier:]] if index is None else [index]
-        if (named and not indices) or (not earlier and not found.keys().isdisjoint(indices)):
-            raise UserError(f"{place}: question {named[-1].index if named else index} has an answer already.")
-        if named:
+        code, index, own, database = read_answer(line, place, total)
+        named, earlier = by_id.get(own, []), 0
+        if index is not None:
+            indices = [index]
+            has_id = index in by_index and by_index[index].question_id is not None
+            if own is not None and (named or has_id) and index not in [q.index for q in named]:
+                raise UserError(f"{place}: index {index} and id {own} are two different questions.")
+        else:
+            if is_number(own) not in kinds:
+                raise UserError(f"{place}: no question of this split could have the id {own}: give its index.")
+            if len({(q.db_id, q.text, q.gold) for q in named}) > 1:
+                numbers = " and ".join(str(q.index) for q in named)
+                raise UserError(f"{place}: questions {numbers} differ, but share the id {own}: give their index.")
+            earlier = seen[own]
             seen[own] += 1
+            indices = [q.index for q in named[earlier:]]
+            if named and not indices:
+                raise UserError(f"{place}: question {named[-1].index} has an answer already.")
         for i in indices:
-            if row.get("db_id", databases.get(i)) != databases.get(i, row.get("db_id")):
-                raise UserError(f"{place}: database {row['db_id']}, but question {i} is on {databases[i]}.")
+            if i in found and not earlier:
+                raise UserError(f"{place}: question {i} has an answer already.")
+            if i in by_index and database not in (None, by_index[i].db_id):
+                raise UserError(f"{place}: database {database}, but question {i} is on {by_index[i].db_id}.")
             found[i] = code
     return found
+
+
+def read_answer(line: str, place: str, total: int) -> tuple[str, int | None, str | None, object]:
+    """(code, index, id, database) of one JSON line; there is an index, an id, or both. Raises UserError for another line.
+
+    The id is text, so that "7" is 7.
+    """
+    try:
+        row = json.loads(line, object_pairs_hook=without_repeats)
+        code, index = row["answer"], row.get("index")
+        ids = [row[name] for name in ("question_id", "problem_id") if row.get(name) is not None]  # the second: DS-1000's name
+        if index is None and not ids:
+            raise KeyError("question_id")
+        str(code).encode()  # JSON can spell half a character
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{place}: expected a JSON object with answer and index or question_id ({error!r}).")
+    if not isinstance(code, str) or not isinstance(index, int | None) or isinstance(index, bool):
+        raise UserError(f"{place}: answer must be a string and index a number.")
+    if any(not isinstance(own, int | str) or isinstance(own, bool) for own in ids) or len({str(own) for own in ids}) > 1:
+        raise UserError(f"{place}: question_id must be a whole number or a string, not {' and '.join(map(repr, ids))}.")
+    if index is not None and not 0 <= index < total:
+        raise UserError(f"{place}: index {index}, but the split has {total} questions.")
+    return code, index, str(ids[0]) if ids else None, row.get("db_id")
+
+
+def is_number(own: str) -> bool:
+    """Whether an id is written as a whole number is."""
+    return re.fullmatch("0|-?[1-9][0-9]*", own) is not None
+
+
+def without_repeats(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object; raises ValueError where a key stands in it twice, with two values perhaps."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key stands twice")
+    return dict(pairs)
 
 
 def main(argv=None):

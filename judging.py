@@ -20,8 +20,9 @@ def usable(
 ) -> tuple[list[Question], list[str]]:
     """Questions whose gold code is right when it is judged as an answer would be, and a note for each of the others.
 
-    The others are left out, never counted as answered wrongly; so is a program that needs more than half of an answer's
-    time (a query's answers get more, `verify.answer_seconds`). A fault of the machine is raised (InfrastructureError).
+    The others are left out, never counted as answered wrongly; so is a program that needs more than half of the processor
+    time that an answer has (a query's answers get more, `verify.answer_seconds`). Processor time, so that a busy machine
+    leaves out the same questions as an idle one. A fault of the machine is raised (InfrastructureError).
     """
     seconds = {"sql": timeout, "python": max(timeout, GOLD_SECONDS["python"])}
     jobs = [job(q, q.gold, seconds[q.language]) for q in questions]
@@ -36,7 +37,8 @@ def usable(
                 continue
             cause = f"its gold code fails: {verdict.verdict}: {verdict.message}"
             if slow and verdict.verdict == "correct":
-                cause = f"its gold code takes {verdict.seconds:.0f} s, more than half of an answer's {timeout:g}"
+                taken = f"{verdict.seconds:.0f} s of processor time"
+                cause = f"its gold code takes {taken}, more than half of an answer's {timeout:g}"
         except (GoldError, Unreadable) as error:  # say, a test that loads data from the network
             cause = error
         name = f"problem {q.question_id}" if q.language == "python" else f"question {q.index}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data import Answer, Question
-from prompts import code_ids, extract_code
+from prompts import code_ids, extract_code, normal_form
 from settings import Config
 from verify import Verdict
 
@@ -76,9 +76,9 @@ def sort_answers(
         chosen = [gold]
     # The same code can get two verdicts: it was correct once and too slow another time, or the gold code was too slow
     # as an answer. Code that is chosen is never rejected as well, so no answer is preferred to itself. Answers are the
-    # same where their code is, or, where they have none, their tokens.
-    content = {a.ids: extract_code(a.text, question.language) or a.ids for a, _ in drawn}
-    content[gold] = extract_code(question.gold, question.language)
+    # same where their code is (`prompts.normal_form`), or, where they have none, their tokens.
+    content = {a.ids: normal_form(extract_code(a.text, question.language), question.language) or a.ids for a, _ in drawn}
+    content[gold] = normal_form(extract_code(question.gold, question.language), question.language)
     right = {content[ids] for ids in chosen}
     contradicted = [ids for ids in rejected if content[ids] in right]
     if contradicted:  # no count of 0: the file stays as it was where this does not happen
@@ -102,7 +102,6 @@ def draw_pairs(
 def numbered(question: int, pairs: list[tuple[Ids, Ids | None]]) -> QuestionPairs:
     """The pairs as positions among their distinct answers, each of which is computed once, however many pairs use it."""
     number: dict[Ids, int] = {}
-
 
     def position(ids: Ids | None) -> int | None:
         return None if ids is None else number.setdefault(ids, len(number))

@@ -10,6 +10,7 @@ from cli import UserError
 from data import Question
 from database import schema
 from verifier import sql_text
+from verifier.sql_text import MAX_QUERY
 
 
 def prompt(question: Question) -> str:
@@ -79,20 +80,26 @@ def _plain_ids(text: str, tokenizer: Any) -> list[int]:
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
-# Where a query begins: at a fence, or at SELECT or WITH at the start of a line. A block comment may stand before
-# them, and comments of both forms between WITH and the name that it defines. What makes a beginning holds nothing
-# that could end a query (a semicolon, a fence, a blank line), or a text that has ended could get another beginning
-# when more of it comes. `++` and `*+` give nothing back: without them a text that only looks like a beginning could
-# take minutes.
+# Where a query begins: behind the line of a fence, or at SELECT or WITH, which may stand on the fence's line (behind the
+# name of a language) or at the start of another. A block comment may stand before them, and comments of both forms
+# between WITH and the name that it defines. What makes a beginning holds nothing that could end a query (a semicolon, a
+# fence, a blank line), or a text that has ended could get another beginning when more of it comes.
+# A text that only looks like a beginning must take no time: `++` and `*+` give nothing back; the comments of a GAP stay
+# on their line; and LEAD matches at the start of every line, so that it is read once, whether or not QUERY follows.
 BLANK = r"\n[^\S\n]*\n"
-NOTE = rf"/\*(?:(?!\*/|```|{BLANK})[^;])*+\*/"
-GAP = rf"(?:(?:[^\S\n]|{NOTE})++(?:--(?:(?!```)[^;\n])*+)?+\n?+|\n)(?:[^\S\n]|{NOTE})*+"
+INSIDE = rf"(?:(?!\*/|```|{BLANK})[^;])*+"  # a block comment before a query, without its signs
+SHORT = r"/\*(?:(?!\*/|```)[^;\n])*+\*/"
+GAP = rf"(?:(?:[^\S\n]|{SHORT})++(?:--(?:(?!```)[^;\n])*+)?+\n?+|\n)(?:[^\S\n]|{SHORT})*+"
 NAME = r"(?:\"[^\"`;\n]*\"|\[[^\]`;\n]*\]|`[^`;\n]+`|(?:(?!```|--|/\*)[^\s;(])++)"
+QUERY = rf"(?=select\b|with{GAP}(?:recursive{GAP})?{NAME}(?:{GAP})?(?:\(|as\b))"
+LEAD = rf"(?:[ \t(]|/\*{INSIDE}\*/\n?)*+"
+LANGUAGE = r"(?:(?!```|--|/\*)[^\s;(])++[ \t]*+"
 BEGIN = re.compile(
-    r"```(?!select\b|with\b)[a-z]*\n?|```"
-    rf"|^(?:[ \t(]|{NOTE}\n?)*+(?=select\b|with{GAP}(?:recursive{GAP})?{NAME}(?:{GAP})?(?:\(|as\b))",
+    rf"(?P<fence>```+)(?:[ \t]*+(?:{LANGUAGE})??(?={LEAD}{QUERY})|(?:(?!```)[^\n])*+\n?)|^{LEAD}(?P<bare>{QUERY})?",
     re.IGNORECASE | re.MULTILINE,
 )
+# A block comment, or what only begins like one and is never closed: that is read once, and then hidden from BEGIN.
+MAYBE_COMMENT = re.compile(rf"/\*{INSIDE}(\*/)?")
 # Where it ends: at a fence, a semicolon or a blank line outside quotes and comments. Two fences count even inside
 # them, because there they are Markdown's: one that starts a line, and one that ends the line of a `--` comment.
 LINE_FENCE = re.compile(r"^[ \t]*```", re.MULTILINE)
@@ -142,10 +149,13 @@ def _cut_python(text: str) -> tuple[str, bool]:
 
 
 def _cut_sql(text: str) -> tuple[str, bool]:
-    begin = BEGIN.search(text)
+    text = text[: MAX_QUERY + 1]  # longer code is an error to the judge, so no more of it needs to be read
+    visible = MAYBE_COMMENT.sub(lambda found: found[0] if found[1] else found[0].replace("/*", ";;"), text)
+    begins = (match for match in BEGIN.finditer(visible) if match["fence"] or match["bare"] is not None)
+    begin = next(begins, None)
     if not begin:
         return text.strip(), False
-    fenced = begin.group().startswith("```")
+    fenced = bool(begin["fence"])
     start = begin.end() if fenced else begin.start()
     fence = LINE_FENCE.search(text, start)
     stop = fence.start() if fence else len(text)
@@ -153,3 +163,25 @@ def _cut_sql(text: str) -> tuple[str, bool]:
         if match.group("end") and not (fenced and match.group("blank")):
             return text[start : match.start()].strip(), True
     return text[start:stop].strip(), bool(fence)
+
+
+# What SQLite reads as one token though sql_text.TOKEN takes it apart: operators, numbers and blobs (`x'00'`). White space
+# inside one of them makes other code of it.
+CODE = re.compile(
+    r"[<>=!]=|<>|<<|>>|\|\||->>?|\.?\d[\d.]*(?:[eE][+-]?\d+)?\w*|[xX]'[^']*'|" + sql_text.TOKEN.pattern
+)
+LOWER = {ord(letter): letter.lower() for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}  # the letters whose case SQLite ignores
+
+
+def normal_form(code: str, language: str) -> str:
+    """One text for all ways of writing the same code; empty where there is none.
+
+    SQL: without comments and the semicolon at the end, with one blank between tokens, in lower case outside quotes.
+    Python: without blanks at the end of a line and empty lines around the code.
+    """
+    if language == "python":
+        return re.sub(r"(?<![\\ \t\f\r])[ \t\f\r]+$", "", code, flags=re.MULTILINE).strip("\n")
+    tokens = [token for token in CODE.findall(code) if token.strip(" \t\n\f\r") and token[:2] not in ("--", "/*")]
+    while tokens and tokens[-1] == ";":
+        tokens.pop()
+    return " ".join(token if token[0] in "'\"`[" else token.translate(LOWER) for token in tokens)

@@ -243,6 +243,68 @@ def test_a_line_that_names_no_question_is_refused(write):
     assert read_predictions(write(json.dumps(good) + "\n" + unknown), questions(0), 1) == {0: "a"}
 
 
+def test_an_id_may_be_written_as_text(write):
+    by_words = [dataclasses.replace(q, question_id=f"q{q.index}") for q in questions(0, 1)]
+    assert read_predictions(write(with_ids(("701", "a"), (700, "b"))), questions(0, 1), 2) == {1: "a", 0: "b"}
+    assert read_predictions(write(with_ids(("q1", "a"), ("q7", "b"))), by_words, 2) == {1: "a"}
+    with pytest.raises(UserError, match="line 2: question 1 has an answer already"):
+        read_predictions(write(with_ids((701, "a"), ("701", "b"))), questions(0, 1), 2)
+
+
+@pytest.mark.parametrize("own", [True, False, 701.0, 1e400, [701], {"id": 701}])
+def test_an_id_that_can_be_none_is_refused(write, own):
+    asked = [dataclasses.replace(q, question_id=q.index) for q in questions(0, 1)]  # to Python, True is 1
+    for row in ({"question_id": own}, {"problem_id": own}, {"question_id": own, "index": 1}):
+        text = with_ids((0, "a")) + json.dumps(row | {"answer": "x"})
+        with pytest.raises(UserError, match="line 2: question_id must be a whole number or a string, not "):
+            read_predictions(write(text), asked, 2)
+
+
+@pytest.mark.parametrize("known, own", [
+    (700, "q1"), (700, "0701"), (700, " 701"), (700, "701.0"), (700, "\u0667"), (700, ""), ("q", 701), ("q", "701"),
+    (None, 701), (None, "None"), (None, "q"),
+])  # fmt: skip
+def test_an_id_that_no_question_could_have_is_refused_and_not_passed_over(write, known, own):
+    asked = questions(0, 1)
+    if known != 700:
+        asked = [dataclasses.replace(q, question_id=known and f"q{q.index}") for q in asked]
+    text = json.dumps({"index": 0, "answer": "a"}) + "\n" + with_ids((own, "b"))
+    with pytest.raises(UserError, match="line 2: no question of this split could have the id"):
+        read_predictions(write(text), asked, 2)
+
+
+@pytest.mark.parametrize("row", [
+    {"index": 0, "question_id": 701},
+    {"index": 0, "question_id": "701"},
+    {"index": 0, "question_id": 9999},  # of a question left out
+    {"index": 0, "problem_id": 701},
+    {"index": 5, "question_id": 701},  # the index is of a question left out
+])  # fmt: skip
+def test_an_index_and_an_id_of_different_questions_are_refused(write, row):
+    text = json.dumps({"index": 1, "question_id": 701, "answer": "a"}) + "\n" + json.dumps(row | {"answer": "b"})
+    with pytest.raises(UserError, match=f"line 2: index {row['index']} and id .* are two different questions"):
+        read_predictions(write(text), questions(0, 1), 9)
+
+
+def test_an_index_and_an_id_that_agree_are_taken(write):
+    rows = [{"index": 1, "question_id": "701", "problem_id": 701}, {"index": 0, "question_id": None}]
+    rows.append({"index": 5, "question_id": 3})
+    text = "\n".join(json.dumps(row | {"answer": "a", "db_id": None}) for row in rows)
+    assert read_predictions(write(text), questions(0, 1), 9) == {0: "a", 1: "a", 5: "a"}
+    without = [dataclasses.replace(q, question_id=None) for q in questions(0, 1)]
+    assert read_predictions(write(text), without, 9) == {0: "a", 1: "a", 5: "a"}  # nothing says that they are others
+
+
+@pytest.mark.parametrize("row", [
+    '{"question_id": 700, "problem_id": 701, "answer": "x"}',
+    '{"index": 0, "index": 1, "answer": "x"}',
+    '{"question_id": 700, "answer": "x", "question_id": 701}',
+])  # fmt: skip
+def test_a_line_that_says_two_things_is_refused(write, row):
+    with pytest.raises(UserError, match="line 1: .*(700 and 701|a key stands twice)"):
+        read_predictions(write(row), questions(0, 1), 2)
+
+
 def test_lines_of_windows(write):
     assert read_predictions(write("SELECT 1\r\nSELECT 2\tpets\r\n"), questions(0, 1), 2) == {0: "SELECT 1", 1: "SELECT 2"}
 
@@ -353,7 +415,7 @@ def test_a_fault_of_the_machine_is_not_taken_for_a_broken_question(verifier, tmp
 
 
 class Recording:
-    """A verifier for which every gold is right and takes so long."""
+    """A verifier for which every gold is right and takes so many seconds of processor time."""
 
     def __init__(self, seconds=0.0):
         self.timeouts, self.seconds = [], seconds
@@ -377,7 +439,9 @@ def test_a_program_that_needs_more_than_half_of_an_answers_time_is_left_out_by_n
     query, program = *questions(0), dataclasses.replace(questions(1)[0], context="test", db_id="Numpy")
     assert usable([query, program], Recording(30.0), 60.0) == ([query, program], [])
     kept, notes = usable([query, program], Recording(41.0), 60.0)
-    assert kept == [query] and notes == ["problem 701 (Numpy): its gold code takes 41 s, more than half of an answer's 60"]
+    assert kept == [query] and notes == [
+        "problem 701 (Numpy): its gold code takes 41 s of processor time, more than half of an answer's 60"
+    ]
 
 
 def test_a_slow_gold_is_right_as_an_answer_too(spider, tmp_path):
@@ -564,11 +628,9 @@ def test_predictions_for_another_split_are_refused(spider, tmp_path, row, messag
         evaluation.main(["--data", "spider", "--data-dir", str(spider), "--predictions", str(path)])
 
 
-def test_predictions_of_which_none_belongs_to_a_question_are_refused(spider, tmp_path):
-    path = tmp_path / "predictions.jsonl"
-    path.write_text(json.dumps({"question_id": 717, "answer": "SELECT 1"}) + "\n")
+def test_predictions_of_which_none_belongs_to_a_question_are_refused(write):
     with pytest.raises(UserError, match="no line answers a question of this split"):
-        evaluation.main(["--data", "spider", "--data-dir", str(spider), "--predictions", str(path)])
+        read_predictions(write(json.dumps({"question_id": 12345, "answer": "SELECT 1"})), questions(0), 1)
 
 
 def test_a_folder_that_is_not_there_and_an_adapter_that_is_none_are_noticed_first(spider, tmp_path, monkeypatch):

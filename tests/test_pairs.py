@@ -9,7 +9,7 @@ import pytest
 
 from data import Answer, Question, load
 from pairs import QuestionPairs, is_degenerate, make_pairs
-from prompts import code_ids
+from prompts import code_ids, normal_form
 from settings import Config
 from stages import Run
 from verify import NOT_JUDGED, Verdict
@@ -202,6 +202,90 @@ def test_python_code_is_compared_as_it_is_taken_from_the_answer():
     drawn = [answer((7, 0), "timeout", "<code>\nresult = 1\n</code>"), answer((6, 0), "wrong", "result = 10")]
     found = sides(pairs_of(drawn, gold_code="\nresult = 1\n", context="test"))
     assert set(found) == {(GOLD, (6, 0))}
+
+
+WRITTEN = "SELECT name, 'It''s  B' FROM \"my T\" WHERE a.b >= 1.5 AND x = x'00' -- all\n ORDER BY é"
+SAME = [
+    WRITTEN,
+    f"{WRITTEN} ;",
+    f"{WRITTEN};; -- end",
+    WRITTEN.replace("SELECT", "select").replace("FROM", "From").replace("name", "NAME"),
+    "\n\tSELECT  name,\n'It''s  B'FROM\f\"my T\"\r\nWHERE a.b >=  1.5\nAND x = x'00'\nORDER  BY\té \n",
+    WRITTEN.replace("-- all\n", "/* it's\n all; */"),
+    WRITTEN.replace(" >= ", ">=").replace(", ", " ,").replace(" = ", "="),
+    WRITTEN.replace("a.b", "a . /**/ b").replace("-- all", ""),
+    WRITTEN + " /* open",
+]
+OTHER = [
+    WRITTEN.replace("It''s  B", "It''s B"),
+    WRITTEN.replace("It''s  B", "it''s  b"),
+    WRITTEN.replace("''", ""),
+    WRITTEN.replace("my T", "my t"),
+    WRITTEN.replace('"my T"', "[my T]"),
+    WRITTEN.replace(">=", "> ="),  # a syntax error
+    WRITTEN.replace("1.5", "1 .5"),
+    WRITTEN.replace("x'00'", "x '00'"),
+    WRITTEN.replace("é", "É"),  # another name: SQLite ignores the case of ASCII alone
+    WRITTEN.replace("-- all\n", "-- all "),
+    WRITTEN.replace(" ORDER", "; ORDER"),
+    WRITTEN.replace("WHERE a", "WHEREa"),
+]
+
+
+@pytest.mark.parametrize("text", SAME)
+def test_the_same_query_written_otherwise_is_the_same_code(text):
+    assert normal_form(text, "sql") == normal_form(WRITTEN, "sql")
+    counts = Counter()
+    drawn = [answer((7, 0), "timeout", f"```sql\n{text}\n```"), answer((6, 0), "correct", WRITTEN)]
+    assert pairs_of(drawn, counts=counts) is None and counts["answers_wrong_but_chosen"] == 1
+
+
+@pytest.mark.parametrize("text", OTHER)
+def test_another_query_is_other_code(text):
+    assert text != WRITTEN and normal_form(text, "sql") != normal_form(WRITTEN, "sql")
+
+
+@pytest.mark.parametrize("one, other", [
+    ("1e+5", "1e +5"), ("a || b", "a | | b"), ("a <> b", "a < > b"), ("1.5e3", "1.5 e3"), ("a->>b", "a-> >b"),
+    ("a - -b", "a --b"), ("'a' 'b'", "'a''b'"), ("\u212a", "k"),
+])  # fmt: skip
+def test_a_blank_inside_a_token_makes_other_code(one, other):
+    assert normal_form(one, "sql") != normal_form(other, "sql")
+
+
+@pytest.mark.parametrize("one, other", [("> -1", ">-1"), ("(a)=(b)", "( a ) = ( b )"), ("1E5", "1e5"), ("X'AB'", "x'ab'")])
+def test_a_blank_between_tokens_makes_no_other_code(one, other):
+    assert normal_form(one, "sql") == normal_form(other, "sql")
+
+
+def test_code_of_comments_alone_is_no_code():
+    """Then answers are the same where their tokens are."""
+    drawn = [answer((7, 0), "wrong", "-- one"), answer((8, 0), "wrong", "/* two */;"), answer((6, 0), "correct", "SELECT 1")]
+    assert {normal_form(a.text, "sql") for a, _ in drawn[:2]} == {""}
+    assert set(sides(pairs_of(drawn))) == {((6, 0), (7, 0)), ((6, 0), (8, 0))}
+
+
+PROGRAM = "if x:\n    y = 1"
+
+
+@pytest.mark.parametrize("text", [PROGRAM, "if x:  \n    y = 1\t\n\n", "if x:\r\n    y = 1\r\n", f"\n \n{PROGRAM}"])
+def test_blanks_at_the_end_of_a_line_make_no_other_python_code(text):
+    assert normal_form(text, "python") == PROGRAM
+
+
+OTHER_PROGRAMS = [
+    "if x:\n     y = 1", f"    {PROGRAM}", "if X:\n    y = 1", f"{PROGRAM} # one", f"{PROGRAM}\u00a0", "if x: y = 1",
+    f"{PROGRAM};",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", OTHER_PROGRAMS)
+def test_what_else_differs_makes_other_python_code(text):
+    assert normal_form(text, "python") != PROGRAM
+
+
+def test_a_blank_behind_a_backslash_makes_other_python_code():
+    assert normal_form("x = 1 + \\\n2", "python") != normal_form("x = 1 + \\ \n2", "python")  # the latter does not run
 
 
 def test_gold_code_that_is_not_chosen_moves_no_draw():
