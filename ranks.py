@@ -104,7 +104,8 @@ def bar(iterable: Iterable | None = None, disable: bool = False, **options) -> t
 
 
 def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    """This process among those that torchrun has started, also before `start`; 0 where there is one alone."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
 
 
 def world_size() -> int:

@@ -221,7 +221,7 @@ def check_settings(config: Config, run: Path):
                 " or delete the folder."
             )
     if fingerprint() != theirs["code"][-1]:
-        print(f"the code has changed since {run} was begun: its finished stages stay as they are (--out starts another)")
+        ranks.say(f"the code has changed since {run} was begun: its finished stages stay as they are (--out starts another)")
 
 
 def write_settings(config: Config, run: Path, today: str) -> str:
