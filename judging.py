@@ -37,7 +37,8 @@ def usable(
                 continue
             cause = f"its gold code fails: {verdict.verdict}: {verdict.message}"
             if slow and verdict.verdict == "correct":
-                cause = f"its gold code takes {verdict.seconds:.0f} s of processor time, more than half of an answer's {timeout:g}"
+                took = f"{verdict.seconds:.0f} s of processor time"
+                cause = f"its gold code takes {took}, more than half of an answer's {timeout:g}"
         except (GoldError, Unreadable) as error:  # say, a test that loads data from the network
             cause = error
         name = f"problem {q.question_id}" if q.language == "python" else f"question {q.index}"
