@@ -30,6 +30,7 @@ from dataclasses import dataclass
 import sqlglot
 from sqlglot import exp
 
+from verifier import sql_text
 from verifier.sql_text import MAX_QUERY
 
 logging.getLogger("sqlglot").setLevel(logging.CRITICAL)  # an answer that is not SQL is no news
@@ -37,7 +38,7 @@ logging.getLogger("sqlglot").setLevel(logging.CRITICAL)  # an answer that is not
 # sqlglot is recursive, and answers are hostile: characters; parentheses inside each other, and queries of a set
 # operation; units that are read
 MAX_LENGTH, MAX_DEPTH, MAX_UNITS = 10_000, 40, 20_000
-TOKEN = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|--[^\n]*|/\*.*?(?:\*/|\Z)|\s+|\d[\w.]*|\w+|.""", re.S)
+TOKEN = re.compile(rf"\d[\w.]*|{sql_text.TOKEN.pattern}")  # a number is one token, for it is one value
 COMPARE = {"eq": "=", "neq": "!=", "gt": ">", "gte": ">=", "lt": "<", "lte": "<=", "in": "in", "like": "like",
            "between": "between", "is": "is", "exists": "exists", "glob": "glob"}  # fmt: skip
 MIRROR = {"=": "=", "!=": "!=", ">": "<", "<": ">", ">=": "<=", "<=": ">="}

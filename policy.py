@@ -185,10 +185,10 @@ def settle_device(device: str, precision: str) -> tuple[torch.device, str]:
     """What `auto` means on this machine; raises UserError for a device that is not there."""
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        torch.empty(0, device=device)
+        torch.ones(1, device=device).item()  # not on `meta`, which computes nothing
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # CUDA graphs are captured on the current one
-    except (RuntimeError, AssertionError) as error:
+    except Exception as error:  # each kind of device fails in its own way where it is not there
         raise UserError(f"device {device} cannot be used: {first_line(error)}")
     if precision == "auto" and device.type == "cuda":
         precision = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"

@@ -182,19 +182,23 @@ def sample(
         miniters=0, mininterval=1,
     )  # fmt: skip
     complete = sum(map(len, todo[:skip])) * params.answers  # answers of the batches that are done
+    parts = 0  # answers of this batch that are done, where `halving` has split it
     bar.update(complete)
 
     def show(finished: int, tokens: int, going: int):  # inside a batch, which may take minutes
-        bar.n = complete + finished
+        bar.n = max(bar.n, complete + parts + finished)  # a batch that did not fit begins anew, the bar does not
         bar.set_postfix_str(f"{tokens} tokens of this batch, {going} answers unfinished", refresh=False)
         bar.update(0)
 
     def draw(batch: list[int]) -> list[Answer]:
-        return draw_batch(policy, [questions[i] for i in batch], [prompts[i] for i in batch], params, show)
+        nonlocal parts
+        answers = draw_batch(policy, [questions[i] for i in batch], [prompts[i] for i in batch], params, show)
+        parts += len(answers)
+        return answers
 
     drawn = ended = total = 0
     for start in range(skip, len(todo), ranks.world_size()):  # each process draws one batch, and all get all
-        mine = start + ranks.rank()
+        mine, parts = start + ranks.rank(), 0
         own = halving(draw, todo[mine]) if mine < len(todo) else []
         ranks.catch_up(partial(empty_pass, policy))
         for batch, answers in zip(todo[start:], ranks.all_gather(own)):

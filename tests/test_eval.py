@@ -528,7 +528,7 @@ def test_the_timeout_is_the_data_sets_own(reached, spider, write, tmp_path):
     for name, folder, *flags in (("spider", spider), ("ds1000", tmp_path), ("ds1000", tmp_path, "--timeout", "7")):
         with pytest.raises(Reached):
             evaluation.main(["--data", name, "--data-dir", str(folder), "--predictions", predictions, *flags])
-    assert [arguments[2:4] for arguments in reached] == [("spider", 10.0), ("", 60.0), ("", 7.0)]
+    assert [arguments[2] for arguments in reached] == [10.0, 60.0, 7.0]
 
 
 def test_the_model_and_its_adapter_are_loaded_before_any_gold_code_runs(reached, spider, folders, tmp_path):

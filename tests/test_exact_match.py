@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from exact_match import MAX_DEPTH, Schema, clauses, exact_match, hardness
+from exact_match import MAX_DEPTH, VALUE, Schema, clauses, exact_match, hardness, tokens
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -257,6 +257,16 @@ def test_gold_that_cannot_be_read():
     assert exact_match(gold, "select name  from owner where where id = 7;", TABLES)
     assert not exact_match(gold, "SELECT name FROM owner WHERE id = 3", TABLES)
     assert hardness(gold) == "extra"
+
+
+@pytest.mark.parametrize("quoted", ["`{}`", "[{}]"])
+def test_a_name_in_backticks_or_brackets_is_one_token(quoted):
+    name = quoted.format
+    assert tokens(f"{name('a -- /* b')}=1.5 AND 1e9;") == [name("a -- /* b"), "=", VALUE, "and", VALUE]
+    assert hardness(f"SELECT {name('(' * (MAX_DEPTH + 1))} FROM owner") == "easy"
+    gold = "SELECT {} FROM owner WHERE WHERE id = 3".format  # it cannot be read
+    assert exact_match(gold(name("it's (a")), gold(name("it's (a")).replace(" =", "=").replace("3", "4.5"), TABLES)
+    assert not exact_match(gold(name("a  b")), gold(name("a b")), TABLES)
 
 
 DOUBLINGS = "".join(f", c{i} AS (SELECT a.x FROM c{i - 1} a, c{i - 1} b)" for i in range(1, 60))

@@ -1,5 +1,6 @@
 """Draws follow the model's own distribution, and what is drawn depends on the position alone."""
 
+import io
 import math
 from collections import Counter
 from dataclasses import replace
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import plain_logps
+from tqdm import tqdm
 
 import data
 import decode
@@ -16,7 +18,7 @@ import sample as sampling
 from batches import sampling_batches
 from cli import UserError
 from decode import Decoding
-from policy import load_policy, locate
+from policy import load_policy, locate, settle_device
 from sample import SamplingParams, invert, pick, sample
 from tree import Tree, answer_logps
 
@@ -293,6 +295,33 @@ def test_answers_come_ordered_by_question_and_sample_and_skip_leaves_out_whole_b
     assert list(sample(policy, questions, params, skip=2)) == every[2:]
 
 
+def test_the_bar_goes_forward_where_a_batch_does_not_fit_the_memory(policy, questions, monkeypatch):
+    """The batch begins anew in halves, and its answers count once."""
+    whole, shown, bars = sampling.draw_batch, [], []
+
+    def draw_batch(policy, asked, prompts, params, progress):
+        def show(*state):
+            progress(*state)
+            shown.append(bars[0].n)
+
+        if len(asked) > 1:
+            show(1, 10, 7)  # it gets so far
+            raise torch.OutOfMemoryError
+        return whole(policy, asked, prompts, params, show)
+
+    def bar(**options):
+        bars.append(tqdm(**options | {"disable": False}, file=io.StringIO()))
+        return bars[0]
+
+    monkeypatch.setattr(sampling, "draw_batch", draw_batch)
+    monkeypatch.setattr(sampling.ranks, "bar", bar)
+    params = SamplingParams(answers=4, max_new=6)
+    for count, batch in enumerate(sample(policy, questions[:3], params, progress="sampling"), 1):
+        assert len(batch) == 12 and count == 1
+    assert shown == sorted(shown) and shown[0] == 1 and shown[-1] >= 8  # the third question, after two of 4 answers each
+    assert bars[0].n == 12
+
+
 def test_batches_hold_every_question_once_within_the_limit():
     prompts = [[n % 3] * (10 + n) for n in range(20)]
     found = sampling_batches(prompts, answers=4, max_new=5, batch_tokens=100)
@@ -335,6 +364,13 @@ def test_a_model_that_adds_a_bias_to_its_attention_is_refused(tokenizer, tmp_pat
         BloomForCausalLM(config).save_pretrained(tmp_path)
         with pytest.raises(UserError, match="tree can serve"):
             load_policy(str(tmp_path), "bfloat16", "cpu")
+
+
+@pytest.mark.parametrize("device", ["hpu", "privateuseone", "meta", "xla", "mtia", "fpga", "nothing", "", "cuda:99", "cpu:-1"])
+def test_a_device_that_cannot_be_used_is_a_user_error(device):
+    with pytest.raises(UserError) as error:
+        settle_device(device, "auto")
+    assert str(error.value).startswith(f"device {device} cannot be used: ") and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["nothing", "./nothing", "a/b/c", "/nothing.gguf"])
