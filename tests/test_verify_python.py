@@ -411,6 +411,48 @@ def test_results_that_hold_both_are_like_themselves():
     assert not any(emptiness.differs(*pair) for pair in alike) and all(emptiness.differs(*pair) for pair in unlike)
 
 
+TEXTLESS = ["''", "b''", "bytearray()", "np.str_('')", "np.bytes_(b'')"]
+COLLECTIONS = ["[1]", "(None,)", "{'a': 1}", "{1}", "['a']", "range(2)", "np.arange(3)", "np.array(['a'])", "iter([1])",
+               "np.zeros((2, 2))", "pd.Series([1])", "pd.DataFrame({'a': [1]})", "pd.Index(['a'])", "torch.ones(1)",
+               "pd.array([1], dtype='Int64')", "torch.Size([1])", "collections.deque([1])", "[['']]"]
+NO_COLLECTIONS = ["'a'", "''", "b'a'", "5", "None", "float('nan')", "np.float64(5)", "np.str_('a')", "torch.tensor(5)"]
+
+
+@pytest.mark.parametrize("place", ["alone", "deep", "in an iterator", "in a series", "in all cells", "as a label"])
+def test_an_empty_text_is_like_no_collection_that_has_elements(place):
+    """A test that goes through both side by side would see no difference."""
+    ours, theirs = ({value: sent(place, value) for value in TEXTLESS + COLLECTIONS + NO_COLLECTIONS} for _ in range(2))
+    for text in TEXTLESS:
+        for other in COLLECTIONS:
+            assert emptiness.differs(ours[text], theirs[other]), (text, other)
+            assert emptiness.differs(ours[other], theirs[text]), (other, text)
+        for other in NO_COLLECTIONS:  # the test itself compares these
+            assert not emptiness.differs(ours[text], theirs[other]), (text, other)
+            assert not emptiness.differs(ours[other], theirs[text]), (other, text)
+
+
+def test_empty_texts_in_results_that_are_built_in_another_way():
+    np, pd = pytest.importorskip("numpy"), pytest.importorskip("pandas")
+    unlike = [(["", ""], [[1], [2]]), ([""], [[1], [2]]), ({""}, {(1,)}), (["", ""], np.ones((2, 2))), ({"": 1}, [[1], [2]]),
+              (np.array(["", ""]), [[1], [2]]), (np.array([b"", b""]), [[1], [2]]), (pd.Series(["", ""]), [[1], [2]]),
+              (pd.DataFrame({"a": ["", ""]}), [[1], [2]]), ((("", ""), ("", "")), np.ones((2, 2, 2)))]  # fmt: skip
+    texts = np.array([["", "a"], ["b", "c"]])
+    alike = [(["", "a"], ["b", "c"]), (["", "a"], np.array(["", "a"])), (pd.Series(["", "a"]), ["", "a"]), (texts, texts.copy()),
+             (pd.DataFrame(texts), pd.DataFrame(texts.copy())), (["", 5], None), ({"a": ""}, 5), (texts, texts.tolist()),
+             (pd.DataFrame(texts), texts.tolist()), ({"a": ""}, {"a": None})]  # fmt: skip
+    for one, other in unlike:
+        assert emptiness.differs(one, other) and emptiness.differs(other, one), (one, other)
+    for one, other in alike:
+        assert not emptiness.differs(one, other) and not emptiness.differs(other, one), (one, other)
+
+
+@pytest.mark.parametrize("answer", ["''", "b''", "['', '']", "('', b'')", "{'': 1, ' ': 2}"])
+def test_an_empty_text_does_not_pass_a_test_that_goes_through_both(judge, answer):
+    test = context(expected="[[1], [2]]", check="\n    for a, b in zip(result, ans):\n        for c, d in zip(a, b): assert c == d")
+    assert judge("result = [[1], [2]]", test).verdict == "correct"
+    assert judge(f"result = {answer}", test).verdict == "wrong"
+
+
 def test_large_deep_and_looping_results_are_looked_through_in_no_time():
     deep, doubled, loop = [], [], [[]]
     for _ in range(5000):
