@@ -437,8 +437,9 @@ def test_empty_texts_in_results_that_are_built_in_another_way():
               (np.array(["", ""]), [[1], [2]]), (np.array([b"", b""]), [[1], [2]]), (pd.Series(["", ""]), [[1], [2]]),
               (pd.DataFrame({"a": ["", ""]}), [[1], [2]]), ((("", ""), ("", "")), np.ones((2, 2, 2)))]  # fmt: skip
     texts = np.array([["", "a"], ["b", "c"]])
-    alike = [(["", "a"], ["b", "c"]), (["", "a"], np.array(["", "a"])), (pd.Series(["", "a"]), ["", "a"]), (texts, texts.copy()),
-             (pd.DataFrame(texts), pd.DataFrame(texts.copy())), (["", 5], None), ({"a": ""}, 5), (texts, texts.tolist()),
+    alike = [(["", "a"], ["b", "c"]), (["", "a"], np.array(["", "a"])), (pd.Series(["", "a"]), ["", "a"]),
+             (texts, texts.copy()), (pd.DataFrame(texts), pd.DataFrame(texts.copy())),
+             (["", 5], None), ({"a": ""}, 5), (texts, texts.tolist()),
              (pd.DataFrame(texts), texts.tolist()), ({"a": ""}, {"a": None})]  # fmt: skip
     for one, other in unlike:
         assert emptiness.differs(one, other) and emptiness.differs(other, one), (one, other)
@@ -448,7 +449,8 @@ def test_empty_texts_in_results_that_are_built_in_another_way():
 
 @pytest.mark.parametrize("answer", ["''", "b''", "['', '']", "('', b'')", "{'': 1, ' ': 2}"])
 def test_an_empty_text_does_not_pass_a_test_that_goes_through_both(judge, answer):
-    test = context(expected="[[1], [2]]", check="\n    for a, b in zip(result, ans):\n        for c, d in zip(a, b): assert c == d")
+    check = "assert all(c == d for a, b in zip(result, ans) for c, d in zip(a, b))"
+    test = context(expected="[[1], [2]]", check=check)
     assert judge("result = [[1], [2]]", test).verdict == "correct"
     assert judge(f"result = {answer}", test).verdict == "wrong"
 

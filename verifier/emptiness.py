@@ -49,9 +49,11 @@ def differs(result: Any, expected: Any) -> bool:
         together = matched(one, other)
         if together is not None:
             pairs += together
-        elif one.holds_nothing != other.holds_nothing:
+            continue
+        collections_both = one.is_collection and other.is_collection
+        if one.holds_nothing != other.holds_nothing:
             return True
-        elif one.is_collection and other.is_collection and one.holds_empty_text != other.holds_empty_text:
+        if collections_both and one.holds_empty_text != other.holds_empty_text:
             return True
     return False
 
