@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cli import UserError
 from verifier import sql_text
+from verifier.beside import SUFFIXES, holds_data
 
 CHECKED = 1 << 30  # bytes; a larger database is not read as a whole by `fault` (2 seconds a GB were measured)
 
@@ -39,9 +40,12 @@ def fault(database: str, needs_rows: bool) -> str:
     path = Path(database)
     if not path.is_file() or not path.stat().st_size:
         return "no database file, or an empty one"
-    for suffix in ("-wal", "-journal"):  # the file alone holds old or half-written data
-        beside = Path(database + suffix)
-        if beside.exists() and beside.stat().st_size:
+    for suffix in SUFFIXES:  # the file alone holds old or half-written data
+        try:
+            unfinished = holds_data(database + suffix)
+        except OSError as error:
+            return f"their database cannot be read: its {suffix} file: {error.strerror}"
+        if unfinished:
             return f"their database was not closed (there is a {suffix} file): open it once with sqlite3"
     try:
         if damage := _damage(database):

@@ -18,6 +18,7 @@ import database
 import prompts
 from cli import UserError
 from prompts import code_ended, extract_code
+from verify import InfrastructureError, Verifier
 
 SHOP = Path(__file__).resolve().parent.parent / "data" / "shop"
 
@@ -162,6 +163,27 @@ def test_a_database_that_was_not_closed_leaves_out_its_own_questions(suffix, spl
     assert {q.db_id for q in questions} == {"pets"}
     fault = f"their database was not closed (there is a {suffix} file): open it once with sqlite3"
     assert notes == [f"{count} questions: {fault} (books)"]
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-journal"])
+@pytest.mark.parametrize("contents, unfinished", [(b"", False), (bytes(512), False), (b"\0x", False), (b"x", True)])
+def test_a_file_beside_a_database_means_here_what_it_means_to_the_judge(copy, suffix, contents, unfinished):
+    """journal_mode = PERSIST leaves zeros, which hold nothing."""
+    database = str(copy / "database" / "books" / "books.sqlite")
+    Path(database + suffix).write_bytes(contents)
+    assert bool(data.load("spider", copy, "train")[1]) is unfinished
+    with Verifier(1) as verifier:
+        if unfinished:
+            with pytest.raises(InfrastructureError, match="was not closed"):
+                verifier.execute(database, "SELECT 1", 1.0).result()
+        else:
+            assert verifier.execute(database, "SELECT 1", 1.0).result().verdict == "correct"
+
+
+def test_a_folder_beside_a_database_is_named(copy):
+    (copy / "database" / "books" / "books.sqlite-wal").mkdir()
+    notes = data.load("spider", copy, "train")[1]
+    assert len(notes) == 1 and "its -wal file: Is a directory (books)" in notes[0]
 
 
 def test_rows_that_are_in_the_wal_file_alone_are_not_missed(copy):

@@ -732,6 +732,18 @@ def test_no_query_can_say_that_it_was_not_judged(verifier, database):
 # --- promises ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_full_text_table_is_searched_and_not_changed(verifier, tmp_path):
+    path = str(tmp_path / "words.sqlite")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("CREATE VIRTUAL TABLE words USING fts5(text); INSERT INTO words VALUES ('a b'), ('c')")
+        connection.commit()
+    before, search = digest(path), "SELECT text FROM words WHERE words MATCH '{}'"
+    answers = [search.format("b"), search.format("c"), "INSERT INTO words VALUES ('b')", "PRAGMA data_version(7)",
+               "INSERT INTO words(words) VALUES ('rebuild')"]  # fmt: skip
+    found = verifier.run([SqlJob(path, search.format("a"), answer) for answer in answers])
+    assert [v.verdict for v in found] == ["correct", "wrong", "denied", "denied", "denied"] and digest(path) == before
+
+
 def test_a_gold_that_fails_is_named(verifier, database):
     for gold in ("SELECT nothing FROM t", "DELETE FROM t"):
         with pytest.raises(GoldError) as error:

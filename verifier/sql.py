@@ -19,9 +19,10 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from verifier import child
+from verifier.beside import SUFFIXES, holds_data
 from verifier.compare import difference
 from verifier.sql_text import MAX_QUERY, words
-from verifier.verdicts import NO_QUERY, NO_ROWS, InfrastructureError, Unreadable, one_line
+from verifier.verdicts import NO_QUERY, NO_VALUES, InfrastructureError, Unreadable, one_line
 
 if sys.version_info < (3, 11):
     raise ImportError("verify.py needs Python 3.11: before it, sqlite3 has neither limits nor error codes")
@@ -95,7 +96,8 @@ def run_gold(database: str, query: str, timeout: float) -> tuple[str, str, bytes
     result = run(database, query, timeout, partial(take_list, limit=MAX_ROWS))
     if len(result.rows) > MAX_ROWS:
         raise NoResult("error", f"more than {MAX_ROWS} rows")
-    return "correct", "" if result.rows else NO_ROWS, marshal.dumps((result.width, result.rows))
+    empty = all(value is None for row in result.rows for value in row)
+    return "correct", NO_VALUES if empty else "", marshal.dumps((result.width, result.rows))
 
 
 def run_answer(
@@ -247,9 +249,10 @@ class Reader:
         if action == sqlite3.SQLITE_FUNCTION:
             self.functions.add((second.lower(), view or ""))
             reads = second.lower() not in DENIED_FUNCTIONS
-        # SQLite asks for this one when it declares json_each; a real UPDATE of sqlite_master is an error of
-        # its own.
-        if reads or (action, first) == (sqlite3.SQLITE_UPDATE, "sqlite_master"):
+        # SQLite asks for the first when it declares json_each; a real UPDATE of sqlite_master is an error of its own.
+        # A search in a full-text table (FTS5) asks for the second, which is the number of changes to the file.
+        declares = (action, first) == (sqlite3.SQLITE_UPDATE, "sqlite_master")
+        if reads or declares or (action, first, second) == (sqlite3.SQLITE_PRAGMA, "data_version", None):
             return sqlite3.SQLITE_OK
         self.denials.append(second or first or "")
         return sqlite3.SQLITE_DENY
@@ -259,21 +262,14 @@ def check_files(path: str) -> None:
     """Raises InfrastructureError where the database is not there, or was left half written."""
     if not os.path.isfile(path) or os.path.getsize(path) == 0:
         raise InfrastructureError(f"no database at {path}")
-    for suffix in ("-wal", "-journal"):  # read as immutable, the file would show old or half-written data
-        if holds_data(path + suffix):
+    for suffix in SUFFIXES:  # read as immutable, the file would show old or half-written data
+        try:
+            unfinished = holds_data(path + suffix)
+        except OSError as error:
+            raise InfrastructureError(f"{path}{suffix}: {error.strerror}") from None
+        if unfinished:
             cause = "the database was not closed; open it once with sqlite3"
             raise InfrastructureError(f"{path}{suffix} exists: {cause}")
-
-
-def holds_data(path: str) -> bool:
-    """Whether this -wal or -journal must be read. SQLite ignores one that is empty or begins with a zero."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(1) not in (b"", b"\0")
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise InfrastructureError(f"{path}: {error.strerror}") from None
 
 
 def read_only_uri(path: str) -> str:
