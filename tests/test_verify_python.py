@@ -309,7 +309,6 @@ def test_pandas_results_arrive_as_they_were(judge):
         assert verdict.verdict == "correct", (value, verdict)
 
 
-@needs("pandas")
 @needs("dateutil")
 @needs("pandas")
 @pytest.mark.parametrize("value", [
@@ -330,6 +329,7 @@ def test_time_zones_of_dateutil_arrive(judge, value):
     assert found.verdict == "correct"
 
 
+@needs("pandas")
 def test_input_behaves_as_in_one_process(judge):
     """pandas 1.5 writes into an unpickled object column in `astype(str)`; the official process never unpickles."""
     test = context(value="pd.DataFrame({'a': [1.5, 2, 'and']})", expected="[1.5, 'and']",
