@@ -10,8 +10,7 @@ from pathlib import Path
 
 from cli import UserError
 from verifier import sql_text
-from verifier.sql import holds_data
-from verifier.verdicts import InfrastructureError
+from verifier.beside import SUFFIXES, holds_data
 
 CHECKED = 1 << 30  # bytes; a larger database is not read as a whole by `fault` (2 seconds a GB were measured)
 
@@ -42,7 +41,7 @@ def fault(database: str, needs_rows: bool) -> str:
     try:
         if not path.is_file() or not path.stat().st_size:
             return "no database file, or an empty one"
-        for suffix in ("-wal", "-journal"):  # where it holds data, the database alone is old or half-written
+        for suffix in SUFFIXES:  # where it holds data, the database alone is old or half-written
             if holds_data(database + suffix):
                 return f"their database was not closed (there is a {suffix} file): open it once with sqlite3"
         if damage := _damage(database):
@@ -51,9 +50,7 @@ def fault(database: str, needs_rows: bool) -> str:
         return "their database has no rows" if needs_rows and not has_rows(database) else ""
     except UserError as error:
         return f"their database cannot be read: {error.__cause__}"
-    except InfrastructureError as error:  # a -wal or -journal that cannot be read, say a folder of that name
-        return f"their database cannot be read: {error}"
-    except OSError as error:  # a name that is too long, a folder that may not be entered
+    except OSError as error:  # a name that is too long, a folder that may not be entered or stands in a file's place
         return f"their database cannot be read: {error.strerror}"
 
 

@@ -47,7 +47,10 @@ def usable(
 
 
 def with_rows(questions: list[Question], verifier: Verifier, timeout: float) -> list[Question]:
-    """Usable questions without those whose gold query gives no rows: any query that gives none would be right."""
+    """Usable questions without those whose gold query gives no rows, or nothing but NULL in them.
+
+    Any query that gives none would be right, or any that aggregates over nothing.
+    """
 
     def empty(q: Question) -> bool:
         return q.language == "sql" and verifier.gold_is_empty(SqlJob(q.database, q.gold, q.gold, q.comparison, timeout))

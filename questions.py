@@ -1,7 +1,7 @@
 """Which questions a run uses: the splits, and who is left out of them, with the reason.
 
-A question is left out where its gold code fails or, in training, gives no rows, or where it is too long. The choice is
-made once and kept in questions.json, so that a run that is resumed has the same questions and the same prompts.
+A question is left out where its gold code fails or, in training, gives no rows or only NULL, or where it is too long. The
+choice is made once and kept in questions.json, so that a run that is resumed has the same questions and the same prompts.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ def fitting(config: Config, policy: Policy, splits: Splits, notes: list[str], ve
         if name != "dev" and config.criterion == "match" and not config.keep_empty:
             full = with_rows(questions, verifier, config.timeout)
             if len(full) < len(questions):
-                notes.append(f"{name}: {len(questions) - len(full)} questions: their gold query gives no rows (--keep-empty)")
+                cause = "their gold query gives no rows, or only NULL (--keep-empty)"
+                notes.append(f"{name}: {len(questions) - len(full)} questions: {cause}")
             questions = full
         if name != "dev":
             fits = [q for q in questions if longest(config, policy, q) <= room]

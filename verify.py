@@ -37,7 +37,7 @@ from verifier.compare import COMPARISONS
 from verifier.interpreter import Interpreter
 from verifier.sql_text import cut, outermost_orders, spider_query
 from verifier.turns import BUSY, Turns
-from verifier.verdicts import NO_QUERY, NO_ROWS, GoldError, InfrastructureError, Reply, Unreadable
+from verifier.verdicts import NO_QUERY, NO_VALUES, GoldError, InfrastructureError, Reply, Unreadable
 from verifier.verdicts import VERDICTS as VERDICTS  # others import it from here
 from verifier.workers import Workers
 
@@ -52,7 +52,7 @@ KEPT_GOLD_BYTES, KEPT_VERDICTS = 256 << 20, 100_000
 class Verdict:
     verdict: str  # one of VERDICTS
     message: str = ""  # short, one line
-    seconds: float = 0.0  # SQL: processor time
+    seconds: float = 0.0  # of processor time, as a deadline counts it
 
     @property
     def ran(self) -> bool:
@@ -149,9 +149,12 @@ class Verifier:
         return self._once((*identity(database), query, timeout), self._run_alone, database, query, timeout)
 
     def gold_is_empty(self, job: SqlJob) -> bool:
-        """Whether the gold result has no rows: any answer without rows is right then. Raises as `submit`."""
+        """Whether the gold result has no rows, or nothing but NULL in them. Raises as `submit`.
+
+        Any answer without rows is right then, or any that aggregates over nothing.
+        """
         database, gold, *_ = prepared(job)
-        return self._gold_result(database, gold, job.timeout).message == NO_ROWS
+        return self._gold_result(database, gold, job.timeout).message == NO_VALUES
 
     def run(
         self, jobs: "Iterable[SqlJob | PythonJob]", progress: Callable[[int], Any] | None = None
@@ -181,8 +184,9 @@ class Verifier:
 
     def _judge_python(self, job: PythonJob) -> Verdict:
         def ask() -> Reply:
-            verdict, message, seconds = self.python.ask(job.context, job.answer, job.timeout)
-            return Reply(verdict, message, seconds, waited=seconds > BUSY * job.timeout)
+            verdict, message, seconds, delay = self.python.ask(job.context, job.answer, job.timeout)
+            # One that sleeps waits for no processor, and would sleep as long alone.
+            return Reply(verdict, message, seconds, waited=seconds + delay > BUSY * job.timeout)
 
         reply = self._turns.fairly(ask)
         if reply.verdict == "broken test":

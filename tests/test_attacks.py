@@ -420,6 +420,25 @@ def test_malformed_replies(judge, name):
 
 
 @strict
+@pytest.mark.parametrize("said", ["5", "5.0", "null", "true", "[]", "{}", '"a"', '["error"]', '["error", "a", "b"]',
+                                  '[["error"], 1]', "1" * 5000, "[" * 9999, "NaN", ""], ids=lambda said: said[:9])
+def test_a_malformed_error_is_an_error(judge, said):
+    """Not `wrong`: that would say that the program ran."""
+    verdict = judge(WRITE + f"w(b'E' + {said.encode()!r})\ntime.sleep(5)")
+    assert (verdict.verdict, verdict.message) == ("error", "not a result") and not verdict.ran
+
+
+@strict
+def test_a_result_that_uses_up_the_judges_memory_is_an_error(judge):
+    """A few bytes describe an array of 8 TB."""
+    shape = "('<f8', (10 ** 12,), b'')"
+    code = ("import pickle\nclass Large:\n    def __reduce__(self):\n        from verifier import unpack\n"
+            f"        return unpack.array, {shape}\n")
+    verdict = judge(code + WRITE + "w(b'R' + pickle.dumps(Large(), 5))\ntime.sleep(5)", ARRAY)
+    assert verdict.verdict == "error" and not verdict.ran, verdict
+
+
+@strict
 def test_replies_sent_ahead_are_only_results(judge):
     """The answers to all three cases before the second was asked: right, wrong, and one more right."""
     reply = "b'RK' + bytes([{}]) + b'.'"

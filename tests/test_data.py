@@ -21,7 +21,7 @@ from cli import UserError
 from eval import scores
 from prompts import code_ended, extract_code
 from verifier.sql_text import MAX_QUERY
-from verify import Verdict
+from verify import InfrastructureError, Verdict, Verifier
 
 SHOP = Path(__file__).resolve().parent.parent / "data" / "shop"
 
@@ -211,6 +211,19 @@ def test_a_folder_that_may_not_be_entered_leaves_out_its_own_questions(called, c
     questions, notes = data.load("spider", copy, "train")
     assert {q.db_id for q in questions} == {"pets"}
     assert notes == ["6 questions: their database cannot be read: Permission denied (books)"]
+@pytest.mark.parametrize("suffix", ["-wal", "-journal"])
+@pytest.mark.parametrize("contents, unfinished", [(b"", False), (bytes(512), False), (b"\0x", False), (b"x", True)])
+def test_a_file_beside_a_database_means_here_what_it_means_to_the_judge(copy, suffix, contents, unfinished):
+    """journal_mode = PERSIST leaves zeros, which hold nothing."""
+    database = str(copy / "database" / "books" / "books.sqlite")
+    Path(database + suffix).write_bytes(contents)
+    assert bool(data.load("spider", copy, "train")[1]) is unfinished
+    with Verifier(1) as verifier:
+        if unfinished:
+            with pytest.raises(InfrastructureError, match="was not closed"):
+                verifier.execute(database, "SELECT 1", 1.0).result()
+        else:
+            assert verifier.execute(database, "SELECT 1", 1.0).result().verdict == "correct"
 
 
 def test_rows_that_are_in_the_wal_file_alone_are_not_missed(copy):

@@ -71,7 +71,7 @@ def test_the_main_process_never_loads_the_other_side():
 
 
 def test_a_sql_worker_loads_what_it_needs():
-    assert loaded("verifier.sql") == {"sql", "child", "compare", "sql_text", "verdicts"}
+    assert loaded("verifier.sql") == {"sql", "beside", "child", "compare", "sql_text", "verdicts"}
 
 
 def test_imports_run_as_forks_run():

@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import verify  # noqa: E402
-from verifier import emptiness, pack, unpack, walls  # noqa: E402
-from verifier.child import processor_seconds, receive, send  # noqa: E402
+from verifier import emptiness, pack, supervisor, unpack, walls  # noqa: E402
+from verifier.child import delay_seconds, processor_seconds, receive, send  # noqa: E402
 from verifier.interpreter import WALL, Interpreter  # noqa: E402
 from verify import GoldError, InfrastructureError, PythonJob, Verifier  # noqa: E402
 
@@ -309,6 +309,26 @@ def test_pandas_results_arrive_as_they_were(judge):
         assert verdict.verdict == "correct", (value, verdict)
 
 
+@needs("dateutil")
+@needs("pandas")
+@pytest.mark.parametrize("value", [
+    "pd.Timestamp('2020-07-01', tz='dateutil/Europe/Paris')", "pd.Timestamp('2020-07-01', tz=tz.tzutc())",
+    "pd.DatetimeIndex(['2020-01-01', '2020-07-01'], tz='dateutil/Europe/Paris')",
+    "pd.DataFrame({'a': pd.date_range('2020', periods=2, tz=tz.gettz('America/New_York'))})",
+    "pd.Timestamp('2020-07-01', tz=tz.tzoffset(None, 3600))",
+])
+def test_time_zones_of_dateutil_arrive(judge, value):
+    imports = "import copy\nimport numpy as np\nimport pandas as pd\nfrom dateutil import tz"
+    check = "assert np.all(result == ans) and str(result) == str(ans)"
+    test = context(expected=value, imports=imports, before="import pandas as pd", check=check)
+    assert judge(f"from dateutil import tz\nresult = {value}", test).verdict == "correct"
+    assert judge("from dateutil import tz\nresult = pd.Timestamp('2021')", test).verdict == "wrong"
+    # One of no name goes where a test does not look at it.
+    odd = "class Odd(datetime.tzinfo):\n    def utcoffset(self, at): return at and datetime.timedelta(hours=1)\n"
+    found = judge(f"import datetime\n{odd}result = datetime.datetime(2020, 1, 1, tzinfo=Odd())", context(check="assert ans"))
+    assert found.verdict == "correct"
+
+
 @needs("pandas")
 def test_input_behaves_as_in_one_process(judge):
     """pandas 1.5 writes into an unpickled object column in `astype(str)`; the official process never unpickles."""
@@ -409,6 +429,50 @@ def test_results_that_hold_both_are_like_themselves():
     alike = [([[], [1]], [[], [1]]), ({"a": [], "b": 1}, {"b": 1, "a": []}), ([(), {1, ()}], [(), {(), 1}])]
     unlike = [([[], [1]], [[1], []]), ({"a": [], "b": 1}, {"a": 1, "b": []}), ([[], []], [[], [1]]), ({()}, {1})]
     assert not any(emptiness.differs(*pair) for pair in alike) and all(emptiness.differs(*pair) for pair in unlike)
+
+
+TEXTLESS = ["''", "b''", "bytearray()", "np.str_('')", "np.bytes_(b'')"]
+COLLECTIONS = ["[1]", "(None,)", "{'a': 1}", "{1}", "['a']", "range(2)", "np.arange(3)", "np.array(['a'])", "iter([1])",
+               "np.zeros((2, 2))", "pd.Series([1])", "pd.DataFrame({'a': [1]})", "pd.Index(['a'])", "torch.ones(1)",
+               "pd.array([1], dtype='Int64')", "torch.Size([1])", "collections.deque([1])", "[['']]"]
+NO_COLLECTIONS = ["'a'", "''", "b'a'", "5", "None", "float('nan')", "np.float64(5)", "np.str_('a')", "torch.tensor(5)"]
+
+
+@pytest.mark.parametrize("place", ["alone", "deep", "in an iterator", "in a series", "in all cells", "as a label"])
+def test_an_empty_text_is_like_no_collection_that_has_elements(place):
+    """A test that goes through both side by side would see no difference."""
+    ours, theirs = ({value: sent(place, value) for value in TEXTLESS + COLLECTIONS + NO_COLLECTIONS} for _ in range(2))
+    for text in TEXTLESS:
+        for other in COLLECTIONS:
+            assert emptiness.differs(ours[text], theirs[other]), (text, other)
+            assert emptiness.differs(ours[other], theirs[text]), (other, text)
+        for other in NO_COLLECTIONS:  # the test itself compares these
+            assert not emptiness.differs(ours[text], theirs[other]), (text, other)
+            assert not emptiness.differs(ours[other], theirs[text]), (other, text)
+
+
+def test_empty_texts_in_results_that_are_built_in_another_way():
+    np, pd = pytest.importorskip("numpy"), pytest.importorskip("pandas")
+    unlike = [(["", ""], [[1], [2]]), ([""], [[1], [2]]), ({""}, {(1,)}), (["", ""], np.ones((2, 2))), ({"": 1}, [[1], [2]]),
+              (np.array(["", ""]), [[1], [2]]), (np.array([b"", b""]), [[1], [2]]), (pd.Series(["", ""]), [[1], [2]]),
+              (pd.DataFrame({"a": ["", ""]}), [[1], [2]]), ((("", ""), ("", "")), np.ones((2, 2, 2)))]  # fmt: skip
+    texts = np.array([["", "a"], ["b", "c"]])
+    alike = [(["", "a"], ["b", "c"]), (["", "a"], np.array(["", "a"])), (pd.Series(["", "a"]), ["", "a"]),
+             (texts, texts.copy()), (pd.DataFrame(texts), pd.DataFrame(texts.copy())),
+             (["", 5], None), ({"a": ""}, 5), (texts, texts.tolist()),
+             (pd.DataFrame(texts), texts.tolist()), ({"a": ""}, {"a": None})]  # fmt: skip
+    for one, other in unlike:
+        assert emptiness.differs(one, other) and emptiness.differs(other, one), (one, other)
+    for one, other in alike:
+        assert not emptiness.differs(one, other) and not emptiness.differs(other, one), (one, other)
+
+
+@pytest.mark.parametrize("answer", ["''", "b''", "['', '']", "('', b'')", "{'': 1, ' ': 2}"])
+def test_an_empty_text_does_not_pass_a_test_that_goes_through_both(judge, answer):
+    check = "assert all(c == d for a, b in zip(result, ans) for c, d in zip(a, b))"
+    test = context(expected="[[1], [2]]", check=check)
+    assert judge("result = [[1], [2]]", test).verdict == "correct"
+    assert judge(f"result = {answer}", test).verdict == "wrong"
 
 
 def test_large_deep_and_looping_results_are_looked_through_in_no_time():
@@ -550,6 +614,47 @@ def test_processor_time_of_a_process_its_threads_and_its_children():
     assert processor_seconds(2 ** 30) == 0
 
 
+def test_only_what_is_ready_to_run_waits_for_a_processor():
+    """Two programs that compute on one processor, one that sleeps and one that was stopped."""
+    one = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})\n"
+    codes = [one + BURN + "burn(60)", one + BURN + "burn(60)", one + "import time; time.sleep(60)", BURN + "burn(60)"]
+    running = [subprocess.Popen([sys.executable, "-c", code]) for code in codes]
+    try:
+        time.sleep(1)
+        running[3].send_signal(signal.SIGSTOP)
+        before = [delay_seconds(process.pid) for process in running]
+        time.sleep(2)
+        more = [delay_seconds(process.pid) - b for process, b in zip(running, before)]
+        assert more[0] > 0.3 and more[1] > 0.3 and max(more[2:]) < 0.2, more
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    assert delay_seconds(2 ** 30) == 0
+
+
+@pytest.mark.parametrize("name", ["49 stops itself", "80 sleeps", "80 deadlock"])
+def test_what_sleeps_is_not_tried_again(verifier, monkeypatch, name):
+    asked, ask = [], verifier.python.ask
+    monkeypatch.setattr(verifier.python, "ask", lambda *request: asked.append(request) or ask(*request))
+    verdict = verifier.submit(PythonJob(PLAIN + "# once", WAITS[name], 0.5)).result()
+    assert verdict.verdict == "timeout" and len(asked) == 1
+    assert verdict.seconds < 0.5  # of processor time; it took 2 by the clock
+
+
+def test_seconds_are_of_processor_time(judge):
+    assert judge("import time\ntime.sleep(1.5)\nresult = x * 2").seconds < 1
+    assert 0.5 < judge(BURN + "burn(time.thread_time() + 0.6)\nresult = x * 2").seconds < 1.5
+
+
+def test_where_the_kernel_does_not_say_who_waited_all_the_time_counts(monkeypatch):
+    program = supervisor.Program(0, {"timeout": 1.0}, "")
+    program.pids = [os.getpid()]
+    assert program.delay(1e6) < 1e6
+    monkeypatch.setattr(supervisor, "delay_seconds", lambda pid: None)
+    assert program.delay(1e6) == 1e6
+
+
 class Replies:
     """In the place of the other interpreter: each program has its replies, and how many run at a time is written down."""
 
@@ -573,15 +678,15 @@ class Replies:
 
 
 def test_a_timeout_that_may_be_the_machines_fault_is_tried_once_more_alone():
-    right, slept, busy, used = (["correct", "", 0.1], ["timeout", "slept", 4.0], ["timeout", "busy", 1.7],
-                                ["timeout", "used", 1.05])
-    replies = {"good": [slept, right], "late": [busy, right], "hangs": [slept, slept], "loops": [used]}
+    right, waited, busy = ["correct", "", 0.1, 0.0], ["timeout", "waited", 0.2, 3.6], ["timeout", "busy", 1.0, 0.7]
+    used, slept = ["timeout", "used", 1.05, 0.1], ["timeout", "slept", 0.1, 0.9]
+    replies = {"good": [waited, right], "late": [busy, right], "hangs": [waited, waited], "loops": [used], "sleeps": [slept]}
     replies |= {f"other {i}": [right] for i in range(12)}
     with Verifier(workers=4) as verifier:
         fake = verifier.python = Replies(replies)
         verdicts = verifier.run([PythonJob(PLAIN, name, 1.0) for name in list(replies)])
-    found = [(v.verdict, v.message) for v in verdicts[:4]]
-    assert found == [("correct", ""), ("correct", ""), ("timeout", "slept"), ("timeout", "used")]
+    found = [(v.verdict, v.message) for v in verdicts[:5]]
+    assert found == [("correct", "")] * 2 + [("timeout", "waited"), ("timeout", "used"), ("timeout", "slept")]
     assert not any(left for left in replies.values())  # each was asked as often as it had replies
     for name in ("good", "late", "hangs"):
         assert [beside for who, beside in fake.seen if who == name][-1] == [name], fake.seen

@@ -158,6 +158,24 @@ def processor_seconds(pid: int) -> float:
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
+def delay_seconds(pid: int) -> float | None:
+    """How long the threads that a process has now were ready to run while no processor was free.
+
+    What sleeps or was stopped is not ready to run. None where the kernel does not say.
+    """
+    if not os.path.exists("/proc/self/schedstat"):
+        return None
+    nanoseconds = 0
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            path = f"/proc/{pid}/task/{thread}/schedstat"
+            with contextlib.suppress(OSError), open(path, "rb") as file:  # or the thread has ended
+                nanoseconds += int(file.read().split()[1])
+    except OSError:  # it has been collected
+        pass
+    return nanoseconds / 1e9
+
+
 def remove(folder: str) -> None:
     """Delete a folder of any depth and with any rights.
 

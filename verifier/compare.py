@@ -14,7 +14,7 @@ not by trying all permutations.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 COMPARISONS = ("spider", "spider_keep_distinct", "bird", "strict")
 
@@ -55,47 +55,52 @@ def difference(
 def match_columns(gold: Sequence[tuple], answer: Sequence[tuple]) -> bool:
     """Whether some order of the columns makes the two multisets of rows equal.
 
-    Colour refinement: columns that hold different values get different colours, rows with different values in
-    the columns of one colour get different colours, then columns again, until nothing changes. Columns that
-    still share a colour are tried in turn, and refined again; equal columns are tried once. The answer is
-    exact. Each refinement takes at most (columns) passes over the table. The number of tries is 1 in
-    practice. No polynomial bound is known for any exact method (the problem contains graph isomorphism); the
-    query's deadline stops the rest.
+    Equal columns are one column here, coloured by how many there are: whatever order fits sends equal columns to
+    equal columns. Colour refinement: columns that hold different values get different colours, rows with
+    different values in the columns of one colour get different colours, then columns again, until nothing
+    changes. Columns that still share a colour are tried in turn, and refined again. The answer is exact. Each
+    refinement takes at most (columns) passes over the table. The number of tries is 1 in practice. No polynomial
+    bound is known for any exact method (the problem contains graph isomorphism); the query's deadline stops the
+    rest.
     """
     # Every value becomes a small integer, so that 1 and 1.0 are one value and numbers can stand beside text.
     number: dict = {}
-    tables = [
-        [[number.setdefault(value, len(number)) for value in column] for column in zip(*rows)]
+    counted = [
+        Counter(tuple(number.setdefault(value, len(number)) for value in column) for column in zip(*rows))
         for rows in (gold, answer)
     ]
-    ours, theirs = tables
-    same = [tuple(column) for column in theirs]
-
-    def search(colours: list[list[int]]) -> bool:
-        """Whether a match exists that gives each column a column of its own colour."""
-        refined = refine(tables, colours)
-        if refined is None:
-            return False
-        first_colours, second_colours = refined
-        shared = [colour for colour, count in Counter(first_colours).items() if count > 1]
-        if not shared:  # one way is left; colours are sums of hashes, so only looking at the rows proves it
-            order = [second_colours.index(colour) for colour in first_colours]
-            return Counter(zip(*ours)) == Counter(zip(*(theirs[column] for column in order)))
-        # Give one column that shares its colour a new one, and let each candidate of the other table be its
-        # partner.
-        fresh, first, tried = len(same), first_colours.index(shared[0]), set()
-        for column, colour in enumerate(second_colours):
-            if colour == shared[0] and same[column] not in tried:
-                tried.add(same[column])
-                pair = [with_colour(first_colours, first, fresh), with_colour(second_colours, column, fresh)]
-                if search(pair):
+    tables = [list(columns) for columns in counted]
+    # The tries that are left at each depth. A search that calls itself could go deeper than Python allows.
+    tries = [iter([[list(columns.values()) for columns in counted]])]
+    while tries:
+        colours = next(tries[-1], None)
+        if colours is None:
+            tries.pop()
+        elif refined := refine(tables, colours):
+            if all(len(set(own)) == len(own) for own in refined):
+                # One way is left; colours are sums of hashes, so only looking at the rows proves it.
+                if rows_by_colour(tables[0], refined[0]) == rows_by_colour(tables[1], refined[1]):
                     return True
-        return False
+            else:
+                tries.append(choices(*refined))
+    return False
 
-    return search([[0] * len(table) for table in tables])
+
+def choices(ours: list[int], theirs: list[int]) -> Iterator[list[list[int]]]:
+    """The colours of both tables for each way to pair one column that shares its colour: both get a new one."""
+    shared = next(colour for colour, count in Counter(ours).items() if count > 1)
+    first, fresh = ours.index(shared), len(ours)
+    for column, colour in enumerate(theirs):
+        if colour == shared:
+            yield [with_colour(ours, first, fresh), with_colour(theirs, column, fresh)]
 
 
-def refine(tables: list[list[list[int]]], colours: list[list[int]]) -> list[list[int]] | None:
+def rows_by_colour(table: list[tuple[int, ...]], colours: list[int]) -> Counter:
+    """How often each row occurs, where columns stand in the order of their colours."""
+    return Counter(zip(*(table[column] for column in sorted(range(len(table)), key=colours.__getitem__))))
+
+
+def refine(tables: list[list[tuple[int, ...]]], colours: list[list[int]]) -> list[list[int]] | None:
     """The colours of the columns of both tables, as fine as they get; None where the tables clearly differ.
 
     A table is a list of columns. Colours are small integers with the same meaning in both tables.
@@ -111,13 +116,15 @@ def refine(tables: list[list[list[int]]], colours: list[list[int]]) -> list[list
             return colours
 
 
-def row_colours(table: list[list[int]], colours: list[int]) -> list[int]:
+def row_colours(table: list[tuple[int, ...]], colours: list[int]) -> list[int]:
     """A colour for each row, the same where the columns of each colour hold the same values in any order."""
     hashes = ([hash((colour, value, 1)) for value in column] for colour, column in zip(colours, table))
     return [sum(cells) for cells in zip(*hashes)]
 
 
-def column_colours(table: list[list[int]], colours: list[int], rows: list[int]) -> list[tuple[int, int]]:
+def column_colours(
+    table: list[tuple[int, ...]], colours: list[int], rows: list[int]
+) -> list[tuple[int, int]]:
     """A colour for each column, the same where it was the same and equal rows hold equal values."""
     return [
         (colour, sum(hash((row, value, 2)) for row, value in zip(rows, column)))

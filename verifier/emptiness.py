@@ -5,6 +5,10 @@ pandas and numpy, and every loop over the result) conclude that they are equal. 
 empty array passes the official test of more than a hundred of DS-1000's problems. So the judge looks at the result and at the
 expected result before the test does, side by side: wherever one has elements and the other has none, the
 answer is wrong, whatever the test says.
+
+An empty text is such a thing too: a loop over `zip(result, expected)` ends at once where the result is ''. But
+a text may be empty, so it counts as one only against a collection that has elements; against a text or a number it is
+compared by the test.
 """
 
 import collections
@@ -14,6 +18,7 @@ from typing import Any
 from verifier import unpack
 
 ATOMS = {int, float, complex, bool, str, bytes, type(None)}  # looked at first: most lists hold nothing else
+TEXTS = (str, bytes, bytearray)
 DICT_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
 SEQUENCES = (list, tuple, set, frozenset, collections.deque, *DICT_VIEWS)
 
@@ -25,7 +30,8 @@ def differs(result: Any, expected: Any) -> bool:
     differently, so that no places belong together, it is enough that both hold something without elements, or neither does.
     """
     ours, theirs = all_parts(result), all_parts(expected)
-    if not any(part.holds_nothing for part in (*ours.values(), *theirs.values())):
+    tops = part_of(ours, result), part_of(theirs, expected)
+    if not any(top.holds_nothing or top.holds_empty_text for top in tops):
         return False
     pairs, seen = [(result, expected)], set()
     while pairs:
@@ -33,15 +39,21 @@ def differs(result: Any, expected: Any) -> bool:
         if (id(one), id(other)) in seen:
             continue
         seen.add((id(one), id(other)))
-        one, other = ours.get(id(one), SOMETHING), theirs.get(id(other), SOMETHING)
+        one, other = part_of(ours, one), part_of(theirs, other)
         if one.nothing != other.nothing:
+            return True
+        if one is EMPTY_TEXT and other.is_collection or other is EMPTY_TEXT and one.is_collection:
             return True
         if one.inside == [] or other.inside == []:
             continue
         together = matched(one, other)
         if together is not None:
             pairs += together
-        elif one.holds_nothing != other.holds_nothing:
+            continue
+        collections_both = one.is_collection and other.is_collection
+        if one.holds_nothing != other.holds_nothing:
+            return True
+        if collections_both and one.holds_empty_text != other.holds_empty_text:
             return True
     return False
 
@@ -53,15 +65,23 @@ def all_parts(value: Any) -> dict[int, "Part"]:
         value, looked_through = waiting.pop()
         if looked_through:
             part = found[id(value)]
-            inside = [found.get(id(one), SOMETHING) for one in part.inside or ()]
-            beside = [found.get(id(one), SOMETHING) for one in part.labels]
+            inside = [part_of(found, one) for one in part.inside or ()]
+            beside = [part_of(found, one) for one in part.labels]
             part.nothing = part.nothing and all(one.nothing for one in inside)
             part.holds_nothing = part.holds_nothing or any(one.holds_nothing for one in (*inside, *beside))
-        elif type(value) not in ATOMS and id(value) not in found:
+            part.holds_empty_text = any(one.holds_empty_text for one in (*inside, *beside))
+        elif type(value) not in ATOMS and id(value) not in found and not isinstance(value, TEXTS):
             part = found[id(value)] = Part(value)
             waiting.append((value, True))  # after all that it holds
             waiting += [(one, False) for one in (*(part.inside or ()), *part.labels)]
     return found
+
+
+def part_of(found: dict[int, "Part"], value: Any) -> "Part":
+    """What `all_parts` has found of a value; texts and other atoms are not among it."""
+    if isinstance(value, TEXTS):
+        return SOMETHING if len(value) else EMPTY_TEXT
+    return found.get(id(value), SOMETHING)
 
 
 def matched(one: "Part", other: "Part") -> list | None:
@@ -79,8 +99,7 @@ def matched(one: "Part", other: "Part") -> list | None:
 def parts(value: Any) -> list | None:
     """What a container holds; [] where it has no elements.
 
-    None for what is not a container, and for a container whose elements can only be numbers, times, texts and
-    the like.
+    None for what is not a container, and for a container whose elements can only be numbers, times and the like.
     """
     if isinstance(value, dict):
         return [*value.keys(), *value.values()]
@@ -117,7 +136,7 @@ def parts_numpy(value: Any) -> tuple[bool, list | None]:
     records_of_nothing = value.dtype.kind == "V" and value.dtype.itemsize == 0
     if value.size == 0 or records_of_nothing:
         return True, []
-    if value.dtype.kind != "O":
+    if value.dtype.kind not in "OUS":  # objects and texts
         return True, None
     if value.ndim == 0:
         return True, [value[()]]
@@ -159,6 +178,14 @@ def labels(value: Any) -> list:
     return [value.index] if pandas is not None and isinstance(value, pandas.Series) else []
 
 
+def is_collection(value: Any) -> bool:
+    """Whether it is something that one can go through: it has a length, or a shape with at least one dimension."""
+    try:
+        return len(value) >= 0
+    except TypeError:  # no length: a number, or a sparse matrix, which has a shape
+        return len(getattr(value, "shape", ())) > 0
+
+
 class Part:
     """One thing in a result: a number, a list, a column, a whole frame…"""
 
@@ -168,6 +195,9 @@ class Part:
         self.nothing = self.inside is not None
         # It is nothing, or something in it or beside it is.
         self.holds_nothing = self.inside == []
+        self.holds_empty_text = False
+        self.is_collection = self.inside is not None or is_collection(value)
 
 
-SOMETHING = Part(0)
+SOMETHING, EMPTY_TEXT = Part(0), Part(0)
+EMPTY_TEXT.holds_empty_text = True

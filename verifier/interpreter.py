@@ -60,8 +60,8 @@ class Interpreter:
         self.lock = threading.Lock()
         self.missing: list[str] = []  # libraries that the interpreter does not have
 
-    def ask(self, context: str, answer: str, timeout: float) -> tuple[str, str, float]:
-        """(one of supervisor.REPORTS, message, seconds by the clock) of a program.
+    def ask(self, context: str, answer: str, timeout: float) -> tuple[str, str, float, float]:
+        """What supervisor.Program.run returns of a program.
 
         timeout: the seconds of processor time that it may use. A supervisor that dies is no verdict: it is
         asked once more.

@@ -224,6 +224,8 @@ class Remote:
         try:
             send(self.down, request)
             reply = receive(self.up, candidate.MAX_RESULT + 1)
+        except MemoryError:
+            raise Decided("error", "out of memory") from None
         except ValueError as error:
             raise Decided("error", f"the result is too large: {error}") from None
         except OSError:
@@ -233,7 +235,7 @@ class Remote:
         if reply[:1] == b"E":
             try:
                 verdict, message = json.loads(reply[1:])
-            except (ValueError, RecursionError):
+            except Exception:  # not JSON, not two things, too deep, too large
                 verdict, message = None, None
             # What else it says, it may not say.
             if verdict not in ("error", "denied") or type(message) is not str:
@@ -242,7 +244,7 @@ class Remote:
         try:
             names["result"] = unpack.unpack(reply[1:] if reply[:1] == b"R" else b"")
         except MemoryError:
-            raise
+            raise Decided("error", "out of memory") from None
         except Exception as error:
             raise Decided("error", f"not a result: {type(error).__name__}: {error}") from None
         del reply, request

@@ -49,8 +49,13 @@ def loaded(name: str) -> Any:
 def zone_name(tz: Any) -> str | int | None:
     if tz is None:
         return None
+    if type(tz).__module__.startswith("dateutil.") and isinstance(getattr(tz, "_filename", None), str):
+        return f"dateutil/{tz._filename}"  # as pandas calls it
     name = getattr(tz, "zone", None) or getattr(tz, "key", None)
-    return name if isinstance(name, str) else int(tz.utcoffset(None).total_seconds())
+    if isinstance(name, str):
+        return name
+    offset = tz.utcoffset(None)
+    return str(tz) if offset is None else int(offset.total_seconds())
 
 
 def describe_standard(value: Any, kind: type) -> Description | None:

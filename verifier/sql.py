@@ -19,9 +19,10 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from verifier import child
+from verifier.beside import SUFFIXES, holds_data
 from verifier.compare import difference
 from verifier.sql_text import MAX_QUERY, words
-from verifier.verdicts import NO_QUERY, NO_ROWS, InfrastructureError, Unreadable, one_line
+from verifier.verdicts import NO_QUERY, NO_VALUES, InfrastructureError, Unreadable, one_line
 
 if sys.version_info < (3, 11):
     raise ImportError("verify.py needs Python 3.11: before it, sqlite3 has neither limits nor error codes")
@@ -35,6 +36,7 @@ MAX_DEPTH = 500  # of an expression: SQLite's own 1000 is a matter of how it was
 MAX_ROWS = 1_000_000  # of a gold result; an answer may have one row more than its gold
 
 READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
+CHANGES = "its result changes from run to run: "  # and what in the query does that
 DENIED_FUNCTIONS = {"load_extension", "fts3_tokenizer", "randomblob", "zeroblob"}
 CHANGING_FUNCTIONS = {"random", "randomblob", "current_date", "current_time", "current_timestamp"}
 # These may ask for 'now'.
@@ -94,9 +96,8 @@ def run_gold(database: str, query: str, timeout: float) -> tuple[str, str, bytes
     result = run(database, query, timeout, partial(take_list, limit=MAX_ROWS))
     if len(result.rows) > MAX_ROWS:
         raise NoResult("error", f"more than {MAX_ROWS} rows")
-    if cause := changing(database, query, result.functions):
-        raise NoResult("error", f"its result changes from run to run: {cause}")
-    return "correct", "" if result.rows else NO_ROWS, marshal.dumps((result.width, result.rows))
+    empty = all(value is None for row in result.rows for value in row)
+    return "correct", NO_VALUES if empty else "", marshal.dumps((result.width, result.rows))
 
 
 def run_answer(
@@ -136,28 +137,49 @@ def take_set(cursor: sqlite3.Cursor, limit: int) -> set[tuple]:
 unmarshalled = lru_cache(maxsize=1)(marshal.loads)  # many answers in a row have the same gold
 
 
-def changing(database: str, query: str, functions: set[str]) -> str:
-    """What in a query gives another result at another time, an empty text where nothing does.
+def refuse_changing(database: str, query: str, functions: set[tuple[str, str]]) -> None:
+    """Raises NoResult where the result of a query may be another one at another time: that is no label.
 
-    functions: those that it calls. A date function asks for the present time where it is given 'now' or no
-    time.
+    functions: (name, view) of each that it calls; the view is the one in which it stands, "" for the query itself.
+    A date function asks for the present time where 'now' stands among its arguments, or no time. A 'now' that
+    the query computes elsewhere is not seen.
     """
-    if found := sorted(functions & CHANGING_FUNCTIONS):
-        return found[0]
-    if not functions & DATE_FUNCTIONS:
-        return ""
-    views = run(database, "SELECT sql FROM sqlite_master WHERE type = 'view'", QUICK, list).rows
-    for text in (query, *(sql for sql, in views)):
-        tokens = words(text)
-        if "'now'" in tokens or '"now"' in tokens:
+    names = {name for name, _ in functions}
+    if found := sorted(names & CHANGING_FUNCTIONS):
+        raise NoResult("error", CHANGES + found[0])
+    if not names & DATE_FUNCTIONS:
+        return
+    texts, views = [query], {view.lower() for name, view in functions if view and name in DATE_FUNCTIONS}
+    if views:
+        created = run(database, "SELECT name, sql FROM sqlite_master WHERE type = 'view'", QUICK, list).rows
+        texts += [sql for name, sql in created if name.lower() in views]
+    for text in texts:
+        if cause := present_time(words(text)):
+            raise NoResult("error", CHANGES + cause)
+
+
+def present_time(tokens: list[str]) -> str:
+    """How a text in SQL asks for the present time, an empty text where it does not."""
+    for position, token in enumerate(tokens):
+        name = token.strip('"`[]')
+        if name not in DATE_FUNCTIONS or tokens[position + 1 : position + 2] != ["("]:
+            continue
+        inside = arguments(tokens, position + 1)
+        if "'now'" in inside or '"now"' in inside:
             return "'now'"
-        for position, token in enumerate(tokens):
-            name, after = token.strip('"`[]'), tokens[position + 1 : position + 4]
-            no_arguments = after[:2] == ["(", ")"]
-            only_a_format = name == "strftime" and after[::2] == ["(", ")"]
-            if name in DATE_FUNCTIONS and (no_arguments or only_a_format):
-                return f"{name} without a time"
+        if not inside or name == "strftime" and len(inside) == 1:  # a format alone
+            return f"{name} without a time"
     return ""
+
+
+def arguments(tokens: list[str], start: int) -> list[str]:
+    """The tokens between the parenthesis that opens at `start` and the one that closes it."""
+    depth = 0
+    for end in range(start, len(tokens)):
+        depth += (tokens[end] == "(") - (tokens[end] == ")")
+        if depth == 0:
+            return tokens[start + 1 : end]
+    return tokens[start + 1 :]
 
 
 # --- one query ----------------------------------------------------------------------------------------------
@@ -166,7 +188,6 @@ def changing(database: str, query: str, functions: set[str]) -> str:
 class Result(NamedTuple):
     width: int  # how many columns
     rows: Any  # what `take` made of the cursor
-    functions: set[str]  # those that the query calls
 
 
 def run(database: str, query: str, timeout: float, take: Callable[[sqlite3.Cursor], Any]) -> Result:
@@ -181,7 +202,7 @@ def run(database: str, query: str, timeout: float, take: Callable[[sqlite3.Curso
         cursor = reader.connection.execute(query)
         if cursor.description is None:  # an empty text or a comment "succeeds"; nobody asked for nothing
             raise NoResult("wrong", NO_QUERY)
-        return Result(len(cursor.description), take(cursor), reader.functions)
+        result = Result(len(cursor.description), take(cursor))
     except MemoryError:
         raise NoResult("error", "out of memory") from None
     except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
@@ -197,6 +218,8 @@ def run(database: str, query: str, timeout: float, take: Callable[[sqlite3.Curso
         raise NoResult("error", str(error)) from None
     finally:
         reader.connection.close()
+    refuse_changing(database, query, reader.functions)
+    return result
 
 
 class Reader:
@@ -204,7 +227,8 @@ class Reader:
 
     def __init__(self, path: str, deadline: float):
         self.denials: list[str] = []  # what it refused to do
-        self.functions: set[str] = set()  # what queries called, also in the views that they read
+        # (name, view) of what queries called; the view is the one in which the call stands, "" for none.
+        self.functions: set[tuple[str, str]] = set()
         check_files(path)
         uri = read_only_uri(path)
         self.connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)
@@ -217,15 +241,18 @@ class Reader:
         self.connection.set_authorizer(self.authorize)
         self.connection.set_progress_handler(lambda: time.process_time() > deadline, 10_000)
 
-    def authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
-        """SQLite asks this for each thing that a query would do."""
+    def authorize(
+        self, action: int, first: str | None, second: str | None, _: str | None, view: str | None
+    ) -> int:
+        """SQLite asks this for each thing that a query would do, itself or in a view that it reads."""
         reads = action in READING
         if action == sqlite3.SQLITE_FUNCTION:
-            self.functions.add(second.lower())
+            self.functions.add((second.lower(), view or ""))
             reads = second.lower() not in DENIED_FUNCTIONS
-        # SQLite asks for this one when it declares json_each; a real UPDATE of sqlite_master is an error of
-        # its own.
-        if reads or (action, first) == (sqlite3.SQLITE_UPDATE, "sqlite_master"):
+        # SQLite asks for the first when it declares json_each; a real UPDATE of sqlite_master is an error of its own.
+        # A search in a full-text table (FTS5) asks for the second, which is the number of changes to the file.
+        declares = (action, first) == (sqlite3.SQLITE_UPDATE, "sqlite_master")
+        if reads or declares or (action, first, second) == (sqlite3.SQLITE_PRAGMA, "data_version", None):
             return sqlite3.SQLITE_OK
         self.denials.append(second or first or "")
         return sqlite3.SQLITE_DENY
@@ -235,21 +262,14 @@ def check_files(path: str) -> None:
     """Raises InfrastructureError where the database is not there, or was left half written."""
     if not os.path.isfile(path) or os.path.getsize(path) == 0:
         raise InfrastructureError(f"no database at {path}")
-    for suffix in ("-wal", "-journal"):  # read as immutable, the file would show old or half-written data
-        if holds_data(path + suffix):
+    for suffix in SUFFIXES:  # read as immutable, the file would show old or half-written data
+        try:
+            unfinished = holds_data(path + suffix)
+        except OSError as error:
+            raise InfrastructureError(f"{path}{suffix}: {error.strerror}") from None
+        if unfinished:
             cause = "the database was not closed; open it once with sqlite3"
             raise InfrastructureError(f"{path}{suffix} exists: {cause}")
-
-
-def holds_data(path: str) -> bool:
-    """Whether this -wal or -journal must be read. SQLite ignores one that is empty or begins with a zero."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(1) not in (b"", b"\0")
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise InfrastructureError(f"{path}: {error.strerror}") from None
 
 
 def read_only_uri(path: str) -> str:

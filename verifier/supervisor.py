@@ -17,7 +17,7 @@ import sys
 import time
 
 from verifier import judge, walls
-from verifier.child import die_with_parent, dying, processor_seconds, receive, remove, send
+from verifier.child import delay_seconds, die_with_parent, dying, processor_seconds, receive, remove, send
 from verifier.libraries import LARGE, load
 from verifier.verdicts import VERDICTS, one_line
 
@@ -65,8 +65,11 @@ class Program:
         self.pids: list[int] = []  # the judge, then the candidate
         self.in_one_process = False  # the judge runs the program itself, so it may be the program that speaks
 
-    def run(self, strict: bool) -> tuple[str, str, float]:
-        """(one of REPORTS, message, seconds by the clock). Nothing of the program is left afterwards."""
+    def run(self, strict: bool) -> tuple[str, str, float, float]:
+        """(one of REPORTS, message, seconds of processor time, seconds in which it waited for a processor).
+
+        Nothing of the program is left afterwards.
+        """
         started = time.monotonic()
         reader, writer = os.pipe()
         self.fork_judge(reader, writer, strict)
@@ -75,6 +78,7 @@ class Program:
             verdict, message = self.watch(reader)
         finally:
             os.close(reader)
+            seconds, delay = sum(map(processor_seconds, self.pids)), self.delay(time.monotonic() - started)
             # The judge first: nobody else collects the candidate before this process can.
             for pid in self.pids:
                 # A program in its judge's process may have collected it.
@@ -89,7 +93,12 @@ class Program:
                 verdict, message = "error", "out of memory"
         if self.in_one_process and verdict != "infrastructure":
             message = f"in one process: {message}"[:300].rstrip(": ")
-        return verdict, message, time.monotonic() - started
+        return verdict, message, seconds, delay
+
+    def delay(self, by_the_clock: float) -> float:
+        """How long the program and its judge waited for a processor; where nobody knows, all the time."""
+        delays = [delay_seconds(pid) for pid in self.pids]
+        return by_the_clock if None in delays else sum(delays)
 
     def fork_judge(self, reader: int, writer: int, strict: bool) -> None:
         supervisor = os.getpid()

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 VERDICTS = ("correct", "wrong", "error", "denied", "timeout", "crash")
-NO_ROWS = "no rows"  # the message of a gold query whose result is empty
+NO_VALUES = "no values"  # the message of a gold query whose result has no rows, or nothing but NULL in them
 NO_QUERY = "not a query"  # the message of an empty text, a comment, an EXPLAIN: wrong, though nothing failed
 
 
