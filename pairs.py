@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import re
+import string
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -79,8 +80,9 @@ def sort_answers(
     # The same code can get two verdicts: it was correct once and too slow another time, or the gold code was too slow
     # as an answer. Code that is chosen is never rejected as well, so no answer is preferred to itself. Answers are the
     # same where their code is (`normal`), or, where they have none, their tokens.
-    content = {a.ids: normal(extract_code(a.text, question.language), question.language) or a.ids for a, _ in drawn}
-    content[gold] = normal(extract_code(question.gold, question.language), question.language)
+    language = question.language
+    content = {a.ids: normal(extract_code(a.text, language), language) or a.ids for a, _ in drawn}
+    content[gold] = normal(extract_code(question.gold, language), language)
     right = {content[ids] for ids in chosen}
     contradicted = [ids for ids in rejected if content[ids] in right]
     if contradicted:  # no count of 0: the file stays as it was where this does not happen
@@ -93,23 +95,24 @@ def sort_answers(
     return chosen, rejected
 
 
-# What SQLite reads as one token though sql_text.TOKEN takes it apart: operators, numbers and blobs (`x'00'`). White space
-# inside one of them makes other code of it.
+# What SQLite reads as one token though sql_text.TOKEN takes it apart: operators, numbers and blobs (`x'00'`).
+# White space inside one of them makes other code of it.
 CODE = re.compile(
     r"[<>=!]=|<>|<<|>>|\|\||->>?|\.?\d[\d.]*(?:[eE][+-]?\d+)?\w*|[xX]'[^']*'|" + sql_text.TOKEN.pattern
 )
-LOWER = {ord(letter): letter.lower() for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}  # the letters whose case SQLite ignores
+LOWER = {ord(letter): letter.lower() for letter in string.ascii_uppercase}  # SQLite ignores the case of these
 
 
 def normal(code: str, language: str) -> str:
     """One text for all ways of writing the same code; empty where there is none.
 
-    SQL: without comments and the semicolon at the end, with one blank between tokens, in lower case outside quotes.
+    SQL: without comments and the semicolon at the end, one blank between tokens, in lower case outside quotes.
     Python: without blanks at the end of a line and empty lines around the code.
     """
     if language == "python":
         return re.sub(r"(?<![\\ \t\f\r])[ \t\f\r]+$", "", code, flags=re.MULTILINE).strip("\n")
-    tokens = [token for token in CODE.findall(code) if token.strip(" \t\n\f\r") and token[:2] not in ("--", "/*")]
+    tokens = [token for token in CODE.findall(code) if token.strip(" \t\n\f\r")]
+    tokens = [token for token in tokens if token[:2] not in ("--", "/*")]
     while tokens and tokens[-1] == ";":
         tokens.pop()
     return " ".join(token if token[0] in "'\"`[" else token.translate(LOWER) for token in tokens)
