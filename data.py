@@ -112,19 +112,20 @@ def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], lis
     data_set = DATA_SETS[name]
     file, place = getattr(data_set, split)
     path, databases = Path(folder) / file, Path(folder) / place
-    questions = []
+    python, questions = data_set.language == "python", []
     for i, row in enumerate(_rows(name, path)):
         try:
-            made = _problem(i, row) if data_set.language == "python" else _question(i, row, databases, data_set.comparison)
+            made = _problem(i, row) if python else _question(i, row, databases, data_set.comparison)
             if not isinstance(made.question_id, int | str | None) or isinstance(made.question_id, bool):
                 raise TypeError("the question's id is neither a number nor text")
             # a lone surrogate could not be written anywhere
-            parts = made.db_id, made.text, made.evidence, made.gold, made.context, made.difficulty, str(made.question_id)
-            "".join(parts).encode()
+            "".join((made.db_id, made.text, made.evidence, made.gold, made.context)).encode()
+            f"{made.difficulty}{made.question_id}".encode()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is not in {name}'s layout: row {i}, counted from 0: {type(error).__name__}: {error}.")
+            found = f"row {i}, counted from 0: {type(error).__name__}: {error}"
+            raise UserError(f"{path} is not in {name}'s layout: {found}.")
         questions.append(made)
-    if data_set.language == "python":
+    if python:
         return [questions[i] for i in ds1000_half([q.difficulty for q in questions], split)], []
     files = {q.db_id: q.database for q in questions}
     # empty equals empty: in training an execution label on a database without rows says nothing
@@ -216,7 +217,7 @@ def _question(index: int, row: dict, databases: Path, comparison: str) -> Questi
 
 
 def _text(value: Any) -> str:
-    """A label that some releases write as a number: scores are grouped by it, and its kinds must not be mixed."""
+    """A label as text: some releases write numbers, and scores are sorted by it."""
     return "" if value is None else str(value)
 
 

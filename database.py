@@ -24,7 +24,8 @@ def schema(database: str) -> str:
     """
     with _reading(database) as connection:
         tables, views = _created(connection, "table"), _created(connection, "view")
-    return "\n".join([f"{sql_text.one_line(sql)};" for _, sql in tables] + [f"{_closed(sql)}\n;" for _, sql in views])
+    lines = [f"{sql_text.one_line(sql)};" for _, sql in tables]
+    return "\n".join(lines + [f"{_closed(sql)}\n;" for _, sql in views])
 
 
 @cache
@@ -88,8 +89,8 @@ def _reading(database: str) -> Iterator[sqlite3.Connection]:
 def _closed(sql: str) -> str:
     """The statement; where it ends in a comment that is still open, with the end of that comment.
 
-    Else it would swallow the views after it. (SQLite takes the comment into the name of a last column `1 + 1 /* sum`, which
-    therefore gets the `*/` as well.)
+    Else it would swallow the views after it. (SQLite takes the comment into the name of a last column
+    `1 + 1 /* sum`, which therefore gets the `*/` as well.)
     """
     last = sql_text.TOKEN.findall(sql)[-1]
     is_open = last.startswith("/*") and (len(last) < 4 or not last.endswith("*/"))

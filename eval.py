@@ -254,8 +254,8 @@ def answers_of_bird_pairs(pairs, path: Path, questions: list[Question], total: i
 def answers_of_json_lines(lines: list[str], path: Path, questions: list[Question], total: int) -> dict:
     """A line with an id that no question has is passed over: its question was left out.
 
-    An id that none of the questions could have is refused: a word where ids are numbers, a number where they are
-    words, any id where questions have none.
+    An id that none of the questions could have is refused: a word where ids are numbers, a number where they
+    are words, any id where questions have none.
 
     BIRD's mini_dev has two questions twice, both times with the same id. The first line with such an id
     answers all questions that have the id; the second line answers all but the first of them, and so on. So
@@ -281,10 +281,12 @@ def answers_of_json_lines(lines: list[str], path: Path, questions: list[Question
                 raise UserError(f"{place}: index {index} and id {own} are two different questions.")
         else:
             if is_number(own) not in kinds:
-                raise UserError(f"{place}: no question of this split could have the id {own}: give its index.")
+                words = f"no question of this split could have the id {own}"
+                raise UserError(f"{place}: {words}: give its index.")
             if len({(q.db_id, q.text, q.gold) for q in named}) > 1:
                 numbers = " and ".join(str(q.index) for q in named)
-                raise UserError(f"{place}: questions {numbers} differ, but share the id {own}: give their index.")
+                words = f"questions {numbers} differ, but share the id {own}"
+                raise UserError(f"{place}: {words}: give their index.")
             earlier = seen[own]
             seen[own] += 1
             indices = [q.index for q in named[earlier:]]
@@ -300,14 +302,15 @@ def answers_of_json_lines(lines: list[str], path: Path, questions: list[Question
 
 
 def read_answer(line: str, place: str, total: int) -> tuple[str, int | None, str | None, object]:
-    """(code, index, id, database) of one JSON line; there is an index, an id, or both. Raises UserError for another line.
+    """(code, index, id, database) of one JSON line, which has an index, an id, or both; else raises UserError.
 
     The id is text, so that "7" is 7.
     """
     try:
         row = json.loads(line, object_pairs_hook=without_repeats)
         code, index = row["answer"], row.get("index")
-        ids = [row[name] for name in ("question_id", "problem_id") if row.get(name) is not None]  # the second: DS-1000's name
+        names = ("question_id", "problem_id")  # the second is DS-1000's name for it
+        ids = [row[name] for name in names if row.get(name) is not None]
         if index is None and not ids:
             raise KeyError("question_id")
         str(code).encode()  # JSON can spell half a character
@@ -315,8 +318,10 @@ def read_answer(line: str, place: str, total: int) -> tuple[str, int | None, str
         raise UserError(f"{place}: expected a JSON object with answer and index or question_id ({error!r}).")
     if not isinstance(code, str) or not isinstance(index, int | None) or isinstance(index, bool):
         raise UserError(f"{place}: answer must be a string and index a number.")
-    if any(not isinstance(own, int | str) or isinstance(own, bool) for own in ids) or len({str(own) for own in ids}) > 1:
-        raise UserError(f"{place}: question_id must be a whole number or a string, not {' and '.join(map(repr, ids))}.")
+    valid = all(isinstance(own, int | str) and not isinstance(own, bool) for own in ids)
+    if not valid or len({str(own) for own in ids}) > 1:
+        given = " and ".join(map(repr, ids))
+        raise UserError(f"{place}: question_id must be a whole number or a string, not {given}.")
     if index is not None and not 0 <= index < total:
         raise UserError(f"{place}: index {index}, but the split has {total} questions.")
     return code, index, str(ids[0]) if ids else None, row.get("db_id")

@@ -20,9 +20,10 @@ def usable(
 ) -> tuple[list[Question], list[str]]:
     """Questions whose gold code is right when it is judged as an answer would be, and a note for each of the others.
 
-    The others are left out, never counted as answered wrongly; so is a program that needs more than half of the processor
-    time that an answer has (a query's answers get more, `verify.answer_seconds`). Processor time, so that a busy machine
-    leaves out the same questions as an idle one. A fault of the machine is raised (InfrastructureError).
+    The others are left out, never counted as answered wrongly; so is a program that needs more than half of the
+    processor time that an answer has (a query's answers get more, `verify.answer_seconds`). Processor time, so
+    that a busy machine leaves out the same questions as an idle one. A fault of the machine is raised
+    (InfrastructureError).
     """
     seconds = {"sql": timeout, "python": max(timeout, GOLD_SECONDS["python"])}
     jobs = [job(q, q.gold, seconds[q.language]) for q in questions]

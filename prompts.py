@@ -80,12 +80,13 @@ def _plain_ids(text: str, tokenizer: Any) -> list[int]:
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
-# Where a query begins: behind the line of a fence, or at SELECT or WITH, which may stand on the fence's line (behind the
-# name of a language) or at the start of another. A block comment may stand before them, and comments of both forms
-# between WITH and the name that it defines. What makes a beginning holds nothing that could end a query (a semicolon, a
-# fence, a blank line), or a text that has ended could get another beginning when more of it comes.
-# A text that only looks like a beginning must take no time: `++` and `*+` give nothing back; the comments of a GAP stay
-# on their line; and LEAD matches at the start of every line, so that it is read once, whether or not QUERY follows.
+# Where a query begins: behind the line of a fence, or at SELECT or WITH, which may stand on the fence's line (behind
+# the name of a language) or at the start of another. A block comment may stand before them, and comments of both
+# forms between WITH and the name that it defines. What makes a beginning holds nothing that could end a query (a
+# semicolon, a fence, a blank line), or a text that has ended could get another beginning when more of it comes.
+# A text that only looks like a beginning must take no time: `++` and `*+` give nothing back; the comments of a GAP
+# stay on their line; and LEAD matches at the start of every line, so that it is read once, whether or not QUERY
+# follows.
 BLANK = r"\n[^\S\n]*\n"
 INSIDE = rf"(?:(?!\*/|```|{BLANK})[^;])*+"  # a block comment before a query, without its signs
 SHORT = r"/\*(?:(?!\*/|```)[^;\n])*+\*/"
@@ -95,10 +96,11 @@ QUERY = rf"(?=select\b|with{GAP}(?:recursive{GAP})?{NAME}(?:{GAP})?(?:\(|as\b))"
 LEAD = rf"(?:[ \t(]|/\*{INSIDE}\*/\n?)*+"
 LANGUAGE = r"(?:(?!```|--|/\*)[^\s;(])++[ \t]*+"
 BEGIN = re.compile(
-    rf"(?P<fence>```+)(?:[ \t]*+(?:{LANGUAGE})??(?={LEAD}{QUERY})|(?:(?!```)[^\n])*+\n?)|^{LEAD}(?P<bare>{QUERY})?",
+    rf"(?P<fence>```+)(?:[ \t]*+(?:{LANGUAGE})??(?={LEAD}{QUERY})|(?:(?!```)[^\n])*+\n?)"
+    rf"|^{LEAD}(?P<bare>{QUERY})?",
     re.IGNORECASE | re.MULTILINE,
 )
-# A block comment, or what only begins like one and is never closed: that is read once, and then hidden from BEGIN.
+# A block comment, or what only begins like one and is never closed: that is read once, then hidden from BEGIN.
 MAYBE_COMMENT = re.compile(rf"/\*{INSIDE}(\*/)?")
 # Where it ends: at a fence, a semicolon or a blank line outside quotes and comments. Two fences count even inside
 # them, because there they are Markdown's: one that starts a line, and one that ends the line of a `--` comment.

@@ -186,7 +186,7 @@ def sample(
     bar.update(complete)
 
     def show(finished: int, tokens: int, going: int):  # inside a batch, which may take minutes
-        bar.n = max(bar.n, complete + parts + finished)  # a batch that did not fit begins anew, the bar does not
+        bar.n = max(bar.n, complete + parts + finished)  # where a batch did not fit, it began anew
         bar.set_postfix_str(f"{tokens} tokens of this batch, {going} answers unfinished", refresh=False)
         bar.update(0)
 
