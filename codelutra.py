@@ -173,7 +173,7 @@ def score(config: Config, policy: Policy, splits: Splits, verifier: Verifier, t:
         evaluate(
             policy, split, verifier, name, config.timeout, config.max_new,
             config.batch_tokens, progress=f"π_{t} on {name}",
-            tables=data.tables(config.data, config.data_dir, "dev" if name == "dev" else "train"),
+            tables=data.tables(config.data, config.data_dir, "dev" if name == "dev" else "train")[0],
         )
         for name, split in splits.scored().items()
     ]  # fmt: skip

@@ -134,7 +134,7 @@ def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], lis
     notes = []
     for cause in dict.fromkeys(filter(None, faults.values())):
         concerned = [q.db_id for q in questions if faults[q.db_id] == cause]
-        notes.append(f"{len(concerned)} questions: {cause} ({_some(set(concerned))})")
+        notes.append(f"{len(concerned)} questions: {cause} ({_some(sorted(set(concerned)))})")
     if not kept:
         reasons = "; ".join(notes) or "it is empty"
         raise UserError(f"{path} has no question with a usable database under {databases}: {reasons}.")
@@ -175,22 +175,26 @@ def ds1000_half(libraries: list[str], split: str) -> list[int]:
     return sorted(train) if split == "train" else sorted(set(range(len(libraries))) - set(train))
 
 
-def tables(name: str, folder: str | Path, split: str) -> dict[str, dict]:
-    """db_id → its entry in the release's tables.json (for EM's foreign keys); empty where there is no such file.
+def tables(name: str, folder: str | Path, split: str) -> tuple[dict[str, dict], list[str]]:
+    """db_id → its entry in the release's tables.json, for EM's foreign keys alone; and a note where entries are left out.
 
-    Raises UserError where the file is not in the release's layout.
+    There is none where there is no such file. An entry that EM cannot read is left out: its database is scored as one
+    without an entry. Raises UserError where the file is no JSON list.
     """
     import exact_match
 
     file = DATA_SETS[name].tables.format(split=split)
     path = Path(folder) / file
     rows = _rows(name, path) if file and path.is_file() else []
-    try:
-        for row in rows:
+    found, bad = {}, []
+    for i, row in enumerate(rows):
+        try:
             exact_match.Schema(row)  # what EM will read
-        return {row["db_id"]: row for row in rows}
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"{path} is not in {name}'s layout: {type(error).__name__}: {error}.")
+            found[row["db_id"]] = row
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            name = row.get("db_id") if isinstance(row, dict) else None
+            bad.append(f"entry {i}, {name!r}" if isinstance(name, str) else f"entry {i}")
+    return found, [f"of {path} what EM cannot read: {_some(bad)}"] if bad else []
 
 
 def subset(questions: list[Question], limit: int, seed: int) -> list[Question]:
@@ -230,7 +234,6 @@ def _problem(index: int, row: dict) -> Question:
     )  # fmt: skip
 
 
-def _some(names: set[str], most: int = 4) -> str:
+def _some(names: list[str], most: int = 4) -> str:
     """The first names, and how many more there are."""
-    ordered = sorted(names)
-    return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -166,7 +166,7 @@ def read_predictions(path: Path, questions: list[Question], total: int) -> dict[
     2. BIRD's predict_dev.json: one JSON object whose keys are positions in the official file.
     3. JSON lines: an answer, and a question's index or id.
 
-    In the first two a TAB and the name of the question's database may follow the SQL. Raises UserError,
+    In all of them a TAB and the name of the question's database may follow the SQL. Raises UserError,
     naming the line, for anything else.
     """
     try:
@@ -261,7 +261,7 @@ def answers_of_json_lines(lines: list[str], path: Path, questions: list[Question
     answers all questions that have the id; the second line answers all but the first of them, and so on. So
     one line is enough, and as many lines as questions are taken in order.
     """
-    by_index = {q.index: q for q in questions}
+    by_index, known = {q.index: q for q in questions}, {q.db_id for q in questions}
     by_id: dict[str, list[Question]] = {}
     for q in questions:
         if q.question_id is not None:
@@ -297,7 +297,7 @@ def answers_of_json_lines(lines: list[str], path: Path, questions: list[Question
                 raise UserError(f"{place}: question {i} has an answer already.")
             if i in by_index and database not in (None, by_index[i].db_id):
                 raise UserError(f"{place}: database {database}, but question {i} is on {by_index[i].db_id}.")
-            found[i] = code
+            found[i] = without_database(code, by_index[i], known, place) if i in by_index else code
     return found
 
 
@@ -377,7 +377,7 @@ def main(argv=None):
     questions, notes = data.load(args.data, folder, args.split)
     total = data.count(args.data, folder, args.split)
     total_left_out = total - len(questions) if args.data != "ds1000" else 0  # one file holds both of its halves
-    tables = data.tables(args.data, folder, args.split)
+    tables, unread = data.tables(args.data, folder, args.split)
     if args.comparison:
         questions = [dataclasses.replace(q, comparison=args.comparison) for q in questions]
     if args.predictions:
@@ -397,7 +397,7 @@ def main(argv=None):
     questions = data.subset(questions, args.limit, args.seed)
     with Verifier(args.workers, args.python, args.allow_unsandboxed) as verifier:
         kept, failing = usable(questions, verifier, args.timeout, "gold code")
-        for note in notes + failing:
+        for note in notes + unread + failing:
             print(f"left out: {note}", file=sys.stderr)
         if args.predictions:
             codes = [predictions.get(q.index, "") for q in kept]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data import Answer, Question
-from prompts import code_ids, extract_code, normal_form
+from prompts import answer_text, code_ids, extract_code, normal_form
 from settings import Config
 from verify import Verdict
 
@@ -41,7 +41,8 @@ def make_pairs(
     result = []
     for question in questions:
         gold = code_ids(question.gold, tokenizer)
-        chosen, rejected = sort_answers(config, question, gold, drawn[question.index], counts)
+        gold_text = answer_text(gold[:-1], tokenizer)
+        chosen, rejected = sort_answers(config, question, gold, gold_text, drawn[question.index], counts)
         if config.objective == "sft":
             rejected = [None]
         if chosen and rejected:
@@ -53,11 +54,17 @@ def make_pairs(
 
 
 def sort_answers(
-    config: Config, question: Question, gold: Ids, drawn: list[tuple[Answer, Verdict]], counts: Counter
+    config: Config,
+    question: Question,
+    gold: Ids,
+    gold_text: str,
+    drawn: list[tuple[Answer, Verdict]],
+    counts: Counter,
 ) -> tuple[list[Ids], list[Ids]]:
     """Y_c and Y_r of one question, equation 4; `counts` is updated with every case.
 
-    gold: the token ids of its gold code with the end token. drawn: its answers with their verdicts.
+    gold: the token ids of its gold code with the end token. gold_text: what these ids say, without the end token.
+    drawn: its answers with their verdicts.
     """
     chosen = [a.ids for a, v in drawn if v.verdict == "correct"]
     failed = [a for a, v in drawn if v.verdict != "correct" and v.judged]
@@ -78,7 +85,7 @@ def sort_answers(
     # as an answer. Code that is chosen is never rejected as well, so no answer is preferred to itself. Answers are the
     # same where their code is (`prompts.normal_form`), or, where they have none, their tokens.
     content = {a.ids: normal_form(extract_code(a.text, question.language), question.language) or a.ids for a, _ in drawn}
-    content[gold] = normal_form(extract_code(question.gold, question.language), question.language)
+    content[gold] = normal_form(extract_code(gold_text, question.language), question.language)
     right = {content[ids] for ids in chosen}
     contradicted = [ids for ids in rejected if content[ids] in right]
     if contradicted:  # no count of 0: the file stays as it was where this does not happen

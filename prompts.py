@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from cli import UserError
@@ -51,6 +53,14 @@ def prompt_ids(question: Question, tokenizer: Any, day: str | None = None) -> li
         return whole[: start + len(plain)]
     if question.language == "python":
         text = f"Complete the program. Reply with the missing code only, between <code> and </code>.\n\n{text}"
+    try:
+        return _chat_ids(text, tokenizer, day)
+    except ValueError as error:
+        raise UserError(f"the prompt of question {question.index} cannot be made: {error}.")
+
+
+def _chat_ids(text: str, tokenizer: Any, day: str | None = None) -> list[int]:
+    """A user's message in the chat template, up to where the answer begins; raises ValueError where it cannot be made."""
     template = tokenizer.get_chat_template()
     # the answer is code from its first token on; most templates ignore it
     settings: dict[str, Any] = {"enable_thinking": False}
@@ -58,21 +68,66 @@ def prompt_ids(question: Question, tokenizer: Any, day: str | None = None) -> li
         template = DAY_OF_TEMPLATE + template
         date = datetime.strptime(day, "%d %b %Y")
         settings |= {"date_string": day, "date_parts": {code: date.strftime(code) for code in DATE_CODES}}
-    try:
-        ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], chat_template=template, add_generation_prompt=True,
-            return_dict=False, sanitize_control_tokens=True, **settings,
-        )  # fmt: skip
-    except ValueError as error:
-        raise UserError(f"the prompt of question {question.index} cannot be made: {error}.")
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], chat_template=template, add_generation_prompt=True,
+        return_dict=False, sanitize_control_tokens=True, **settings,
+    )  # fmt: skip
     if tokenizer.decode(ids[-16:]).rstrip().endswith("<think>"):  # a template that always opens it: close it
         ids += _plain_ids("\n</think>\n\n", tokenizer)
     return ids
 
 
 def code_ids(code: str, tokenizer: Any) -> tuple[int, ...]:
-    """Code as an answer: its tokens and the end token."""
-    return (*_plain_ids(code, tokenizer), tokenizer.eos_token_id)
+    """Code as an answer: its tokens, whose `answer_text` is the code again, and the end token.
+
+    Only where a tokenizer cannot write the code (it may normalise its letters) is the text another one.
+    """
+    ids = _plain_ids(code, tokenizer)
+    if answer_text(ids, tokenizer) != code:
+        ids = next((way for way in _other_ways(code, tokenizer) if answer_text(way, tokenizer) == code), ids)
+    return (*ids, tokenizer.eos_token_id)
+
+
+def _other_ways(code: str, tokenizer: Any) -> Iterator[list[int]]:
+    """Tokens of the code as SentencePiece tokenizers write it elsewhere than at a text's beginning, where a space changes.
+
+    It is tokenised behind a character, whose tokens are cut off: several are tried, because one may merge with the code.
+    The last way writes the space that such a tokenizer takes away.
+    """
+    for before in "\n>:":
+        first, both = _plain_ids(before, tokenizer), _plain_ids(before + code, tokenizer)
+        if both[: len(first)] == first:
+            yield both[len(first) :]
+    yield _plain_ids(" " + code, tokenizer)
+
+
+def answer_text(ids: Sequence[int], tokenizer: Any) -> str:
+    """The text of an answer's tokens, special ones too, as it stands behind the prompt.
+
+    A number that is no token of the tokenizer's (some models have more rows than tokens) becomes U+FFFD.
+    """
+    tokens = tokenizer.convert_ids_to_tokens(list(ids))
+    if None in tokens:
+        n = tokens.index(None)
+        return answer_text(ids[:n], tokenizer) + "\ufffd" + answer_text(ids[n + 1 :], tokenizer)
+    if not begins_a_line(tokenizer, str(tokenizer.chat_template or "")):
+        return tokenizer.decode(ids)
+    # SentencePiece tokenizers take a text's first space away; behind a letter nothing is taken away
+    letter = _plain_ids("x", tokenizer)
+    return tokenizer.decode([*letter, *ids]).removeprefix(tokenizer.decode(letter))
+
+
+@lru_cache(maxsize=8)
+def begins_a_line(tokenizer: Any, template: str) -> bool:
+    """Whether prompts end with white space, so that spaces at an answer's beginning are indentation.
+
+    template: the tokenizer's chat template as text, so that a result is remembered for this template alone.
+    Otherwise (behind `[/INST]`, say) the answer is a text of its own: a chat model of the SentencePiece kind then
+    writes a space first, which separates the answer from the prompt and is no part of it.
+    """
+    if not template:
+        return True  # `prompt_ids` puts a line break at the end
+    return tokenizer.decode(_chat_ids("x", tokenizer))[-1:].isspace()
 
 
 def _plain_ids(text: str, tokenizer: Any) -> list[int]:

@@ -20,7 +20,7 @@ from data import Question
 from database import schema
 from judging import usable, with_rows
 from policy import Policy
-from prompts import code_ids
+from prompts import answer_text, code_ids, normal_form
 from run_folder import indented, read_json, stage, text, whole
 from settings import Config
 from verify import Verifier
@@ -46,8 +46,8 @@ def load(config: Config) -> tuple[Splits, list[str]]:
     """All questions that a run may use, and a note for each reason that left some out; no model is needed."""
     questions, train_notes = data.load(config.data, config.data_dir, "train")
     held_out, dev_notes = data.load(config.data, config.data_dir, "dev")
-    for split in ("train", "dev"):
-        data.tables(config.data, config.data_dir, split)  # a file that cannot be read is noticed now
+    # a file that cannot be read is noticed now; one file may serve both splits
+    unread = dict.fromkeys(note for split in ("train", "dev") for note in data.tables(config.data, config.data_dir, split)[1])
     if config.validation >= len(questions):
         raise UserError(f"--validation {config.validation} leaves none of the {len(questions)} questions for training.")
     # validation first, so that it is the same slice for every --limit
@@ -57,7 +57,7 @@ def load(config: Config) -> tuple[Splits, list[str]]:
         validation=[q for q in questions if q.index in held_back],
         dev=data.subset(held_out, config.eval_limit, config.seed),
     )
-    return splits, [f"train: {note}" for note in train_notes] + [f"dev: {note}" for note in dev_notes]
+    return splits, [f"train: {note}" for note in train_notes] + [f"dev: {note}" for note in dev_notes] + list(unread)
 
 
 def digest(splits: Splits) -> str:
@@ -124,6 +124,11 @@ def fitting(config: Config, policy: Policy, splits: Splits, notes: list[str], ve
             if len(fits) < len(questions):
                 notes.append(f"{name}: {len(questions) - len(fits)} questions: longer than {room} tokens with their answer")
             questions = fits
+        if name == "train" and config.gold != "never":
+            told = [q for q in questions if gold_is_told(q, policy)]
+            changed = [f"question {q.index} ({q.db_id})" for q in questions if q not in told]
+            notes += [f"train: {q}: its gold code is not what its tokens say" for q in changed]
+            questions = told
         if name == "train" and not questions:
             raise UserError(f"no training question is left; the last ones left out: {'; '.join(notes[-3:])}.")
         used.append(questions)
@@ -142,3 +147,9 @@ def longest(config: Config, policy: Policy, question: Question) -> int:
     """The most tokens that the prompt with an answer can have."""
     gold = len(code_ids(question.gold, policy.tokenizer))
     return len(policy.prompt_ids(question)) + max(config.max_new, gold)
+
+
+def gold_is_told(question: Question, policy: Policy) -> bool:
+    """Whether the gold code's tokens are the same code; a tokenizer that normalises letters may make another one of it."""
+    text = answer_text(code_ids(question.gold, policy.tokenizer)[:-1], policy.tokenizer)
+    return normal_form(text, question.language) == normal_form(question.gold, question.language)

@@ -31,7 +31,7 @@ from batches import sampling_batches
 from data import Answer, Question
 from decode import Decoding
 from policy import Policy, empty_pass, halving, load_policy
-from prompts import code_ended, extract_code
+from prompts import answer_text, code_ended, extract_code
 from tree import Tree
 
 
@@ -160,7 +160,8 @@ def ended(policy: Policy, question: Question, ids: list[int]) -> bool:
 
 
 def text_of(policy: Policy, ids: list[int]) -> str:
-    return policy.tokenizer.decode(ids, skip_special_tokens=True)
+    """An answer's text without its end token. Other special tokens stay in it: what is trained on is what was judged."""
+    return answer_text(ids[:-1] if ids[-1] in policy.end_ids else ids, policy.tokenizer)
 
 
 def sample(

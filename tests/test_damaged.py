@@ -1,6 +1,7 @@
 """What a crash of the machine, a full disk or a hand leave behind: one sentence that names it, never wrong results."""
 
 import json
+import re
 import shutil
 import sqlite3
 from contextlib import closing
@@ -17,10 +18,11 @@ import data
 import eval as evaluation
 import lora
 import prompts
+import questions
 import report
 from cli import UserError
 from sample import pick
-from settings import parse
+from settings import Config, parse
 from stages import Checkpoint
 
 READ = ("questions.json", "iter_0/scores.json", "iter_1/answers.jsonl", "iter_1/verdicts.jsonl", "iter_1/pairs.jsonl",
@@ -149,14 +151,34 @@ TABLES = [json.dumps([TABLE | change]) for change in (
 )]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", ["{", '[{"a": 1}]', "[[1]]", '[{"db_id": "pets"}]', "7", "[" * 100_000, *TABLES])
-def test_tables_in_another_layout_are_noticed_before_a_model_is_loaded(folders, spider, tmp_path, monkeypatch, text):
+@pytest.mark.parametrize("text", ["", "{", "{}", "7", "null", "[" * 100_000])
+def test_tables_that_are_no_list_are_noticed_before_a_model_is_loaded(folders, spider, tmp_path, monkeypatch, text):
     folder = tmp_path / "data"
     shutil.copytree(spider, folder)
     (folder / "tables.json").write_text(text)
     monkeypatch.setattr(codelutra, "load_policy", None)
     with pytest.raises(UserError, match="tables.json is not"):
         codelutra.main(command(folders, folder, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("text", ['[{"a": 1}]', "[[1]]", "[null]", '[{"db_id": "pets"}]', *TABLES])
+def test_an_entry_of_the_tables_that_em_cannot_read_is_left_out_with_a_note(spider, tmp_path, text):
+    folder = tmp_path / "data"
+    shutil.copytree(spider, folder)
+    good = TABLE | {"db_id": "books"}
+    (folder / "tables.json").write_text(json.dumps([*json.loads(text), good]))
+    found, notes = data.tables("spider", folder, "dev")
+    assert found == {"books": good}
+    named = r"entry 0, 'pets'$" if '"pets"' in text else r"entry 0$"
+    assert len(notes) == 1 and re.search(rf"tables\.json what EM cannot read: {named}", notes[0])
+    splits, left_out = questions.load(Config(data="spider", data_dir=str(folder), validation=2))
+    assert left_out == notes and splits.train and splits.dev
+
+
+def test_a_list_without_tables_is_no_fault(spider, tmp_path):
+    shutil.copytree(spider, tmp_path / "data")
+    (tmp_path / "data" / "tables.json").write_text("[]")
+    assert data.tables("spider", tmp_path / "data", "dev") == ({}, [])
 
 
 def test_a_question_that_cannot_be_written_is_refused(spider, tmp_path):

@@ -298,11 +298,26 @@ def test_an_index_and_an_id_that_agree_are_taken(write):
 @pytest.mark.parametrize("row", [
     '{"question_id": 700, "problem_id": 701, "answer": "x"}',
     '{"index": 0, "index": 1, "answer": "x"}',
+    '{"index": 0, "answer": "x", "answer": "y"}',
+    '{"index": 0, "answer": "x", "\\u0061nswer": "y"}',
     '{"question_id": 700, "answer": "x", "question_id": 701}',
 ])  # fmt: skip
 def test_a_line_that_says_two_things_is_refused(write, row):
     with pytest.raises(UserError, match="line 1: .*(700 and 701|a key stands twice)"):
         read_predictions(write(row), questions(0, 1), 2)
+
+
+@pytest.mark.parametrize("named", [{"index": 1}, {"question_id": 701}, {"index": 1, "db_id": "pets"}])
+def test_a_databases_name_behind_the_sql_of_a_json_line_is_read_as_in_the_other_forms(write, named):
+    def found(answer):
+        return read_predictions(write(json.dumps(named | {"answer": answer})), questions(0, 1), 2)
+
+    for end in ("\tpets", "\t----- bird -----\tpets"):
+        assert found("SELECT 1" + end) == {1: "SELECT 1"}
+    assert found("SELECT '\tx'") == {1: "SELECT '\tx'"}
+    for end in ("\tbooks", "\t----- bird -----\tbooks", "\tbooks\n"):
+        with pytest.raises(UserError, match="line 1: after the TAB stands books, but question 1 is on pets"):
+            found("SELECT 1" + end)
 
 
 def test_lines_of_windows(write):

@@ -1,5 +1,6 @@
 """Which answers become chosen and rejected, and how K pairs are drawn from them."""
 
+import copy
 import json
 from collections import Counter
 from dataclasses import replace
@@ -32,6 +33,7 @@ def pairs_of(drawn, t=1, index=5, counts=None, gold_code="SELECT 1", context="",
     given, verdicts = [replace(a, question=index) for a, _ in drawn], [v for _, v in drawn]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pairs.code_ids", lambda code, tokenizer: GOLD)
+        patch.setattr("pairs.answer_text", lambda ids, tokenizer: gold_code)
         found, counted = make_pairs(replace(CONFIG, **settings), None, [question], given, verdicts, t)
     if counts is not None:
         counts.update(counted)
@@ -359,3 +361,16 @@ def test_the_gold_answer_is_its_tokens_and_the_end_token(spider, tokenizer):
     ids = code_ids(question.gold, tokenizer)
     assert ids[-1] == tokenizer.eos_token_id and ids.count(tokenizer.eos_token_id) == 1
     assert tokenizer.decode(ids[:-1]) == question.gold
+
+
+def test_what_the_golds_tokens_say_counts_where_a_tokenizer_changes_it(tokenizer):
+    """NFC makes one letter of two: the text of the gold's tokens is another query, which was drawn and is wrong."""
+    from tokenizers import normalizers
+
+    made = copy.deepcopy(tokenizer)
+    made.backend_tokenizer.normalizer = normalizers.NFC()
+    question = Question(5, "pets", "pets.sqlite", "?", "SELECT 'e\u0301'")
+    drawn = [Answer(5, m, (m, 0), text, -1.0, True) for m, text in enumerate(("SELECT '\u00e9'", "SELECT 2"))]
+    found, counts = make_pairs(CONFIG, made, [question], drawn, [Verdict("wrong")] * 2, 1)
+    assert set(sides(found[0])) == {(code_ids(question.gold, made), (1, 0))}
+    assert counts["answers_wrong_but_chosen"] == 1

@@ -42,6 +42,17 @@ def as_llama(_):
     )
 
 
+def as_llama_2(_):
+    """As Llama-2's, Mistral's and Phi-3's: the ▁ is put before a text (and before what follows a special token) by the
+    normalizer, and decoding takes one space away. Line breaks and indentation have tokens of their own."""
+    from tokenizers import normalizers
+
+    made = as_llama(None)
+    made.backend_tokenizer.pre_tokenizer = None
+    made.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return made
+
+
 def with_characters(_):
     """Written in Python, one token a character."""
     from transformers import PreTrainedTokenizer
@@ -67,7 +78,7 @@ def with_characters(_):
     return Characters(bos_token="<s>", eos_token="</s>", extra_special_tokens=MARKS)
 
 
-@pytest.fixture(params=[with_bytes, as_llama, with_characters], ids=lambda make: make.__name__)
+@pytest.fixture(params=[with_bytes, as_llama, as_llama_2, with_characters], ids=lambda make: make.__name__)
 def made(request, tokenizer):
     return request.param(tokenizer)
 
@@ -121,9 +132,13 @@ def test_gold_code_has_no_special_tokens_before_its_end(made, nasty):
 
 def test_ordinary_prompts_and_code_have_the_tokenizers_own_tokens(made, question):
     assert prompts.prompt_ids(question, made) == made(prompts.prompt(question) + "\nSQL:\n")["input_ids"]
-    plain = made(question.gold, add_special_tokens=False)["input_ids"]
-    assert prompts.code_ids(question.gold, made) == (*plain, made.eos_token_id)
-    made.chat_template = CHAT
+    for template in (None, CHAT):
+        made.chat_template = template
+        ids = prompts.code_ids(question.gold, made)
+        plain = made(question.gold, add_special_tokens=False)["input_ids"]
+        # a SentencePiece tokenizer puts a space before a text, which is not there behind the prompt's line break
+        space = made.decode([*made("x")["input_ids"], *plain]) == f"x {question.gold}"
+        assert (ids == (*plain, made.eos_token_id)) == (not space or template is not None)
     text = f"<|user|>{prompts.prompt(question)}<|end|><|assistant|>"
     assert prompts.prompt_ids(question, made) == made(text, add_special_tokens=False)["input_ids"]
 
@@ -139,6 +154,51 @@ def test_a_tokenizer_that_reads_a_special_token_from_any_text_is_a_user_error(na
     made.chat_template = CHAT
     with pytest.raises(UserError, match="question 0 .*</s>"):
         prompts.prompt_ids(nasty, made)
+
+
+# ---- an answer's text is what stands behind the prompt ----------------------------------------------------------------
+
+INDENTED = ["    return a", " x", "x = 1\n    y", "\tx", "   é = '日'\n", "        for a in b:\n            c"]
+CHATML = CHAT + "{{ '\\n' }}"  # the answer begins a line
+
+
+@pytest.mark.parametrize("template", [None, CHATML, CHAT + "<think>\n"])
+@pytest.mark.parametrize("code", [*INDENTED, "SELECT 1"])
+def test_code_behind_a_line_break_keeps_its_first_spaces(made, question, template, code):
+    made.chat_template = template
+    prompt, (*ids, end) = prompts.prompt_ids(question, made), prompts.code_ids(code, made)
+    assert made.decode(prompt)[-1] == "\n" and made.decode([*prompt, *ids]) == made.decode(prompt) + code
+    assert end == made.eos_token_id and prompts.answer_text(ids, made) == code
+
+
+@pytest.mark.parametrize("code", ["<code>\n    x\n</code>", "import a", "    return a"])
+def test_the_space_with_which_a_chat_answer_begins_is_not_code(made, code):
+    made.chat_template = CHAT
+    assert prompts.answer_text(prompts.code_ids(code, made)[:-1], made) == code
+    ids = made(code, add_special_tokens=False)["input_ids"]  # of a SentencePiece tokenizer: with ▁ before a letter
+    assert code[0] == " " or prompts.answer_text(ids, made) == code
+
+
+def test_every_token_of_a_byte_level_tokenizer_has_the_text_that_it_had(chat):
+    vocabulary = range(len(chat))
+    for ids in ([i, j] for i in vocabulary for j in (5, 200, 300)):
+        for template in (None, CHATML, CHAT):
+            chat.chat_template = template
+            assert prompts.answer_text(ids, chat) == chat.decode(ids)
+
+
+def test_bytes_that_are_no_text_spoil_neither_the_prompt_nor_what_follows():
+    made = as_llama_2(None)
+    broken = made.convert_tokens_to_ids(["<0xC3>", "▁", "x"])
+    assert prompts.answer_text(broken, made) == "\ufffd x"
+
+
+def test_special_tokens_and_numbers_without_a_token_stay_in_the_text(made):
+    ids = prompts.code_ids("SELECT 1", made)[:-1]
+    mark, unknown = made.convert_tokens_to_ids("<|user|>"), len(made) + 7
+    if made.convert_ids_to_tokens(unknown) is None:
+        assert prompts.answer_text([*ids, unknown, mark], made) == "SELECT 1\ufffd<|user|>"
+    assert prompts.answer_text([*ids[:1], mark, *ids[1:]], made).count("<|user|>") == 1
 
 
 # ---- tokens that a tokenizer adds ------------------------------------------------------------------------------------

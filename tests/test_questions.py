@@ -1,5 +1,6 @@
 """Which questions a run uses: who is left out, counted and named."""
 
+import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -62,3 +63,21 @@ def test_an_empty_result_is_one_by_the_official_preparation_or_holds_nothing_but
         assert {gold: verifier.gold_is_empty(SqlJob(database, gold, "")) for gold in golds} == golds
         with pytest.raises(GoldError):
             verifier.gold_is_empty(SqlJob(database, "SELECT x FROM nowhere", ""))
+
+
+@pytest.mark.parametrize("gold, left", [("if-empty", [0, 2]), ("never", [0, 1, 2])])
+def test_gold_that_the_tokenizer_changes_is_left_out_by_name_where_it_could_be_learned(spider, tokenizer, gold, left):
+    from tokenizers import normalizers
+
+    made = copy.deepcopy(tokenizer)
+    made.backend_tokenizer.normalizer = normalizers.NFC()
+    train, dev = (data.load("spider", spider, split)[0] for split in ("train", "dev"))
+    other, comment = "SELECT 'e\u0301'", "SELECT 1 -- e\u0301"  # in a comment it changes nothing
+    train = [train[0], replace(train[1], gold=other), replace(train[2], gold=comment), replace(train[3], gold=other)]
+    splits = Splits(train[:3], train[3:], [replace(dev[0], gold=other)])
+    policy = SimpleNamespace(max_positions=4096, tokenizer=made, prompt_ids=lambda q: prompts.prompt_ids(q, made))
+    with Verifier(1) as verifier:
+        found = fitting(Config(data="spider", gold=gold), policy, splits, [], verifier)
+    assert found["kept"] == [left, [3], [0]]
+    notes = ["train: question 1 (pets): its gold code is not what its tokens say"]
+    assert found["left out"] == (notes if gold == "if-empty" else [])

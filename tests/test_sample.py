@@ -262,6 +262,17 @@ def test_the_end_token_is_kept_in_the_ids_and_left_out_of_the_text(policy, quest
         assert a.ids[-1] == end and a.finished and "<|endoftext|>" not in a.text
 
 
+def test_only_the_end_token_is_left_out_of_the_text(policy):
+    """Special tokens inside an answer are judged with it, since it is trained on with them."""
+    end, select = policy.tokenizer.eos_token_id, policy.tokenizer("SELECT 1")["input_ids"]
+    policy.tokenizer.add_special_tokens({"additional_special_tokens": ["<|junk|>"]})
+    junk = policy.tokenizer.convert_tokens_to_ids("<|junk|>")
+    assert sampling.text_of(policy, [*select, end]) == sampling.text_of(policy, select) == "SELECT 1"
+    assert sampling.text_of(policy, [junk, *select, junk, end]) == "<|junk|>SELECT 1<|junk|>"
+    policy.end_ids = (junk,)  # an end token that the tokenizer does not name
+    assert sampling.text_of(policy, [*select, end, junk]) == f"SELECT 1{policy.tokenizer.decode([end])}"
+
+
 def test_ended_code_stops_and_keeps_the_sampled_ids(policy, questions, monkeypatch):
     settings = {"answers": 60, "max_new": 25, "temperature": 2.0}
     policy.end_ids = ()
@@ -272,7 +283,7 @@ def test_ended_code_stops_and_keeps_the_sampled_ids(policy, questions, monkeypat
     stopped = drawn(policy, questions, **settings)
     assert sum(a.finished for a in stopped.values()) > 5
     for key, longer in free.items():
-        texts = [policy.tokenizer.decode(longer.ids[:n], skip_special_tokens=True) for n in range(1, 26)]
+        texts = [policy.tokenizer.decode(longer.ids[:n]) for n in range(1, 26)]
         length = next((n for n, text in enumerate(texts, 1) if ";" in text), 25)
         assert stopped[key].ids == longer.ids[:length] and stopped[key].text == texts[length - 1]
         assert stopped[key].finished == (";" in stopped[key].text)
