@@ -39,7 +39,7 @@ class Config:
     criterion: str = setting(
         "match", "chosen: same result as gold, or merely executable, without the gold code (Fig. 3c)", ["match", "executable"]
     )
-    keep_empty: bool = setting(False, "train on questions whose gold result has no rows, or only NULL, too: few answers are wrong")
+    keep_empty: bool = setting(False, "train on questions whose gold result has no rows, or only NULL, too")
     objective: str = setting("dual", "dual: equation 6; dpo: without SFT (Table 2); sft: chosen only", ["dual", "dpo", "sft"])
     beta: float = setting(0.1, "β of DPO", above=0)
     lam: float = setting(1.0, "λ, weight of the SFT term", least=0)
