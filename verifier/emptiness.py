@@ -182,8 +182,9 @@ def is_collection(value: Any) -> bool:
     """Whether it is something that one can go through: it has a length, or a shape with at least one dimension."""
     try:
         return len(value) >= 0
-    except TypeError:  # no length: a number, or a sparse matrix, which has a shape
-        return len(getattr(value, "shape", ())) > 0
+    except TypeError:  # no length: a number, a class, or a sparse matrix, which has a shape
+        shape = getattr(value, "shape", ())
+        return isinstance(shape, tuple) and len(shape) > 0
 
 
 class Part:
