@@ -29,9 +29,10 @@ from tqdm import tqdm
 import data
 import lora
 from cli import UserError, first_line
-from eval import interval, read_predictions
+from eval import interval
 from judging import job, usable
 from policy import load_policy
+from predictions import read_predictions
 from prompts import code_ids, extract_code
 from run_folder import iterations, read_lines
 from sample import SamplingParams, sample

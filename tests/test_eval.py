@@ -18,8 +18,9 @@ import eval as evaluation
 import prompts
 from cli import UserError
 from data import Question
-from eval import PolicyScores, read_predictions, scores
+from eval import PolicyScores, scores
 from judging import usable
+from predictions import read_predictions
 from verify import InfrastructureError, Verdict, Verifier
 
 ROOT = Path(__file__).resolve().parent.parent
