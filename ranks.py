@@ -8,6 +8,7 @@ there is one process and nothing here does anything.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -34,7 +35,11 @@ def start(device: torch.device) -> torch.device:
 
 
 def end():
+    """Leave the other processes."""
     if dist.is_initialized():
+        # A sharded model keeps its process group alive in reference cycles. Where those are only freed when the
+        # interpreter ends, torch sometimes aborts there, and a finished run would end with an error.
+        gc.collect()
         dist.destroy_process_group()
 
 

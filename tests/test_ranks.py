@@ -54,10 +54,15 @@ def test_in_float16_a_process_may_have_no_micro_batch(folders, spider, tmp_path)
 
 HELD = """
 import sys, torch, policy, ranks
+
+def share():  # the model is gone before the processes part, as in codelutra.main: else torch may abort at its exit
+    model = policy.load_policy(sys.argv[1], "float32", "cpu", shard=True).model
+    weights = [p for name, p in model.named_parameters() if ".layers." in name]
+    return sum(p.to_local().numel() for p in weights) / sum(p.numel() for p in weights)
+
 ranks.start(torch.device("cpu"))
-model = policy.load_policy(sys.argv[1], "float32", "cpu", shard=True).model
-weights = [p for name, p in model.named_parameters() if ".layers." in name]
-ranks.say(str(sum(p.to_local().numel() for p in weights) / sum(p.numel() for p in weights)))
+ranks.say(str(share()))
+ranks.end()
 """
 
 
