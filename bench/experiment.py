@@ -3,13 +3,14 @@
     python bench/experiment.py --data spider --data-dir PATH                       one seed, 256 questions, one iteration
     python bench/experiment.py --data spider --data-dir PATH --size paper --seeds 0 1 2 --minutes 28
 
-Each run is a folder under --out; the same command resumes. What two runs have in common is made once and copied: the base
-model's scores, and the answers that it draws in iteration 1 with their verdicts. With --minutes it stops in time (a run
-that is in training writes a checkpoint first). When a run ends, its settings, scores and training curves are written to
---results, one small JSON file a run.
+Each run is a folder under --out; the same command resumes. What runs of one size and seed have in common is made once and
+copied: the base model's scores, the answers that it draws in iteration 1 with their verdicts, their pairs and the
+reference's log-probabilities. With --minutes it stops in time (a run that is in training writes a checkpoint first). When
+a run ends, its settings, scores and training curves are written to --results, one small JSON file a run.
 """
 
 import argparse
+import dataclasses
 import json
 import shlex
 import shutil
@@ -20,6 +21,8 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import pairs
+from bench.variants import VARIANTS
 from policy import today
 from run_folder import write_settings
 from settings import parse
@@ -43,8 +46,16 @@ METHODS = {
     "dual-beta.02": "--beta 0.02",
     "dual-lr3e-5": "--lr 3e-5",
 }
-SAME_DRAWS = ("iter_1/answers.jsonl", "iter_1/verdicts.jsonl")
-SAME_BASE = ("questions.json", "iter_0/scores.json", "iter_0/dev.jsonl", "iter_0/validation.jsonl", "iter_0/seconds.json")
+METHODS |= dict.fromkeys(VARIANTS, "")  # bench/variants.py
+# files that two runs of one seed share, and the settings that must be equal for it
+SHARED = [
+    (("questions.json", "iter_0/scores.json", "iter_0/dev.jsonl", "iter_0/validation.jsonl", "iter_0/seconds.json"), ()),
+    (("iter_1/answers.jsonl", "iter_1/verdicts.jsonl"), ("draws", "answers", "temperature", "top_p", "criterion")),
+    (
+        ("iter_1/pairs.jsonl", "iter_1/pairs_summary.json", "iter_1/reference.safetensors"),
+        ("draws", "answers", "temperature", "top_p", "criterion", "objective", "pairs", "gold", "other_pairs"),
+    ),
+]
 
 
 def command(args, method: str, seed: int) -> list[str]:
@@ -60,20 +71,33 @@ def command(args, method: str, seed: int) -> list[str]:
     ]  # fmt: skip
 
 
-def begin(arguments: list[str], other: Path):
-    """Give a run what it shares with `other`, where that has it already: the base's scores, the first draws."""
+def sharing(run: Path, config: dict) -> dict:
+    """The settings of a run by which it is known what it shares; also whether its variant has other pairs than the paper."""
+    module = VARIANTS.get(run.name.split("-seed")[0].split("-", 1)[1], (None,))[0]
+    objective = "sft" if config["objective"] == "sft" else "pairs"  # the dual loss and DPO compare the same answers
+    draws = (config["gold"], config["objective"]) != ("only", "sft")
+    return config | {"objective": objective, "draws": draws, "other_pairs": run.name if module is pairs else None}
+
+
+def begin(arguments: list[str]):
+    """Give a run what it shares with its neighbours of the same size and seed, where one has it already."""
     config = parse(arguments)
     run = Path(config.out)
-    if (run / "config.json").exists() or not (other / "config.json").exists() or run == other:
+    if (run / "config.json").exists():
         return
-    theirs = json.loads((other / "config.json").read_text())
-    same = all(theirs[name] == getattr(config, name) for name in ("answers", "temperature", "top_p", "criterion"))
-    for name in [*SAME_BASE, *(SAME_DRAWS if same and config.draws else ())]:
-        if (other / name).exists():
-            (run / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(other / name, run / name)
+    ours, day = sharing(run, dataclasses.asdict(config)), None
+    size, seed = run.name.split("-")[0], run.name.rsplit("-", 1)[1]
+    for other in sorted(run.parent.glob(f"{size}-*-{seed}/config.json")):
+        begun = json.loads(other.read_text())
+        theirs, day = sharing(other.parent, begun), begun.get("day") or day
+        for names, settings in SHARED:
+            if all(theirs[name] == ours[name] for name in settings) and (settings == () or config.draws):
+                for name in names:
+                    if (other.parent / name).exists() and not (run / name).exists():
+                        (run / name).parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copy(other.parent / name, run / name)
     if run.exists():
-        write_settings(config, run, theirs.get("day", today()))
+        write_settings(config, run, day or today())
 
 
 def collect(run: Path, results: Path):
@@ -112,16 +136,16 @@ def main():
     args = parser.parse_args()
     end = time.time() + 60 * args.minutes
     for seed in args.seeds:
-        first = Path(command(args, args.methods[0], seed)[-1])
         for method in args.methods:
             arguments = command(args, method, seed)
             run = Path(arguments[-1])
             if (run / "summary.json").exists():
                 collect(run, args.results)
                 continue
-            begin(arguments, first)
+            begin(arguments)
             print(f"== {run.name}, {time.strftime('%H:%M')}", flush=True)
-            process = subprocess.Popen([sys.executable, "codelutra.py", *arguments])
+            program = ["bench/variants.py", method] if method in VARIANTS else ["codelutra.py"]
+            process = subprocess.Popen([sys.executable, *program, *arguments])
             try:
                 process.wait(max(0, end - time.time()) if end < float("inf") else None)
             except subprocess.TimeoutExpired:

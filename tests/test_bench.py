@@ -4,14 +4,17 @@ import argparse
 import gzip
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
 import tempfile
 
 import pytest
+import torch
 from test_verify_cli import CONTEXT, strict
 
-from bench import agreement, ds1000_references, experiment, verification
+from bench import agreement, ds1000_references, experiment, variants, verification
 from run_folder import begun, check_settings, write_settings
 from settings import parse
 from verify import Verifier
@@ -70,20 +73,52 @@ def test_every_run_of_the_experiment_has_a_command_that_is_accepted(tmp_path, si
     assert config.draws == (method != "gold") and (config.seed, config.device) == (7, "cpu")
 
 
-def test_runs_of_the_experiment_share_the_base_and_the_draws_where_they_draw(tmp_path):
+BASE, DRAWS, PAIRS = "questions.json", "iter_1/answers.jsonl", "iter_1/reference.safetensors"
+
+
+@pytest.mark.parametrize(
+    "method, shared",
+    [("dpo", {BASE, DRAWS, PAIRS}), ("dpop", {BASE, DRAWS, PAIRS}), ("positives", {BASE, DRAWS}), ("nearest", {BASE, DRAWS}),
+     ("gold", {BASE})],
+)  # fmt: skip
+def test_runs_of_the_experiment_share_what_is_the_same(tmp_path, method, shared):
     args = argparse.Namespace(size="first", model="m", data="spider", data_dir="d", flags="--device cpu", out=tmp_path)
-    first = tmp_path / "first-dual-seed0"
-    for name in ("questions.json", "iter_1/answers.jsonl", "iter_1/verdicts.jsonl"):
-        (first / name).parent.mkdir(parents=True, exist_ok=True)
-        (first / name).write_text("{}")
-    write_settings(parse(experiment.command(args, "dual", 0)), first, "24 Dec 2026")
-    for method, drawn in (("dpo", True), ("gold", False)):
-        command = experiment.command(args, method, 0)
-        experiment.begin(command, first)
-        run = tmp_path / f"first-{method}-seed0"
-        assert (run / "questions.json").exists() and (run / "iter_1/answers.jsonl").exists() == drawn
-        check_settings(parse(command), run)  # it is a run that may be resumed …
-        assert begun(run)["day"] == "24 Dec 2026"  # … whose prompts are the first run's
+    for first, seed in (("dual", 0), ("nearest", 0), ("dual", 1)):
+        folder = tmp_path / f"first-{first}-seed{seed}"
+        for name in (BASE, DRAWS, PAIRS):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(f"{first} {seed}")
+        write_settings(parse(experiment.command(args, first, seed)), folder, "24 Dec 2026")
+    command = experiment.command(args, method, 0)
+    run = tmp_path / f"first-{method}-seed0"
+    if method == "nearest":  # begun again
+        shutil.rmtree(run)
+    experiment.begin(command)
+    assert {name for name in (BASE, DRAWS, PAIRS) if (run / name).exists()} == shared
+    assert all((run / name).read_text().endswith(" 0") for name in shared)
+    assert PAIRS not in shared or (run / PAIRS).read_text() == "dual 0"
+    check_settings(parse(command), run)  # it is a run that may be resumed …
+    assert begun(run)["day"] == "24 Dec 2026"  # … whose prompts are the first run's
+
+
+def test_a_variant_replaces_a_function_of_the_method():
+    for module, name, replacement in variants.VARIANTS.values():
+        assert callable(getattr(module, name)) and replacement is not getattr(module, name)
+
+
+def test_pair_rules_of_the_variants():
+    rng = random.Random(0)
+    chosen, rejected = [(1, 2, 3), (1, 2, 3), (7, 8, 9)], [(1, 2, 4), (5, 6), (7, 8, 8)]
+    pairs = variants.distinct(chosen, rejected, 10, rng)
+    assert len(pairs) == len(set(pairs)) == 6 and len(variants.distinct(chosen, rejected, 4, rng)) == 4
+    near = {(1, 2, 3): (1, 2, 4), (7, 8, 9): (7, 8, 8)}
+    assert all(near[c] == r for c, r in variants.nearest(chosen, rejected, 8, rng))
+    assert all(r != near[c] for c, r in variants.farthest(chosen, rejected, 8, rng))
+
+
+def test_the_margin_of_dpop_falls_only_where_the_chosen_answer_fell():
+    chosen, rejected, zero = torch.tensor([1.0, -1.0]), torch.tensor([-2.0, -2.0]), torch.zeros(2)
+    assert variants.dpop_margin(chosen, rejected, zero, zero).tolist() == [3.0, 1.0 - 5.0]
 
 
 def test_recorded_answers_may_hold_line_separators(tmp_path):
