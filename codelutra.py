@@ -3,12 +3,13 @@
     python codelutra.py                                             SmolLM2-135M on the bundled set, sized for two CPU cores
     python codelutra.py --model meta-llama/Meta-Llama-3-8B --data bird
 
-In every iteration the policy answers each question M times, execution sorts the answers into chosen and rejected, K pairs
-are drawn, and one epoch of the dual loss (DPO + λ SFT, LoRA) makes the next policy. The reference is the policy that drew
-the answers, not the base model. Everything is written to runs/NAME; run the same command again to resume.
+In every iteration the policy answers each question M times, execution sorts the answers into chosen and
+rejected, K pairs are drawn, and one epoch of the dual loss (DPO + λ SFT, LoRA) makes the next policy. The
+reference is the policy that drew the answers, not the base model. Everything is written to runs/NAME; run the
+same command again to resume.
 
-Kept from the paper: Algorithm 1, equation 6, Table 5. Decided here, where the paper is silent: see the README's
-"differences from the paper".
+Kept from the paper: Algorithm 1, equation 6, Table 5. Decided here, where the paper is silent: see the
+README's "differences from the paper".
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ from verify import GoldError, InfrastructureError, Verdict, Verifier, settled
 START = "iter_0/adapter"  # in a run's folder: the adapter that π_0 has, where it has one (--start)
 
 
-def codelutra(config: Config, policy: Policy, splits: Splits, verifier: Verifier, run: Run) -> list[PolicyScores]:
+def codelutra(
+    config: Config, policy: Policy, splits: Splits, verifier: Verifier, run: Run
+) -> list[PolicyScores]:
     """Algorithm 1; returns the scores of every policy π_0 … π_T. The policy is trained in place.
 
     A stage of `run` makes its output once, and reads it where a stopped run has made it already.
@@ -65,7 +68,9 @@ def codelutra(config: Config, policy: Policy, splits: Splits, verifier: Verifier
         # M answers per question from π_{t−1}, executed while the next are drawn
         answers, verdicts = draw(config, policy, splits.train, verifier, run, t) if config.draws else ([], [])
         # D_t: K pairs (chosen, rejected) per question
-        pairs = run.pairs(t, partial(make_pairs, config, policy.tokenizer, splits.train, answers, verdicts, t))
+        pairs = run.pairs(
+            t, partial(make_pairs, config, policy.tokenizer, splits.train, answers, verdicts, t)
+        )
         # equation 6 makes π_t; the reference is the policy that drew, fixed before the first step
         train(config, policy, splits.train, pairs, run, t)
         history.append(run.scores(t, splits.scored(), partial(score, config, policy, splits, verifier, t)))
@@ -74,7 +79,8 @@ def codelutra(config: Config, policy: Policy, splits: Splits, verifier: Verifier
 
 
 def deciding(config: Config, scores: PolicyScores) -> float:
-    """The figure, in points, that stops a run and names its best policy: EX on the training questions held back.
+    """The figure, in points, that stops a run and names its best policy: EX on the training questions held
+    back.
 
     Where the gold code may not be used, the executable share.
     """
@@ -99,11 +105,19 @@ def draw(
         execution = Execution(config, train_questions, verifier)
         execution.start(file.answers)
         params = SamplingParams(
-            config.answers, config.max_new, config.temperature, config.top_p, config.seed, t, config.batch_tokens
+            config.answers,
+            config.max_new,
+            config.temperature,
+            config.top_p,
+            config.seed,
+            t,
+            config.batch_tokens,
         )
         with run.timed(t, "sample"):
             # batches that a stopped run has drawn already are skipped
-            for batch in sample(policy, train_questions, params, skip=file.batches, progress=f"π_{t - 1} answers"):
+            for batch in sample(
+                policy, train_questions, params, skip=file.batches, progress=f"π_{t - 1} answers"
+            ):
                 file.append(batch)
                 execution.start(batch)
         with run.timed(t, "verify"):
@@ -152,7 +166,12 @@ class Execution:
 
 
 def train(
-    config: Config, policy: Policy, train_questions: list[Question], pairs: list[QuestionPairs], run: Run, t: int
+    config: Config,
+    policy: Policy,
+    train_questions: list[Question],
+    pairs: list[QuestionPairs],
+    run: Run,
+    t: int,
 ):
     """π_t = argmin of equation 6, starting from π_{t−1}."""
     by_index = {q.index: q for q in train_questions}
@@ -195,7 +214,9 @@ def main(argv: list[str] | None = None):
         if config.start and not (folder / START).exists():
             rank, alpha, _ = lora.read(Path(config.start))
             if (rank, alpha) != (config.lora_rank, config.lora_alpha):
-                raise UserError(f"--start: {config.start} was made with --lora-rank {rank} --lora-alpha {alpha}.")
+                raise UserError(
+                    f"--start: {config.start} was made with --lora-rank {rank} --lora-alpha {alpha}."
+                )
         if not problems:
             questions.check(folder, splits)
     except UserError as error:
@@ -238,7 +259,9 @@ def work(config: Config, folder: Path, splits: Splits, notes: list[str]):
         best = max(range(len(history)), key=lambda t: (deciding(config, history[t]), t))
     write(folder / "summary.json", indented({"best": best, "scores": [scores.plain() for scores in history]}))
     where = f"adapter in {run.iteration(best) / 'adapter'}" if best else "the base model"
-    ranks.say(f"\n{run.table(history)}\n{'best on validation' if splits.validation else 'last'}: π_{best}, {where}")
+    ranks.say(
+        f"\n{run.table(history)}\n{'best on validation' if splits.validation else 'last'}: π_{best}, {where}"
+    )
     command = shlex.join([os.path.relpath(sys.executable), "report.py", str(folder)])
     ranks.say(f"what it gets wrong, figures, every question to browse: {command}")
 

@@ -1,8 +1,7 @@
 """Data sets and their questions: Spider, BIRD, DS-1000, and the bundled `shop` (in Spider's layout).
 
-A data set is one row of DATA_SETS.
-Each loader reads the official release's folder as it comes; questions it must leave out are counted, with the reason, in
-the list of notes it returns. No torch here.
+A data set is one row of DATA_SETS. Each loader reads the official release's folder as it comes; questions it
+must leave out are counted, with the reason, in the list of notes it returns. No torch here.
 """
 
 from __future__ import annotations
@@ -60,7 +59,9 @@ class DataSet:
     dev: tuple[str, str]
     tables: str = ""  # the file of foreign keys, for EM; {split} stands for train or dev
     language: str = "sql"  # of the answers: sql or python
-    comparison: str = ""  # the official comparison of results (verify.COMPARISONS); none for Python, which has tests
+    comparison: str = (
+        ""  # the official comparison of results (verify.COMPARISONS); none for Python, which has tests
+    )
     max_new: int = 128  # longest answer, tokens
     timeout: float = 10.0  # seconds that an answer may run
     settings: dict = field(default_factory=dict)  # settings.Config where Table 5's values do not fit
@@ -71,7 +72,11 @@ class DataSet:
         return {"max_new": self.max_new, "timeout": self.timeout, **self.settings}
 
 
-SPIDER: dict[str, Any] = {"train": ("train_spider.json", "database"), "dev": ("dev.json", "database"), "tables": "tables.json"}
+SPIDER: dict[str, Any] = {
+    "train": ("train_spider.json", "database"),
+    "dev": ("dev.json", "database"),
+    "tables": "tables.json",
+}
 DATA_SETS = {
     "spider": DataSet(source="https://yale-lily.github.io/spider", **SPIDER, comparison="spider"),
     "bird": DataSet(
@@ -165,7 +170,9 @@ def _rows(name: str, path: Path) -> list[dict]:
 
 
 def ds1000_half(libraries: list[str], split: str) -> list[int]:
-    """Indices of one half of DS-1000: half of each library, 500 and 500, by a fixed seed (the paper's own is not known)."""
+    """Indices of one half of DS-1000: half of each library, 500 and 500, by a fixed seed (the paper's own is
+    not known).
+    """
     train, extra = [], 0
     for library in sorted(set(libraries)):
         members = [i for i, name in enumerate(libraries) if name == library]
@@ -176,10 +183,11 @@ def ds1000_half(libraries: list[str], split: str) -> list[int]:
 
 
 def tables(name: str, folder: str | Path, split: str) -> tuple[dict[str, dict], list[str]]:
-    """db_id → its entry in the release's tables.json, for EM's foreign keys alone; and a note where entries are left out.
+    """db_id → its entry in the release's tables.json, for EM's foreign keys alone; and a note where entries
+    are left out.
 
-    There is none where there is no such file. An entry that EM cannot read is left out: its database is scored as one
-    without an entry. Raises UserError where the file is no JSON list.
+    There is none where there is no such file. An entry that EM cannot read is left out: its database is
+    scored as one without an entry. Raises UserError where the file is no JSON list.
     """
     import exact_match
 
@@ -198,7 +206,9 @@ def tables(name: str, folder: str | Path, split: str) -> tuple[dict[str, dict], 
 
 
 def subset(questions: list[Question], limit: int, seed: int) -> list[Question]:
-    """`limit` questions drawn by `seed`, in file order (0: all). A larger limit contains the smaller one's questions."""
+    """`limit` questions drawn by `seed`, in file order (0: all). A larger limit contains the smaller one's
+    questions.
+    """
     if not limit or limit >= len(questions):
         return questions
     chosen = sorted(random.Random(seed).sample(range(len(questions)), len(questions))[:limit])

@@ -1,4 +1,6 @@
-"""One SQLite database as a data set brings it: its schema for the prompt, whether it has rows, what is wrong with it."""
+"""One SQLite database as a data set brings it: its schema for the prompt, whether it has rows, what is wrong
+with it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ def schema(database: str) -> str:
     """The database's own CREATE statements, tables and then views; run on an empty database they rebuild it.
 
     A table's is one line without comments: few databases have any, and most of those switch off a line of the
-    statement. A view's stays as it was written, because SQLite names columns by the text of their expressions.
+    statement. A view's stays as it was written, because SQLite names columns by the text of their
+    expressions.
     """
     with _reading(database) as connection:
         tables, views = _created(connection, "table"), _created(connection, "view")
@@ -51,25 +54,32 @@ def fault(database: str, needs_rows: bool) -> str:
         return "their database has no rows" if needs_rows and not has_rows(database) else ""
     except UserError as error:
         return f"their database cannot be read: {error.__cause__}"
-    except OSError as error:  # a name that is too long, a folder that may not be entered or stands in a file's place
+    except (
+        OSError
+    ) as error:  # a name that is too long, a folder that may not be entered or stands in a file's place
         return f"their database cannot be read: {error.strerror}"
 
 
 def _damage(database: str) -> str:
     """What SQLite finds wrong with a database, in a few words; raises UserError where it cannot be read.
 
-    Every page is checked, and every row's list of its columns. A file that was cut off is found whatever its size.
+    Every page is checked, and every row's list of its columns. A file that was cut off is found whatever its
+    size.
     """
     with _reading(database) as connection:
         tables = _created(connection, "table")
         if Path(database).stat().st_size > CHECKED:
             return ""
         for (found,) in _fetch(connection, "PRAGMA quick_check(1)"):
-            if found.startswith("***"):  # else it is about values, as a NULL against NOT NULL: they can be read
+            if found.startswith(
+                "***"
+            ):  # else it is about values, as a NULL against NOT NULL: they can be read
                 return found.splitlines()[-1]
         for name, _ in tables:
             columns = [_quoted(row[1]) for row in _fetch(connection, f"PRAGMA table_info({_quoted(name)})")]
-            if columns:  # a row is whole where its last column is found; that may be its number, kept elsewhere
+            if (
+                columns
+            ):  # a row is whole where its last column is found; that may be its number, kept elsewhere
                 counts = ", ".join(f"count({column})" for column in columns[-2:])
                 _fetch(connection, f"SELECT {counts} FROM {_quoted(name)} NOT INDEXED")
     return ""
@@ -79,10 +89,15 @@ def _damage(database: str) -> str:
 def _reading(database: str) -> Iterator[sqlite3.Connection]:
     """A connection that cannot write; raises UserError where the file cannot be read as a SQLite database."""
     try:
-        with closing(sqlite3.connect(f"{Path(database).absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
+        with closing(
+            sqlite3.connect(f"{Path(database).absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+        ) as connection:
             connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
             yield connection
-    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter: SQLite's message has a damaged name
+    except (
+        sqlite3.DatabaseError,
+        UnicodeDecodeError,
+    ) as error:  # the latter: SQLite's message has a damaged name
         raise UserError(f"{database} is not a readable SQLite file: {error}.") from error
 
 
@@ -114,8 +129,13 @@ def _fetch(connection: sqlite3.Connection, query: str) -> list[tuple]:
 def _created(connection: sqlite3.Connection, kind: str) -> list[tuple[str, str]]:
     """(name, CREATE statement) of each table or view, in the order of creation.
 
-    Left out are tables that SQLite makes by itself: its own, and those in which a virtual table keeps its rows.
+    Left out are tables that SQLite makes by itself: its own, and those in which a virtual table keeps its
+    rows.
     """
     shadows = {name for _, name, type_, *_ in connection.execute("PRAGMA table_list") if type_ == "shadow"}
-    rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = ? ORDER BY rowid", (kind,)).fetchall()
-    return [(name, sql) for name, sql in rows if name not in shadows and not name.lower().startswith("sqlite_")]
+    rows = connection.execute(
+        "SELECT name, sql FROM sqlite_master WHERE type = ? ORDER BY rowid", (kind,)
+    ).fetchall()
+    return [
+        (name, sql) for name, sql in rows if name not in shadows and not name.lower().startswith("sqlite_")
+    ]

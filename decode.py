@@ -1,10 +1,11 @@
 """One cached decoding step: one new token for each unfinished answer, all of them packed in one row.
 
-A token's attention is joined from parts: over the one copy of its schema's keys, over that of its question's, and over
-its own answer's. On a GPU a step is captured as one CUDA graph and replayed.
+A token's attention is joined from parts: over the one copy of its schema's keys, over that of its question's,
+and over its own answer's. On a GPU a step is captured as one CUDA graph and replayed.
 
-Letters in shapes: R unfinished answers, B nodes (schemas or questions), W places a node has for its answers, P keys a
-node has, T steps; H query heads, Hkv key heads, G = H / Hkv, D a head's size, V tokens of the vocabulary.
+Letters in shapes: R unfinished answers, B nodes (schemas or questions), W places a node has for its answers,
+P keys a node has, T steps; H query heads, Hkv key heads, G = H / Hkv, D a head's size, V tokens of the
+vocabulary.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ Cache = dict[int, tuple[torch.Tensor, torch.Tensor]]  # layer → keys and value
 
 
 class SharedKeys:
-    """Keys and values that several unfinished answers share: those of nodes of like size, a schema or a question each.
+    """Keys and values that several unfinished answers share: those of nodes of like size, a schema or a
+    question each.
 
-    They are held once per node, (B, Hkv, P, D), and never copied per answer: an attention step lays the queries out as
-    (node, rank of the answer within its node), a rectangle of B · W places, some of them empty.
+    They are held once per node, (B, Hkv, P, D), and never copied per answer: an attention step lays the
+    queries out as (node, rank of the answer within its node), a rectangle of B · W places, some of them
+    empty.
     """
 
     def __init__(self, cache: Cache, nodes: list[tuple[list[int], list[int]]], device: torch.device | str):
@@ -36,9 +39,13 @@ class SharedKeys:
         gather = torch.tensor([path + path[:1] * (width - len(path)) for path, _ in nodes], device=device)
         lengths = torch.tensor([len(path) for path, _ in nodes], device=device)
         padding = torch.arange(aligned, device=device) >= lengths[:, None]
-        self.cache = {i: tuple(x[gather].transpose(1, 2).contiguous() for x in pair) for i, pair in cache.items()}
+        self.cache = {
+            i: tuple(x[gather].transpose(1, 2).contiguous() for x in pair) for i, pair in cache.items()
+        }
         dtype = next(iter(cache.values()))[0].dtype
-        self.mask = torch.zeros(padding.shape, dtype=dtype, device=device).masked_fill_(padding, float("-inf"))[:, None, None]
+        self.mask = torch.zeros(padding.shape, dtype=dtype, device=device).masked_fill_(
+            padding, float("-inf")
+        )[:, None, None]
         self.rows = torch.tensor([row for _, rows in nodes for row in rows], device=device)
         self._arrange(torch.tensor([n for n, (_, rows) in enumerate(nodes) for _ in rows], device=device))
 
@@ -53,7 +60,9 @@ class SharedKeys:
         self.ordered = bool((self.rows.diff() > 0).all())
 
     def keep(self, new: torch.Tensor) -> bool:
-        """Keep some answers alone: new (R,) is an answer's next row, -1 where it has ended. False: none is left here."""
+        """Keep some answers alone: new (R,) is an answer's next row, -1 where it has ended. False: none is
+        left here.
+        """
         going = new[self.rows] >= 0
         self.rows = new[self.rows][going]
         if not len(self.rows):
@@ -75,7 +84,9 @@ class SharedKeys:
         # from answers to the rectangle of places, so that a node's keys are read once for all of its answers
         places = query if everyone else query[self.rows]
         if self.slot is not None:
-            places = query.new_zeros(len(self.mask) * self.width, *query.shape[1:]).index_copy_(0, self.slot, places)
+            places = query.new_zeros(len(self.mask) * self.width, *query.shape[1:]).index_copy_(
+                0, self.slot, places
+            )
         nodes = places.unflatten(0, (-1, self.width)).transpose(1, 2).flatten(2, 3)  # (B, Hkv, W·G, D)
         keys, values = self.cache[layer]
         parts = list(partial_attention(nodes, keys, values, scaling, self.mask))
@@ -91,11 +102,16 @@ class SharedKeys:
 
 
 def partial_attention(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, mask: torch.Tensor | None = None
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float,
+    mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention over some of the keys, to be merged with that over the others by their log-sum-exps.
 
-    query (B, H, L, D), keys and values (B, H, P, D), mask (B, 1, 1, P or more) added → (B, H, L, D), (B, H, L, 1) float32.
+    query (B, H, L, D), keys and values (B, H, P, D), mask (B, 1, 1, P or more) added → (B, H, L, D), (B, H,
+    L, 1) float32.
     """
     mask = None if mask is None else mask[..., : keys.shape[2]]
     out, lse = fused(query, keys, values, False, scaling, mask)
@@ -105,9 +121,10 @@ def partial_attention(
 class Decoding:
     """The layout of one decoding step (see tree.attention): R unfinished answers, one new token each.
 
-    An answer attends to its schema (where questions share one), its question, and its own past, (R, Hkv, T, D). On a GPU
-    a step is hundreds of kernels that take less time than their launch, so it is captured as one CUDA graph and replayed.
-    Its shapes must not change for that: all T places of an answer's own keys are attended to, masked to those there are.
+    An answer attends to its schema (where questions share one), its question, and its own past, (R, Hkv, T,
+    D). On a GPU a step is hundreds of kernels that take less time than their launch, so it is captured as one
+    CUDA graph and replayed. Its shapes must not change for that: all T places of an answer's own keys are
+    attended to, masked to those there are.
     """
 
     def __init__(self, tree: Tree, answers: int, steps: int):
@@ -121,9 +138,13 @@ class Decoding:
         alike: dict[tuple, list] = {}
         for path, rows in [*zip(tree.roots, schemas), *zip(tree.tails, questions)]:
             if path:
-                alike.setdefault((len(rows).bit_length(), int(2 * math.log2(len(path)))), []).append((path, rows))
+                alike.setdefault((len(rows).bit_length(), int(2 * math.log2(len(path)))), []).append(
+                    (path, rows)
+                )
         self.shared = [SharedKeys(tree.cache, nodes, tree.device) for nodes in alike.values()]
-        self.first = torch.tensor([len(path) for path in tree.paths for _ in range(answers)], device=tree.device)
+        self.first = torch.tensor(
+            [len(path) for path in tree.paths for _ in range(answers)], device=tree.device
+        )
         self.steps, self.step = steps, 0
         self.own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.place = torch.zeros_like(self.first[:1])  # (1,) the step, where a graph finds it
@@ -145,7 +166,9 @@ class Decoding:
 
     def _forward(self, model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
         positions = self.first + self.place
-        return model(input_ids=tokens[None], position_ids=positions[None], layout=self, use_cache=False).logits[0]
+        return model(
+            input_ids=tokens[None], position_ids=positions[None], layout=self, use_cache=False
+        ).logits[0]
 
     def keep(self, rows: torch.Tensor):
         """Keep these answers alone, which copies their caches and, on a GPU, makes a new graph necessary."""
@@ -175,7 +198,9 @@ class Decoding:
             self.own[layer] = self._places(key, rows), self._places(value, rows)
         for stored, new in zip(self.own[layer], (key, value)):
             stored.index_copy_(2, self.place, new[:, :, None])
-        keys, values = (stored[:, :, : self.steps if self.fixed else self.step + 1] for stored in self.own[layer])
+        keys, values = (
+            stored[:, :, : self.steps if self.fixed else self.step + 1] for stored in self.own[layer]
+        )
         # attention over each part, joined: softmax over all keys is each part weighted by its share exp(lse)
         query = query.reshape(rows, kv_heads, -1, size)  # (R, Hkv, G, D)
         parts = [shared.attend(layer, query, scaling) for shared in self.shared]
@@ -191,11 +216,12 @@ def fixed_shapes(device: torch.device | str) -> bool:
 
 
 class Replay:
-    """Runs a function of one tensor on a GPU: the second call captures its kernels as one CUDA graph, which is replayed.
+    """Runs a function of one tensor on a GPU: the second call captures its kernels as one CUDA graph, which
+    is replayed.
 
-    Every call must have the first one's shapes, and the function find whatever else changes in tensors that stay. A function
-    that waits for the GPU, as some families' forward does, is never captured. One graph at a time: a graph's end also
-    clears the work space of its stream, on which the others were captured too.
+    Every call must have the first one's shapes, and the function find whatever else changes in tensors that
+    stay. A function that waits for the GPU, as some families' forward does, is never captured. One graph at a
+    time: a graph's end also clears the work space of its stream, on which the others were captured too.
     """
 
     def __init__(self):

@@ -3,9 +3,10 @@
     python eval.py --model smollm2 --adapter runs/shop-smollm2-seed0/iter_2/adapter --data shop
     python eval.py --data spider --data-dir PATH --split dev --predictions FILE
 
-EX (execution accuracy): the share of questions whose query returns the gold query's result, by the data set's official
-comparison; for DS-1000 it is pass@1. EM (exact set match): the query agrees with the gold query clause by clause.
-Executable: the share that runs at all. The error analysis of Fig. 4a is the count of each verdict.
+EX (execution accuracy): the share of questions whose query returns the gold query's result, by the data set's
+official comparison; for DS-1000 it is pass@1. EM (exact set match): the query agrees with the gold query
+clause by clause. Executable: the share that runs at all. The error analysis of Fig. 4a is the count of each
+verdict.
 """
 
 from __future__ import annotations
@@ -51,19 +52,29 @@ class Scores:
 
 @dataclass(frozen=True)
 class PolicyScores:
-    """A policy's scores on the training questions held back and on the dev split, where there are such questions."""
+    """A policy's scores on the training questions held back and on the dev split, where there are such
+    questions.
+    """
 
     validation: Scores | None
     dev: Scores | None
 
     @staticmethod
     def of(plain: dict, scored: Collection[str]) -> PolicyScores:
-        """What `plain` has returned; raises TypeError or KeyError where that does not hold the splits `scored`."""
-        return PolicyScores(*(Scores(**plain[split]) if split in scored else None for split in ("validation", "dev")))
+        """What `plain` has returned; raises TypeError or KeyError where that does not hold the splits
+        `scored`.
+        """
+        return PolicyScores(
+            *(Scores(**plain[split]) if split in scored else None for split in ("validation", "dev"))
+        )
 
     def plain(self) -> dict:
         """As it is written to scores.json."""
-        return {f.name: dataclasses.asdict(value) for f in dataclasses.fields(self) if (value := getattr(self, f.name))}
+        return {
+            f.name: dataclasses.asdict(value)
+            for f in dataclasses.fields(self)
+            if (value := getattr(self, f.name))
+        }
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,9 @@ class Evaluation:
         ]
 
 
-def scores(questions: list[Question], codes: list[str], verdicts: list[Verdict], tables: dict | None = None) -> Scores:
+def scores(
+    questions: list[Question], codes: list[str], verdicts: list[Verdict], tables: dict | None = None
+) -> Scores:
     """tables: db_id → its entry in tables.json, for EM (`data.tables`)."""
     rows = []
     for q, code, v in zip(questions, codes, verdicts, strict=True):
@@ -124,7 +137,9 @@ def interval(values, repeats: int = 2000) -> tuple[float, float]:
 def greedy(
     policy: Policy, questions: list[Question], max_new: int, batch_tokens: int, progress: str | None = None
 ) -> list[str]:
-    """The most likely answer's code for every question, in order; no code where the prompt is too long for the model."""
+    """The most likely answer's code for every question, in order; no code where the prompt is too long for
+    the model.
+    """
     from sample import SamplingParams, sample
 
     room = policy.max_positions - max_new
@@ -156,21 +171,35 @@ def evaluate(
 
 def main(argv=None):
     parser = cli.flags(__doc__)
-    parser.add_argument("--data", default="shop", choices=sorted(data.DATA_SETS), help="data set (default shop)")
+    parser.add_argument(
+        "--data", default="shop", choices=sorted(data.DATA_SETS), help="data set (default shop)"
+    )
     parser.add_argument("--data-dir", help="its folder (default data/NAME)")
     parser.add_argument("--split", default="dev", choices=("train", "dev"), help="default dev")
-    parser.add_argument("--limit", type=int, default=0, help="score this many questions, chosen by --seed (0: all)")
+    parser.add_argument(
+        "--limit", type=int, default=0, help="score this many questions, chosen by --seed (0: all)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of questions")
     parser.add_argument("--predictions", type=Path, help="score this file instead of a model")
     parser.add_argument("--model", default="smollm2", help="hub id, folder, .gguf file, or smollm2")
     parser.add_argument("--adapter", help="folder of a LoRA adapter (default: the base model)")
-    parser.add_argument("--max-new", type=int, help="longest answer, tokens (default: the data set's, as in training)")
+    parser.add_argument(
+        "--max-new", type=int, help="longest answer, tokens (default: the data set's, as in training)"
+    )
     parser.add_argument("--batch-tokens", type=int, default=32768, help="cached tokens per unit of questions")
-    parser.add_argument("--comparison", choices=("spider", "bird", "strict"), help="default: the data set's official one")
-    parser.add_argument("--timeout", type=float, help="seconds per answer (default: the data set's, as in training)")
+    parser.add_argument(
+        "--comparison", choices=("spider", "bird", "strict"), help="default: the data set's official one"
+    )
+    parser.add_argument(
+        "--timeout", type=float, help="seconds per answer (default: the data set's, as in training)"
+    )
     parser.add_argument("--workers", type=int, default=2, help="verification processes")
-    parser.add_argument("--python", help="DS-1000: the interpreter that has its libraries (default: this one)")
-    parser.add_argument("--allow-unsandboxed", action="store_true", help="DS-1000: run programs without all the walls")
+    parser.add_argument(
+        "--python", help="DS-1000: the interpreter that has its libraries (default: this one)"
+    )
+    parser.add_argument(
+        "--allow-unsandboxed", action="store_true", help="DS-1000: run programs without all the walls"
+    )
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     parser.add_argument("--out", type=Path, help="write one JSON line per question here")
@@ -191,7 +220,9 @@ def main(argv=None):
     folder = args.data_dir or f"data/{args.data}"
     questions, notes = data.load(args.data, folder, args.split)
     total = data.count(args.data, folder, args.split)
-    total_left_out = total - len(questions) if args.data != "ds1000" else 0  # one file holds both of its halves
+    total_left_out = (
+        total - len(questions) if args.data != "ds1000" else 0
+    )  # one file holds both of its halves
     tables, unread = data.tables(args.data, folder, args.split)
     if args.comparison:
         questions = [dataclasses.replace(q, comparison=args.comparison) for q in questions]

@@ -4,20 +4,22 @@
                 "SELECT T1.name FROM pet AS T1 WHERE T1.kind = 'dog' AND T1.age > 7", None)     # True
     hardness("SELECT count(*) FROM pet")                                                        # "easy"
 
-The semantics are those of Spider's official evaluator, as it is run by default (no values, no DISTINCT), written anew over
-sqlglot's syntax tree. Aliases become tables; columns become table.column, and columns that foreign keys connect become
-one. Then SELECT, the tables of FROM, and the conditions of WHERE are compared as multisets; the AND and OR of WHERE as a
-set; GROUP BY, HAVING and ORDER BY in order; LIMIT by its presence; UNION, INTERSECT and EXCEPT recursively; of ON nothing
-but its keywords (or, not, in, like).
+The semantics are those of Spider's official evaluator, as it is run by default (no values, no DISTINCT),
+written anew over sqlglot's syntax tree. Aliases become tables; columns become table.column, and columns that
+foreign keys connect become one. Then SELECT, the tables of FROM, and the conditions of WHERE are compared as
+multisets; the AND and OR of WHERE as a set; GROUP BY, HAVING and ORDER BY in order; LIMIT by its presence;
+UNION, INTERSECT and EXCEPT recursively; of ON nothing but its keywords (or, not, in, like).
 
-Kept from the official code, though one may wonder, because published figures have it: a query nested in a condition or in
-FROM must be equal as it stands (its lists in order, its DISTINCT, its columns not merged by foreign keys); the right side of
-a comparison is a value, whatever it is, unless it holds a query; two columns that refer to the same key are one column
-(SourceAirport, DestAirport); ORDER BY has one direction, the last that is written.
+Kept from the official code, though one may wonder, because published figures have it: a query nested in a
+condition or in FROM must be equal as it stands (its lists in order, its DISTINCT, its columns not merged by
+foreign keys); the right side of a comparison is a value, whatever it is, unless it holds a query; two columns
+that refer to the same key are one column (SourceAirport, DestAirport); ORDER BY has one direction, the last
+that is written.
 
-Different on purpose: an alias means the table that it names in its own query (officially, the last table of that name in
-the whole text); SQL outside the official grammar, where the official verdict is "no match", is compared too: `<>`, AS or no
-AS, INNER and outer joins, any expression, CASE, window functions, WITH, queries in FROM.
+Different on purpose: an alias means the table that it names in its own query (officially, the last table of
+that name in the whole text); SQL outside the official grammar, where the official verdict is "no match", is
+compared too: `<>`, AS or no AS, INNER and outer joins, any expression, CASE, window functions, WITH, queries
+in FROM.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ from verifier.sql_text import MAX_QUERY
 
 logging.getLogger("sqlglot").setLevel(logging.CRITICAL)  # an answer that is not SQL is no news
 
-# sqlglot is recursive, and answers are hostile: characters; parentheses inside each other, and queries of a set
-# operation; units that are read
+# sqlglot is recursive, and answers are hostile: characters; parentheses inside each other, and queries of a
+# set operation; units that are read
 MAX_LENGTH, MAX_DEPTH, MAX_UNITS = 10_000, 40, 20_000
 TOKEN = re.compile(rf"\d[\w.]*|{sql_text.TOKEN.pattern}")  # a number is one token, for it is one value
 COMPARE = {"eq": "=", "neq": "!=", "gt": ">", "gte": ">=", "lt": "<", "lte": "<=", "in": "in", "like": "like",
@@ -65,7 +67,8 @@ class Conditions:
 class Clauses:
     """One SELECT, and what UNION, INTERSECT or EXCEPT combines it with.
 
-    A unit is a column "table.column", "*", VALUE, another Clauses, or a tuple: an operator or function with its operands.
+    A unit is a column "table.column", "*", VALUE, another Clauses, or a tuple: an operator or function with
+    its operands.
     """
 
     distinct: bool  # compared in nested queries alone
@@ -82,11 +85,12 @@ class Clauses:
 
 
 def exact_match(gold: str, answer: str, tables: dict | None) -> bool:
-    """Whether `answer` matches `gold`; False where it does not parse. `tables` is the database's entry of tables.json.
+    """Whether `answer` matches `gold`; False where it does not parse. `tables` is the database's entry of
+    tables.json.
 
-    Without `tables`, a column that does not name its table is known only where FROM has one table, and no columns are
-    merged. A gold query that does not parse matches the answers that have its tokens, values left out. A text that is too
-    long to run matches nothing but itself.
+    Without `tables`, a column that does not name its table is known only where FROM has one table, and no
+    columns are merged. A gold query that does not parse matches the answers that have its tokens, values left
+    out. A text that is too long to run matches nothing but itself.
     """
     schema = Schema(tables)
     expected = clauses(gold, schema)
@@ -132,7 +136,9 @@ def hardness(gold: str) -> str:
     first += sum(part.connectors.count("or") for part in parts) + sum(x.op == "like" for x in conditions)
     nested = sum(len(x.nested) for x in conditions) + (c.combined is not None)
     # the official count of aggregates takes each NOT of a condition, and each connector of HAVING, for one
-    aggregates = sum(map(has_aggregate, c.select)) + sum(has_aggregate(x) for unit in c.order_by for x in operands(unit))
+    aggregates = sum(map(has_aggregate, c.select)) + sum(
+        has_aggregate(x) for unit in c.order_by for x in operands(unit)
+    )
     aggregates += sum(x.negated for x in c.where.conditions + c.having.conditions) + len(c.having.connectors)
     others = (aggregates > 1) + (len(c.select) > 1) + (len(c.where.conditions) > 1) + (len(c.group_by) > 1)
     if nested == 0 and first <= 1 and others == 0:
@@ -155,12 +161,17 @@ def has_aggregate(unit) -> bool:
     return isinstance(unit, tuple) and (unit[0] in AGGREGATES or any(map(has_aggregate, unit[1:])))
 
 
-# --- text -> Clauses --------------------------------------------------------------------------------------------------
+# --- text -> Clauses
+# --------------------------------------------------------------------------------------------------
 
 
 def tokens(query: str) -> list[str]:
     """The tokens in lower case; without values, white space, comments and the semicolon at the end."""
-    found = [token.lower() for token in TOKEN.findall(query) if not token.isspace() and token[:2] not in ("--", "/*")]
+    found = [
+        token.lower()
+        for token in TOKEN.findall(query)
+        if not token.isspace() and token[:2] not in ("--", "/*")
+    ]
     found = [VALUE if token[0] in "'\"0123456789" else token for token in found]
     while found and found[-1] == ";":
         found.pop()
@@ -179,12 +190,22 @@ def clauses(query: str, schema: Schema) -> Clauses | None:
     try:
         statements = [s for s in sqlglot.parse(re.sub(r"([<>!])\s+=", r"\1=", query), dialect="sqlite") if s]
         return read_query(statements[0], schema) if len(statements) == 1 else None
-    except (sqlglot.errors.SqlglotError, RecursionError, ValueError, AttributeError, TypeError, KeyError, IndexError):
+    except (
+        sqlglot.errors.SqlglotError,
+        RecursionError,
+        ValueError,
+        AttributeError,
+        TypeError,
+        KeyError,
+        IndexError,
+    ):
         return None  # sqlglot says "not SQL" in more than one way
 
 
 class Schema:
-    """The columns of each table, and for each "table.column" the one that stands for all that foreign keys connect."""
+    """The columns of each table, and for each "table.column" the one that stands for all that foreign keys
+    connect.
+    """
 
     def __init__(self, tables: dict | None):
         self.columns: dict[str, set[str]] = {}
@@ -200,7 +221,9 @@ class Schema:
             if table >= 0:
                 self.columns[names[table]].add(column.lower())
         groups: list[set[int]] = []
-        for pair in tables["foreign_keys"]:  # as officially: a key joins the first group that it touches, and only that
+        for pair in tables[
+            "foreign_keys"
+        ]:  # as officially: a key joins the first group that it touches, and only that
             group = next((g for g in groups if g & set(pair)), None)
             if group is None:
                 groups.append(group := set())
@@ -215,7 +238,9 @@ class Schema:
 
 
 def read_query(node, schema, outer=None, ctes=None, nested=False) -> Clauses:
-    """`outer` is the Scope of the query around this one; `nested` ones keep DISTINCT and their columns as they are."""
+    """`outer` is the Scope of the query around this one; `nested` ones keep DISTINCT and their columns as
+    they are.
+    """
     ctes, selects, operators = dict(ctes or {}), [], []
     stack: list[tuple] = [(node, ())]
     while stack:  # a UNION b EXCEPT c: a tree to the left in sqlglot, a chain to the right in Spider
@@ -264,7 +289,9 @@ class Scope:
     def add(self, node, side="") -> None:
         """A member of FROM: into `tables`, and what its columns are called by into `sources`."""
         name = node.name.lower()
-        if isinstance(node, exp.Subquery) and not isinstance(node.this, exp.Query):  # parentheses around a join
+        if isinstance(node, exp.Subquery) and not isinstance(
+            node.this, exp.Query
+        ):  # parentheses around a join
             self.add(node.this, side)
         elif isinstance(node, exp.Table) and isinstance(node.this, exp.Identifier) and name not in self.ctes:
             self.sources.setdefault(name, name)
@@ -272,7 +299,9 @@ class Scope:
                 self.sources[node.alias.lower()] = name
             self.tables.append((side, name) if side else name)
         else:
-            others = {k: v for k, v in self.ctes.items() if k != name}  # WITH RECURSIVE: its own name is a table
+            others = {
+                k: v for k, v in self.ctes.items() if k != name
+            }  # WITH RECURSIVE: its own name is a table
             if isinstance(node, exp.Table) and name in self.ctes:
                 table = read_query(self.ctes[name], self.schema, None, others, True)
             elif isinstance(node, exp.Subquery):
@@ -327,7 +356,13 @@ class Scope:
                 known = not has and len(set(scope.sources.values())) == 1 and scope.schema.columns == {}
                 found = next(iter(has or (scope.sources.values() if known else ())), None)
             scope = scope.outer
-        if found is None and not table and node.this.quoted and self.schema.columns and "" not in self.sources.values():
+        if (
+            found is None
+            and not table
+            and node.this.quoted
+            and self.schema.columns
+            and "" not in self.sources.values()
+        ):
             return VALUE  # "text" in double quotes
         full = f"{table if found is None else found}.{name}"
         return full if self.nested or found not in self.merged else self.schema.same.get(full, full)
@@ -357,13 +392,18 @@ class Scope:
         if isinstance(node, exp.Distinct) and not self.nested and len(node.expressions) == 1:
             return self.unit(node.expressions[0])
         if isinstance(node, exp.Expression):
-            return (node.key, *(self.unit(x) for x in node.args.values() if x or isinstance(x, exp.Expression)))
+            return (
+                node.key,
+                *(self.unit(x) for x in node.args.values() if x or isinstance(x, exp.Expression)),
+            )
         if isinstance(node, list):
             return ("list", *map(self.unit, node))
         return node.lower() if isinstance(node, str) else str(node)
 
     def conditions(self, nodes) -> Conditions:
-        """AND and OR taken apart, in the order of the text; several nodes (the ON of several joins) are joined by AND."""
+        """AND and OR taken apart, in the order of the text; several nodes (the ON of several joins) are
+        joined by AND.
+        """
         found, connectors = [], []
         stack = [x for node in reversed(nodes) for x in (node, "and")][:-1]
         while stack:
@@ -388,7 +428,12 @@ class Scope:
             return Condition(negated, "", self.unit(node), ())
         negated ^= bool(node.args.get("negate"))
         left = node.this
-        right = [x for k, v in node.args.items() if k not in ("this", "negate") for x in (v if type(v) is list else [v])]
+        right = [
+            x
+            for k, v in node.args.items()
+            if k not in ("this", "negate")
+            for x in (v if type(v) is list else [v])
+        ]
         if isinstance(left, exp.Query) and op == "exists":
             left, right = exp.Star(), [left]
         elif op in MIRROR and isinstance(left, exp.Literal) and not isinstance(right[0], exp.Literal):

@@ -1,4 +1,6 @@
-"""Questions and the verifier: the job of judging an answer, and the questions whose answers can be judged at all."""
+"""Questions and the verifier: the job of judging an answer, and the questions whose answers can be judged at
+all.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,21 @@ def job(question: Question, code: str, timeout: float) -> SqlJob | PythonJob:
 def usable(
     questions: list[Question], verifier: Verifier, timeout: float, progress: str | None = None
 ) -> tuple[list[Question], list[str]]:
-    """Questions whose gold code is right when it is judged as an answer would be, and a note for each of the others.
+    """Questions whose gold code is right when it is judged as an answer would be, and a note for each of the
+    others.
 
-    The others are left out, never counted as answered wrongly; so is a program that needs more than half of the
-    processor time that an answer has (a query's answers get more, `verify.answer_seconds`). Processor time, so
-    that a busy machine leaves out the same questions as an idle one. A fault of the machine is raised
-    (InfrastructureError).
+    The others are left out, never counted as answered wrongly; so is a program that needs more than half of
+    the processor time that an answer has (a query's answers get more, `verify.answer_seconds`). Processor
+    time, so that a busy machine leaves out the same questions as an idle one. A fault of the machine is
+    raised (InfrastructureError).
     """
     seconds = {"sql": timeout, "python": max(timeout, GOLD_SECONDS["python"])}
     jobs = [job(q, q.gold, seconds[q.language]) for q in questions]
     futures = [verifier.submit(j) for j in jobs]
     kept, notes = [], []
-    for q, future in tqdm(list(zip(questions, futures)), desc=progress, disable=progress is None, unit="question", leave=False):
+    for q, future in tqdm(
+        list(zip(questions, futures)), desc=progress, disable=progress is None, unit="question", leave=False
+    ):
         try:
             verdict = future.result()
             slow = q.language == "python" and verdict.seconds > timeout / 2
@@ -54,6 +59,8 @@ def with_rows(questions: list[Question], verifier: Verifier, timeout: float) -> 
     """
 
     def empty(q: Question) -> bool:
-        return q.language == "sql" and verifier.gold_is_empty(SqlJob(q.database, q.gold, q.gold, q.comparison, timeout))
+        return q.language == "sql" and verifier.gold_is_empty(
+            SqlJob(q.database, q.gold, q.gold, q.comparison, timeout)
+        )
 
     return [q for q in questions if not empty(q)]

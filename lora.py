@@ -1,7 +1,9 @@
-"""LoRA (Hu et al. 2021): inject, save, load, merge. W x becomes W x + (alpha / r) B A x; only A and B are trained.
+"""LoRA (Hu et al. 2021): inject, save, load, merge. W x becomes W x + (alpha / r) B A x; only A and B are
+trained.
 
-Adapters are saved in PEFT's format (`adapter_config.json`, `adapter_model.safetensors`), so PEFT, vLLM and others load
-them. `python lora.py merge --model BASE --adapter FOLDER --out FOLDER` writes a plain Hugging Face folder.
+Adapters are saved in PEFT's format (`adapter_config.json`, `adapter_model.safetensors`), so PEFT, vLLM and
+others load them. `python lora.py merge --model BASE --adapter FOLDER --out FOLDER` writes a plain Hugging
+Face folder.
 """
 
 from __future__ import annotations
@@ -30,13 +32,21 @@ PREFIX = "base_model.model."  # PEFT's name for the wrapped model
 # settings of PEFT's that change what an adapter computes
 OTHER_KINDS = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "lora_bias", "modules_to_save", "use_qalora",
                "alora_invocation_tokens")  # fmt: skip
-PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal")  # other starts also change the base model's own weights
+PLAIN_STARTS = (
+    True,
+    False,
+    None,
+    "gaussian",
+    "orthogonal",
+)  # other starts also change the base model's own weights
 
 
 class LoRALinear(nn.Module):
-    """A frozen nn.Linear or GPT-2 Conv1D (whose weight is transposed) with a trained low-rank update beside it.
+    """A frozen nn.Linear or GPT-2 Conv1D (whose weight is transposed) with a trained low-rank update beside
+    it.
 
-    A is float32 (r, in), Kaiming-uniform as in Hu et al.'s code; B is float32 (out, r), zero: the start is the identity.
+    A is float32 (r, in), Kaiming-uniform as in Hu et al.'s code; B is float32 (out, r), zero: the start is
+    the identity.
     """
 
     def __init__(self, base: nn.Linear | Conv1D, rank: int, alpha: float, generator: torch.Generator):
@@ -50,9 +60,13 @@ class LoRALinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(outside, rank, device=weight.device))
 
     def forward(self, x):  # (…, in) → (…, out)
-        exact = x if torch.is_autocast_enabled(x.device.type) else x.to(self.lora_A.dtype)  # autocast makes no copy
+        exact = (
+            x if torch.is_autocast_enabled(x.device.type) else x.to(self.lora_A.dtype)
+        )  # autocast makes no copy
         base, low = self.base(x), F.linear(exact, self.lora_A)  # (…, out), (…, r)
-        whole = torch.addmm(base.to(low.dtype).flatten(0, -2), low.flatten(0, -2), self.lora_B.T, alpha=self.scaling)
+        whole = torch.addmm(
+            base.to(low.dtype).flatten(0, -2), low.flatten(0, -2), self.lora_B.T, alpha=self.scaling
+        )
         return whole.view_as(base).to(base.dtype)
 
     def delta(self):
@@ -62,16 +76,20 @@ class LoRALinear(nn.Module):
 
 
 def inject(model: nn.Module, rank: int = 8, alpha: float = 16, seed: int = 0) -> list[nn.Parameter]:
-    """Freeze the model and put LoRA on every linear layer of attention and MLP; returns the trained parameters.
+    """Freeze the model and put LoRA on every linear layer of attention and MLP; returns the trained
+    parameters.
 
-    All linear layers are taken but the output projection to the vocabulary (METHOD: the paper does not name its targets).
+    All linear layers are taken but the output projection to the vocabulary (METHOD: the paper does not name
+    its targets).
     """
     if any(isinstance(m, LoRALinear) for m in model.modules()):
         raise ValueError("the model already carries LoRA layers")
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     head = model.get_output_embeddings()
-    targets = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
+    targets = [
+        (n, m) for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head
+    ]
     for name, module in targets:
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, LoRALinear(module, rank, alpha, generator))
@@ -118,19 +136,31 @@ def save(model: nn.Module, folder: Path, base_name: str):
 
 
 def read(folder: Path) -> tuple[int, float, dict[str, torch.Tensor]]:
-    """(rank, alpha, tensors) of a saved adapter; raises UserError where the folder holds none, or one of another kind."""
+    """(rank, alpha, tensors) of a saved adapter; raises UserError where the folder holds none, or one of
+    another kind.
+    """
     folder = Path(folder)
     try:
         config = json.loads((folder / "adapter_config.json").read_text())
-        rank, alpha, tensors = config["r"], config["lora_alpha"], load_file(folder / "adapter_model.safetensors")
+        rank, alpha, tensors = (
+            config["r"],
+            config["lora_alpha"],
+            load_file(folder / "adapter_model.safetensors"),
+        )
         other = [name for name in OTHER_KINDS if config.get(name)]
         other += ["init_lora_weights"] if config.get("init_lora_weights") not in PLAIN_STARTS else []
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise UserError(f"{folder} holds no readable adapter (adapter_config.json, adapter_model.safetensors): {error}")
+        raise UserError(
+            f"{folder} holds no readable adapter (adapter_config.json, adapter_model.safetensors): {error}"
+        )
     if config.get("peft_type", "LORA") != "LORA" or other:
-        raise UserError(f"the adapter in {folder} is not plain LoRA: {', '.join(other) or config['peft_type']}.")
+        raise UserError(
+            f"the adapter in {folder} is not plain LoRA: {', '.join(other) or config['peft_type']}."
+        )
     if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not math.isfinite(alpha):
-        raise UserError(f"{folder / 'adapter_config.json'}: r must be a number from 1 on and lora_alpha a number.")
+        raise UserError(
+            f"{folder / 'adapter_config.json'}: r must be a number from 1 on and lora_alpha a number."
+        )
     if not all(tensor.is_floating_point() and tensor.isfinite().all() for tensor in tensors.values()):
         raise UserError(f"{folder / 'adapter_model.safetensors'} holds weights that are not finite numbers.")
     return rank, alpha, tensors
@@ -144,9 +174,15 @@ def load(model: nn.Module, folder: Path):
     rank, alpha, tensors = read(folder)
     if not layers(model):
         inject(model, rank, alpha)
-    mine = {f"{PREFIX}{n}.{k}.weight": getattr(m, k) for n, m in layers(model).items() for k in ("lora_A", "lora_B")}
+    mine = {
+        f"{PREFIX}{n}.{k}.weight": getattr(m, k)
+        for n, m in layers(model).items()
+        for k in ("lora_A", "lora_B")
+    }
     if {k: tuple(v.shape) for k, v in mine.items()} != {k: tuple(v.shape) for k, v in tensors.items()}:
-        raise UserError(f"the adapter in {folder} was made for another model or rank (its layers or shapes differ)")
+        raise UserError(
+            f"the adapter in {folder} was made for another model or rank (its layers or shapes differ)"
+        )
     for layer in layers(model).values():
         layer.scaling = alpha / rank
     with torch.no_grad():

@@ -9,8 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def dpo_margin(chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor) -> Tensor:
-    """log π_θ(y_c|x)/π_t(y_c|x) − log π_θ(y_r|x)/π_t(y_r|x), shape (B,). The reference is π_t, the policy that drew."""
+def dpo_margin(
+    chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor
+) -> Tensor:
+    """log π_θ(y_c|x)/π_t(y_c|x) − log π_θ(y_r|x)/π_t(y_r|x), shape (B,). The reference is π_t, the policy
+    that drew.
+    """
     return (chosen - reference_chosen) - (rejected - reference_rejected)
 
 
@@ -22,8 +26,8 @@ def dpo_loss(margin: Tensor, beta: float) -> Tensor:
 def sft_loss(chosen: Tensor, chosen_lengths: Tensor, reduction: str = "mean") -> Tensor:
     """−log π_θ(y_c|x), shape (B,): the second term of equation 6.
 
-    `mean` divides by the answer's own number of tokens (see the README, differences from the paper); `sum` is the
-    equation read literally.
+    `mean` divides by the answer's own number of tokens (see the README, differences from the paper); `sum` is
+    the equation read literally.
     """
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction must be mean or sum, not {reduction!r}")

@@ -200,7 +200,8 @@ CURVES = {
     "margin": {"margin": "margin"},
     "share of pairs in the right order": {"preferred": "margin above 0"},
     "log-probability per token (Fig. 2)": {
-        "chosen_logp_per_token": "chosen", "rejected_logp_per_token": "rejected",
+        "chosen_logp_per_token": "chosen",
+        "rejected_logp_per_token": "rejected",
     },
     "log-probability, summed (Fig. 2)": {"chosen_logp": "chosen", "rejected_logp": "rejected"},
     "log-ratio to the reference": {"chosen_logratio": "chosen", "rejected_logratio": "rejected"},

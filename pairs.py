@@ -28,7 +28,12 @@ class QuestionPairs:
 
 
 def make_pairs(
-    config: Config, tokenizer: Any, questions: list[Question], answers: list[Answer], verdicts: list[Verdict], t: int
+    config: Config,
+    tokenizer: Any,
+    questions: list[Question],
+    answers: list[Answer],
+    verdicts: list[Verdict],
+    t: int,
 ) -> tuple[list[QuestionPairs], Counter]:
     """Each question's K pairs in iteration t, and how many questions and answers fell into each case.
 
@@ -63,8 +68,8 @@ def sort_answers(
 ) -> tuple[list[Ids], list[Ids]]:
     """Y_c and Y_r of one question, equation 4; `counts` is updated with every case.
 
-    gold: the token ids of its gold code with the end token. gold_text: what these ids say, without the end token.
-    drawn: its answers with their verdicts.
+    gold: the token ids of its gold code with the end token. gold_text: what these ids say, without the end
+    token. drawn: its answers with their verdicts.
     """
     chosen = [a.ids for a, v in drawn if v.verdict == "correct"]
     failed = [a for a, v in drawn if v.verdict != "correct" and v.judged]
@@ -72,7 +77,9 @@ def sort_answers(
     counts["questions"] += 1
     counts["answers"] += len(drawn)
     counts["answers_right"] += len(chosen)
-    if unknown := len(drawn) - len(chosen) - len(failed):  # a damaged page of the database: neither right nor wrong
+    if (
+        unknown := len(drawn) - len(chosen) - len(failed)
+    ):  # a damaged page of the database: neither right nor wrong
         counts["answers_not_judged"] += unknown
     counts["answers_degenerate"] += len(failed) - len(rejected)
     # the gold code, where no answer is right; `only`: fine-tuning, which learns from nothing else
@@ -81,10 +88,14 @@ def sort_answers(
         chosen.append(gold)
     if config.gold == "only":
         chosen = [gold]
-    # The same code can get two verdicts: it was correct once and too slow another time, or the gold code was too slow
-    # as an answer. Code that is chosen is never rejected as well, so no answer is preferred to itself. Answers are the
-    # same where their code is (`prompts.normal_form`), or, where they have none, their tokens.
-    content = {a.ids: normal_form(extract_code(a.text, question.language), question.language) or a.ids for a, _ in drawn}
+    # The same code can get two verdicts: it was correct once and too slow another time, or the gold code was
+    # too slow as an answer. Code that is chosen is never rejected as well, so no answer is preferred to
+    # itself. Answers are the same where their code is (`prompts.normal_form`), or, where they have none,
+    # their tokens.
+    content = {
+        a.ids: normal_form(extract_code(a.text, question.language), question.language) or a.ids
+        for a, _ in drawn
+    }
     content[gold] = normal_form(extract_code(gold_text, question.language), question.language)
     right = {content[ids] for ids in chosen}
     contradicted = [ids for ids in rejected if content[ids] in right]
@@ -102,12 +113,17 @@ def draw_pairs(
     chosen: list[Ids], rejected: list[Ids] | list[None], count: int, rng: random.Random
 ) -> list[tuple[Ids, Ids | None]]:
     """The pair rule, equation 5: each side without replacement where it holds `count` answers, else with it."""
-    sides = [rng.sample(side, count) if len(side) >= count else rng.choices(side, k=count) for side in (chosen, rejected)]
+    sides = [
+        rng.sample(side, count) if len(side) >= count else rng.choices(side, k=count)
+        for side in (chosen, rejected)
+    ]
     return list(zip(*sides))
 
 
 def numbered(question: int, pairs: list[tuple[Ids, Ids | None]]) -> QuestionPairs:
-    """The pairs as positions among their distinct answers, each of which is computed once, however many pairs use it."""
+    """The pairs as positions among their distinct answers, each of which is computed once, however many pairs
+    use it.
+    """
     number: dict[Ids, int] = {}
 
     def position(ids: Ids | None) -> int | None:
@@ -118,9 +134,11 @@ def numbered(question: int, pairs: list[tuple[Ids, Ids | None]]) -> QuestionPair
 
 
 def is_degenerate(answer: Answer, repeats: int = 3) -> bool:
-    """The paper's "answers that contain repeated strings": it ran into the length limit while repeating itself.
+    """The paper's "answers that contain repeated strings": it ran into the length limit while repeating
+    itself.
 
-    Precisely: it has no end, and its last half is one n-gram of tokens, n ≥ 1, back to back at least `repeats` times.
+    Precisely: it has no end, and its last half is one n-gram of tokens, n ≥ 1, back to back at least
+    `repeats` times.
     """
     half = answer.ids[len(answer.ids) // 2 :]
     periods = range(1, len(half) // repeats + 1)

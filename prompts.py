@@ -16,7 +16,9 @@ from verifier.sql_text import MAX_QUERY
 
 
 def prompt(question: Question) -> str:
-    """The zero-shot prompt: schema first and question last, so that a database's questions share their prefix."""
+    """The zero-shot prompt: schema first and question last, so that a database's questions share their
+    prefix.
+    """
     if question.language == "python":
         return question.text
     evidence = f"Hint: {question.evidence}\n" if question.evidence else ""
@@ -27,7 +29,8 @@ def prompt(question: Question) -> str:
 
 
 # A template calls strftime_now(format) for today's date. Only texts can be handed to a template, not another
-# function, so this is put before it: the same function for the date whose parts are given as texts, {"%d": "26", …}.
+# function, so this is put before it: the same function for the date whose parts are given as texts, {"%d":
+# "26", …}.
 DATE_CODES = [f"%{sign}{letter}" for letter in "aAbBhdejmyYCDFGguUVwWxHIklMpPrRSTX%" for sign in ("", "-")]
 DAY_OF_TEMPLATE = (
     "{%- macro strftime_now(format) -%}{%- set text = namespace(value=format) -%}"
@@ -39,9 +42,9 @@ DAY_OF_TEMPLATE = (
 def prompt_ids(question: Question, tokenizer: Any, day: str | None = None) -> list[int]:
     """The prompt's tokens: through the tokenizer's chat template where it has one, else followed by "SQL:".
 
-    What looks like a special token in the question or its schema is tokenised as plain text. `day` ("26 Jul 2024")
-    is the date that a template prints in place of today's, so that a run has the same prompts on every day.
-    Raises UserError where the tokenizer reads a special token even from plain text.
+    What looks like a special token in the question or its schema is tokenised as plain text. `day` ("26 Jul
+    2024") is the date that a template prints in place of today's, so that a run has the same prompts on every
+    day. Raises UserError where the tokenizer reads a special token even from plain text.
     """
     text = prompt(question)
     if not tokenizer.chat_template:
@@ -52,7 +55,9 @@ def prompt_ids(question: Question, tokenizer: Any, day: str | None = None) -> li
         start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), len(whole))
         return whole[: start + len(plain)]
     if question.language == "python":
-        text = f"Complete the program. Reply with the missing code only, between <code> and </code>.\n\n{text}"
+        text = (
+            f"Complete the program. Reply with the missing code only, between <code> and </code>.\n\n{text}"
+        )
     try:
         return _chat_ids(text, tokenizer, day)
     except ValueError as error:
@@ -60,7 +65,9 @@ def prompt_ids(question: Question, tokenizer: Any, day: str | None = None) -> li
 
 
 def _chat_ids(text: str, tokenizer: Any, day: str | None = None) -> list[int]:
-    """A user's message in the chat template, up to where the answer begins; raises ValueError where it cannot be made."""
+    """A user's message in the chat template, up to where the answer begins; raises ValueError where it cannot
+    be made.
+    """
     template = tokenizer.get_chat_template()
     # the answer is code from its first token on; most templates ignore it
     settings: dict[str, Any] = {"enable_thinking": False}
@@ -89,10 +96,11 @@ def code_ids(code: str, tokenizer: Any) -> tuple[int, ...]:
 
 
 def _other_ways(code: str, tokenizer: Any) -> Iterator[list[int]]:
-    """Tokens of the code as SentencePiece tokenizers write it elsewhere than at a text's beginning, where a space changes.
+    """Tokens of the code as SentencePiece tokenizers write it elsewhere than at a text's beginning, where a
+    space changes.
 
-    It is tokenised behind a character, whose tokens are cut off: several are tried, because one may merge with the code.
-    The last way writes the space that such a tokenizer takes away.
+    It is tokenised behind a character, whose tokens are cut off: several are tried, because one may merge
+    with the code. The last way writes the space that such a tokenizer takes away.
     """
     for before in "\n>:":
         first, both = _plain_ids(before, tokenizer), _plain_ids(before + code, tokenizer)
@@ -122,8 +130,8 @@ def begins_a_line(tokenizer: Any, template: str) -> bool:
     """Whether prompts end with white space, so that spaces at an answer's beginning are indentation.
 
     template: the tokenizer's chat template as text, so that a result is remembered for this template alone.
-    Otherwise (behind `[/INST]`, say) the answer is a text of its own: a chat model of the SentencePiece kind then
-    writes a space first, which separates the answer from the prompt and is no part of it.
+    Otherwise (behind `[/INST]`, say) the answer is a text of its own: a chat model of the SentencePiece kind
+    then writes a space first, which separates the answer from the prompt and is no part of it.
     """
     if not template:
         return True  # `prompt_ids` puts a line break at the end
@@ -135,13 +143,13 @@ def _plain_ids(text: str, tokenizer: Any) -> list[int]:
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
-# Where a query begins: behind the line of a fence, or at SELECT or WITH, which may stand on the fence's line (behind
-# the name of a language) or at the start of another. A block comment may stand before them, and comments of both
-# forms between WITH and the name that it defines. What makes a beginning holds nothing that could end a query (a
-# semicolon, a fence, a blank line), or a text that has ended could get another beginning when more of it comes.
-# A text that only looks like a beginning must take no time: `++` and `*+` give nothing back; the comments of a GAP
-# stay on their line; and LEAD matches at the start of every line, so that it is read once, whether or not QUERY
-# follows.
+# Where a query begins: behind the line of a fence, or at SELECT or WITH, which may stand on the fence's line
+# (behind the name of a language) or at the start of another. A block comment may stand before them, and
+# comments of both forms between WITH and the name that it defines. What makes a beginning holds nothing that
+# could end a query (a semicolon, a fence, a blank line), or a text that has ended could get another beginning
+# when more of it comes. A text that only looks like a beginning must take no time: `++` and `*+` give nothing
+# back; the comments of a GAP stay on their line; and LEAD matches at the start of every line, so that it is
+# read once, whether or not QUERY follows.
 BLANK = r"\n[^\S\n]*\n"
 INSIDE = rf"(?:(?!\*/|```|{BLANK})[^;])*+"  # a block comment before a query, without its signs
 SHORT = r"/\*(?:(?!\*/|```)[^;\n])*+\*/"
@@ -155,10 +163,12 @@ BEGIN = re.compile(
     rf"|^{LEAD}(?P<bare>{QUERY})?",
     re.IGNORECASE | re.MULTILINE,
 )
-# A block comment, or what only begins like one and is never closed: that is read once, then hidden from BEGIN.
+# A block comment, or what only begins like one and is never closed: that is read once, then hidden from
+# BEGIN.
 MAYBE_COMMENT = re.compile(rf"/\*{INSIDE}(\*/)?")
-# Where it ends: at a fence, a semicolon or a blank line outside quotes and comments. Two fences count even inside
-# them, because there they are Markdown's: one that starts a line, and one that ends the line of a `--` comment.
+# Where it ends: at a fence, a semicolon or a blank line outside quotes and comments. Two fences count even
+# inside them, because there they are Markdown's: one that starts a line, and one that ends the line of a `--`
+# comment.
 LINE_FENCE = re.compile(r"^[ \t]*```", re.MULTILINE)
 END = re.compile(
     rf"(?P<end>```|;|(?P<blank>{BLANK}))|{sql_text.QUOTED}|--(?:(?!```[ \t\r]*\n)[^\n])*|{sql_text.BLOCK_COMMENT}"
@@ -167,7 +177,9 @@ END = re.compile(
 
 # DS-1000's official postprocessing: what stands between these, the first only where the answer begins with it
 TAGS = (("```python", "```"), ("<code>", "</code>"), ("", "</code>"), ("", "\nEND SOLUTION"))
-END_CHARACTERS = {";", "`", "\n"} | {end[-1] for _, end in TAGS}  # code can have ended only after one of these
+END_CHARACTERS = {";", "`", "\n"} | {
+    end[-1] for _, end in TAGS
+}  # code can have ended only after one of these
 
 
 # what a model thinks before it answers; where it has not come to an end, there is no answer yet
@@ -175,12 +187,14 @@ THOUGHT = re.compile(r"(?:\s*<think>(?s:.*?)(?:</think>(?:[^\S\n]*\n)*|\Z))+")
 
 
 def extract_code(text: str, language: str = "sql") -> str:
-    """The code inside a model's answer. Thinking at its beginning is skipped; while that is not closed, no code is there.
+    """The code inside a model's answer. Thinking at its beginning is skipped; while that is not closed, no
+    code is there.
 
-    Python: DS-1000's official rule. SQL: from its first fence, SELECT or WITH to the next `;`, fence or blank line.
+    Python: DS-1000's official rule. SQL: from its first fence, SELECT or WITH to the next `;`, fence or blank
+    line.
 
-    A blank line ends a bare query alone, not one inside a fence. Inside quotes and comments only a fence that starts
-    a line ends it, or one that ends a `--` comment's line. Without a beginning: all of it.
+    A blank line ends a bare query alone, not one inside a fence. Inside quotes and comments only a fence that
+    starts a line ends it, or one that ends a `--` comment's line. Without a beginning: all of it.
     """
     return _cut(text, language)[0]
 
@@ -222,23 +236,27 @@ def _cut_sql(text: str) -> tuple[str, bool]:
     return text[start:stop].strip(), bool(fence)
 
 
-# What SQLite reads as one token though sql_text.TOKEN takes it apart: operators, numbers and blobs (`x'00'`). White space
-# inside one of them makes other code of it.
+# What SQLite reads as one token though sql_text.TOKEN takes it apart: operators, numbers and blobs (`x'00'`).
+# White space inside one of them makes other code of it.
 CODE = re.compile(
     r"[<>=!]=|<>|<<|>>|\|\||->>?|\.?\d[\d.]*(?:[eE][+-]?\d+)?\w*|[xX]'[^']*'|" + sql_text.TOKEN.pattern
 )
-LOWER = {ord(letter): letter.lower() for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}  # the letters whose case SQLite ignores
+LOWER = {
+    ord(letter): letter.lower() for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+}  # the letters whose case SQLite ignores
 
 
 def normal_form(code: str, language: str) -> str:
     """One text for all ways of writing the same code; empty where there is none.
 
-    SQL: without comments and the semicolon at the end, with one blank between tokens, in lower case outside quotes.
-    Python: without blanks at the end of a line and empty lines around the code.
+    SQL: without comments and the semicolon at the end, with one blank between tokens, in lower case outside
+    quotes. Python: without blanks at the end of a line and empty lines around the code.
     """
     if language == "python":
         return re.sub(r"(?<![\\ \t\f\r])[ \t\f\r]+$", "", code, flags=re.MULTILINE).strip("\n")
-    tokens = [token for token in CODE.findall(code) if token.strip(" \t\n\f\r") and token[:2] not in ("--", "/*")]
+    tokens = [
+        token for token in CODE.findall(code) if token.strip(" \t\n\f\r") and token[:2] not in ("--", "/*")
+    ]
     while tokens and tokens[-1] == ";":
         tokens.pop()
     return " ".join(token if token[0] in "'\"`[" else token.translate(LOWER) for token in tokens)

@@ -1,7 +1,8 @@
 """Which questions a run uses: the splits, and who is left out of them, with the reason.
 
-A question is left out where its gold code fails or, in training, gives no rows or only NULL, or where it is too long. The
-choice is made once and kept in questions.json, so that a run that is resumed has the same questions and the same prompts.
+A question is left out where its gold code fails or, in training, gives no rows or only NULL, or where it is
+too long. The choice is made once and kept in questions.json, so that a run that is resumed has the same
+questions and the same prompts.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class Splits:
     """The questions of a run."""
 
     train: list[Question]
-    validation: list[Question]  # training questions that are held back: they decide when to stop and which policy is best
+    validation: list[
+        Question
+    ]  # training questions that are held back: they decide when to stop and which policy is best
     dev: list[Question]  # held out: reported alone
 
     def __iter__(self) -> Iterator[tuple[str, list[Question]]]:
@@ -47,21 +50,33 @@ def load(config: Config) -> tuple[Splits, list[str]]:
     questions, train_notes = data.load(config.data, config.data_dir, "train")
     held_out, dev_notes = data.load(config.data, config.data_dir, "dev")
     # a file that cannot be read is noticed now; one file may serve both splits
-    unread = dict.fromkeys(note for split in ("train", "dev") for note in data.tables(config.data, config.data_dir, split)[1])
+    unread = dict.fromkeys(
+        note for split in ("train", "dev") for note in data.tables(config.data, config.data_dir, split)[1]
+    )
     if config.validation >= len(questions):
-        raise UserError(f"--validation {config.validation} leaves none of the {len(questions)} questions for training.")
+        raise UserError(
+            f"--validation {config.validation} leaves none of the {len(questions)} questions for training."
+        )
     # validation first, so that it is the same slice for every --limit
-    held_back = {q.index for q in data.subset(questions, config.validation, config.seed)} if config.validation else set()
+    held_back = (
+        {q.index for q in data.subset(questions, config.validation, config.seed)}
+        if config.validation
+        else set()
+    )
     splits = Splits(
         train=data.subset([q for q in questions if q.index not in held_back], config.limit, config.seed),
         validation=[q for q in questions if q.index in held_back],
         dev=data.subset(held_out, config.eval_limit, config.seed),
     )
-    return splits, [f"train: {note}" for note in train_notes] + [f"dev: {note}" for note in dev_notes] + list(unread)
+    return splits, [f"train: {note}" for note in train_notes] + [f"dev: {note}" for note in dev_notes] + list(
+        unread
+    )
 
 
 def digest(splits: Splits) -> str:
-    """A hash of the questions that a run chooses from: texts, gold code, schemas, and the sizes of the databases."""
+    """A hash of the questions that a run chooses from: texts, gold code, schemas, and the sizes of the
+    databases.
+    """
     rows = []
     for _, questions in splits:
         for q in questions:
@@ -71,23 +86,39 @@ def digest(splits: Splits) -> str:
 
 
 def check(run: Path, splits: Splits):
-    """A run that is resumed must find the questions it was begun with; raises UserError where they have changed."""
+    """A run that is resumed must find the questions it was begun with; raises UserError where they have
+    changed.
+    """
     path = run / "questions.json"
     if path.exists():
         with whole(path):
             known = read_json(path).get("digest")
         if known not in (None, digest(splits)):  # None: begun by a version that did not keep it
-            raise UserError(f"the data have changed since {run} was begun: name another --out, or delete the folder.")
+            raise UserError(
+                f"the data have changed since {run} was begun: name another --out, or delete the folder."
+            )
 
 
-def choose(config: Config, policy: Policy, splits: Splits, notes: list[str], run: Path, verifier: Verifier) -> Splits:
-    """The questions in use → questions.json. Raises UserError where the run's prompts have changed since it was begun."""
+def choose(
+    config: Config, policy: Policy, splits: Splits, notes: list[str], run: Path, verifier: Verifier
+) -> Splits:
+    """The questions in use → questions.json. Raises UserError where the run's prompts have changed since it
+    was begun.
+    """
     stored = stage(
-        run / "questions.json", lambda: fitting(config, policy, splits, notes, verifier), text(indented), read_json
+        run / "questions.json",
+        lambda: fitting(config, policy, splits, notes, verifier),
+        text(indented),
+        read_json,
     )
     with whole(run / "questions.json"):
         kept = [set(indices) for indices in stored["kept"]]
-        chosen = Splits(*([q for q in questions if q.index in use] for (_, questions), use in zip(splits, kept, strict=True)))
+        chosen = Splits(
+            *(
+                [q for q in questions if q.index in use]
+                for (_, questions), use in zip(splits, kept, strict=True)
+            )
+        )
         left_out = [str(note) for note in stored["left out"]]
         known = stored.get("prompts")
     if known not in (None, prompts_digest(policy, chosen)):  # None: begun by a version that did not keep it
@@ -103,8 +134,9 @@ def choose(config: Config, policy: Policy, splits: Splits, notes: list[str], run
 def fitting(config: Config, policy: Policy, splits: Splits, notes: list[str], verifier: Verifier) -> dict:
     """What questions.json holds. Raises UserError where no training question is left.
 
-    Scoring keeps the long ones of the dev split, since a question that the model cannot read is one it does not answer,
-    and those without rows, as officially. By the criterion `executable` no gold code of a training question is run.
+    Scoring keeps the long ones of the dev split, since a question that the model cannot read is one it does
+    not answer, and those without rows, as officially. By the criterion `executable` no gold code of a
+    training question is run.
     """
     if ranks.rank():  # the first process alone executes gold code, and writes
         return {}
@@ -122,7 +154,9 @@ def fitting(config: Config, policy: Policy, splits: Splits, notes: list[str], ve
         if name != "dev":
             fits = [q for q in questions if longest(config, policy, q) <= room]
             if len(fits) < len(questions):
-                notes.append(f"{name}: {len(questions) - len(fits)} questions: longer than {room} tokens with their answer")
+                notes.append(
+                    f"{name}: {len(questions) - len(fits)} questions: longer than {room} tokens with their answer"
+                )
             questions = fits
         if name == "train" and config.gold != "never":
             told = [q for q in questions if gold_is_told(q, policy)]
@@ -150,6 +184,8 @@ def longest(config: Config, policy: Policy, question: Question) -> int:
 
 
 def gold_is_told(question: Question, policy: Policy) -> bool:
-    """Whether the gold code's tokens are the same code; a tokenizer that normalises letters may make another one of it."""
+    """Whether the gold code's tokens are the same code; a tokenizer that normalises letters may make another
+    one of it.
+    """
     text = answer_text(code_ids(question.gold, policy.tokenizer)[:-1], policy.tokenizer)
     return normal_form(text, question.language) == normal_form(question.gold, question.language)

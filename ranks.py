@@ -1,9 +1,9 @@
 """Many processes on one run: `torchrun --nproc-per-node N codelutra.py …`.
 
-Every process does its share of the questions; gradients are added up, so all hold the same adapter, and the first process
-alone writes. Each has the whole model, or with `--shard` its part of every frozen layer, which is then gathered whole while
-it computes: all processes must run as many passes, so those with less to do add empty ones (`catch_up`). Without torchrun
-there is one process and nothing here does anything.
+Every process does its share of the questions; gradients are added up, so all hold the same adapter, and the
+first process alone writes. Each has the whole model, or with `--shard` its part of every frozen layer, which
+is then gathered whole while it computes: all processes must run as many passes, so those with less to do add
+empty ones (`catch_up`). Without torchrun there is one process and nothing here does anything.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def start(device: torch.device) -> torch.device:
 def end():
     """Leave the other processes."""
     if dist.is_initialized():
-        # A sharded model keeps its process group alive in reference cycles. Where those are only freed when the
-        # interpreter ends, torch sometimes aborts there, and a finished run would end with an error.
+        # A sharded model keeps its process group alive in reference cycles. Where those are only freed when
+        # the interpreter ends, torch sometimes aborts there, and a finished run would end with an error.
         gc.collect()
         dist.destroy_process_group()
 
@@ -48,11 +48,12 @@ _empty = False  # it is running a pass that the others have announced
 
 
 def shard(model: torch.nn.Module, device: torch.device):
-    """Leave each process its part of every decoder layer's weights, on its own device (torch's `fully_shard`).
+    """Leave each process its part of every decoder layer's weights, on its own device (torch's
+    `fully_shard`).
 
-    model: a transformers model for causal language modelling.
-    Adapters are injected later, and stay whole; so do embeddings and output projection, used outside the layers.
-    Raises UserError where the model's layers are not to be found.
+    model: a transformers model for causal language modelling. Adapters are injected later, and stay whole; so
+    do embeddings and output projection, used outside the layers. Raises UserError where the model's layers
+    are not to be found.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -89,7 +90,9 @@ def _announce(working: bool) -> bool:
 
 
 def catch_up(empty_pass: Callable[[], object]):
-    """Own work is done: while others still run passes of the sharded layers, take part in them with empty ones."""
+    """Own work is done: while others still run passes of the sharded layers, take part in them with empty
+    ones.
+    """
     global _empty
     while _sharded and _announce(False):
         _empty = True
@@ -135,7 +138,8 @@ def barrier():
 def share_work(
     items: list, run: Callable[[list], list], empty_pass: Callable[[], object] | None = None
 ) -> list:
-    """run(items), with each process running its share; all the results on all of them, in the order of the items.
+    """run(items), with each process running its share; all the results on all of them, in the order of the
+    items.
 
     empty_pass: where `run` calls the model, see `catch_up`.
     """

@@ -1,8 +1,9 @@
-"""D_t → π_t: one epoch of the dual loss (equation 6) with LoRA, starting from π_{t−1}, which is also the reference.
+"""D_t → π_t: one epoch of the dual loss (equation 6) with LoRA, starting from π_{t−1}, which is also the
+reference.
 
-Pairs are laid out as trees: a question's prompt is computed once for all of its answers, each distinct answer once for
-all of its pairs, and a schema once for all of its questions that share a forward pass. Nothing here knows about files:
-`refine` gets a checkpoint that can save and load.
+Pairs are laid out as trees: a question's prompt is computed once for all of its answers, each distinct answer
+once for all of its pairs, and a schema once for all of its questions that share a forward pass. Nothing here
+knows about files: `refine` gets a checkpoint that can save and load.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from tree import Tree, answer_logps
 Reference = list[torch.Tensor]  # log π_{t−1} of each entry's answers, (answers,)
 
 
-def reference_logps(config: Config, policy: Policy, prompts: Prompts, pairs: list[QuestionPairs]) -> Reference:
+def reference_logps(
+    config: Config, policy: Policy, prompts: Prompts, pairs: list[QuestionPairs]
+) -> Reference:
     """log π_{t−1} of every distinct answer, computed once, before the first step."""
     # sorted, so that prompts that begin alike meet in one pass
     order = sorted(range(len(pairs)), key=prompts.__getitem__)
@@ -67,7 +70,8 @@ def refine(
     checkpoint,
     t: int,
 ):
-    """π_t = argmin of equation 6: the policy's adapter is trained in place, one optimizer step for each of `steps`.
+    """π_t = argmin of equation 6: the policy's adapter is trained in place, one optimizer step for each of
+    `steps`.
 
     checkpoint: stages.Checkpoint; training goes on from it where it holds something.
     """
@@ -103,7 +107,8 @@ def refine(
                 checkpoint.save(state(parameters, optimizer, scaler), log)
                 saved = time.time()
             bar.set_postfix_str(
-                f"loss {means['loss']:.3f}, chosen {means['chosen_logp_per_token']:.2f} a token", refresh=False
+                f"loss {means['loss']:.3f}, chosen {means['chosen_logp_per_token']:.2f} a token",
+                refresh=False,
             )
             bar.update()
     except KeyboardInterrupt:
@@ -129,8 +134,18 @@ def restore(parameters: list, optimizer: torch.optim.Optimizer, scaler: torch.am
     scaler.load_state_dict(saved["scaler"])
 
 
-def check(means: dict, norm: float, step: int, where: str, config: Config, policy: Policy, scaler: torch.amp.GradScaler):
-    """Raises UserError for a gradient that is no number, and AssertionError for a reference that is another policy."""
+def check(
+    means: dict,
+    norm: float,
+    step: int,
+    where: str,
+    config: Config,
+    policy: Policy,
+    scaler: torch.amp.GradScaler,
+):
+    """Raises UserError for a gradient that is no number, and AssertionError for a reference that is another
+    policy.
+    """
     if not (math.isfinite(norm) or scaler.is_enabled()):
         raise UserError(f"the gradient is {norm} at {where}: lower --lr.")
     if step == 0 and "dpo" in means:
@@ -144,7 +159,9 @@ def check_first_step(dpo: float, beta: float, dtype: torch.dtype):
     """
     tolerance = max(1.0, beta / 0.1) * (1e-4 if dtype == torch.float32 else 0.05)
     if abs(dpo - math.log(2)) > tolerance:
-        raise AssertionError(f"DPO loss at step 0 is {dpo:.6f}, not ln 2: the reference is not the policy that starts")
+        raise AssertionError(
+            f"DPO loss at step 0 is {dpo:.6f}, not ln 2: the reference is not the policy that starts"
+        )
 
 
 def add_gradients(
@@ -193,7 +210,9 @@ def batch_loss(
     reference: Reference,
     micro_batch: list[Used],
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Sum of the pairs' losses, shape (), and the sums that are logged. Each answer is computed once, whatever K."""
+    """Sum of the pairs' losses, shape (), and the sums that are logged. Each answer is computed once,
+    whatever K.
+    """
     answers = [[pairs[used.at].answers[a] for a in used.answers] for used in micro_batch]
     with policy.autocast():
         tree = Tree([prompts[used.at] for used in micro_batch], answers, policy.device)
@@ -213,7 +232,8 @@ def batch_loss(
         loss = dpo if config.objective == "dpo" else dual_loss(dpo, sft, config.lam)
         logged |= {"dpo": dpo, "margin": margin, "preferred": (margin > 0).float()}
         logged |= {"rejected_logp": logps[r], "rejected_logp_per_token": logps[r] / lengths[r]}
-        # against the reference: a step's questions differ from the next one's, so log-probabilities alone are noise
+        # against the reference: a step's questions differ from the next one's, so log-probabilities alone are
+        # noise
         logged |= {"chosen_logratio": logps[c] - before[c], "rejected_logratio": logps[r] - before[r]}
     logged["loss"] = loss
     sums = torch.stack([value.detach().sum() for value in logged.values()]).tolist()  # one transfer

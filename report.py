@@ -195,8 +195,12 @@ def main(argv=None):
     parser = cli.flags(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders; details are of the first")
     only = parser.add_mutually_exclusive_group()
-    only.add_argument("--pairs", type=Path, metavar="FILE", help="write the first run's preference pairs here instead")
-    only.add_argument("--results", type=Path, metavar="FILE", help="write the scores of all runs here instead")
+    only.add_argument(
+        "--pairs", type=Path, metavar="FILE", help="write the first run's preference pairs here instead"
+    )
+    only.add_argument(
+        "--results", type=Path, metavar="FILE", help="write the scores of all runs here instead"
+    )
     args = parser.parse_args(argv)
     for flag, path in (("--pairs", args.pairs), ("--results", args.results)):
         if path:

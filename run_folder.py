@@ -1,9 +1,10 @@
 """A run's folder: every file is complete or absent, one process writes, and the same command resumes.
 
-A run is made in stages (stages.py). `stage` is the only place that knows about resuming: what a stage makes is written to
-a file, and where the file exists it is read instead.
+A run is made in stages (stages.py). `stage` is the only place that knows about resuming: what a stage makes
+is written to a file, and where the file exists it is read instead.
 
-Where several processes share a run (ranks.py), all of them call these functions, and the first one alone writes.
+Where several processes share a run (ranks.py), all of them call these functions, and the first one alone
+writes.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ def missing(path: Path) -> bool:
 
 
 def write(path: Path, text: str):
-    """Complete or absent: written beside, flushed to disk, then renamed. When it returns, every process can read it."""
+    """Complete or absent: written beside, flushed to disk, then renamed. When it returns, every process can
+    read it.
+    """
     if ranks.rank() == 0:
         part(path).write_text(text, encoding="utf-8")
         commit(part(path), path)
@@ -76,7 +79,9 @@ def write(path: Path, text: str):
 
 
 def commit(temporary: Path, path: Path):
-    """Flush a file, or a folder's files, to disk and give it its name, so that the name never stands for half of it."""
+    """Flush a file, or a folder's files, to disk and give it its name, so that the name never stands for half
+    of it.
+    """
     for file in [*temporary.iterdir(), temporary] if temporary.is_dir() else [temporary]:
         descriptor = os.open(file, os.O_RDONLY)
         os.fsync(descriptor)
@@ -98,12 +103,19 @@ def whole(path: Path, *errors) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, *errors) as error:
-        raise UserError(f"{path} is damaged ({first_line(error)}): delete it, and the same command makes it again.")
+        raise UserError(
+            f"{path} is damaged ({first_line(error)}): delete it, and the same command makes it again."
+        )
 
 
 def read_lines(path: Path, kind: Callable[[dict], Any] = lambda row: row) -> list:
-    """Each line of the file as `kind` makes it of the line's JSON; raises UserError where the file is damaged."""
-    with whole(path), open(path, encoding="utf-8") as file:  # not splitlines: an answer may hold U+2028 and its like
+    """Each line of the file as `kind` makes it of the line's JSON; raises UserError where the file is
+    damaged.
+    """
+    with (
+        whole(path),
+        open(path, encoding="utf-8") as file,
+    ):  # not splitlines: an answer may hold U+2028 and its like
         return [kind(json.loads(line)) for line in file]
 
 
@@ -127,7 +139,9 @@ def indented(value: Any) -> str:
 
 @contextmanager
 def timed(folder: Path, name: str | None) -> Iterator[None]:
-    """Add the time of the block to `name` in seconds.json, also where it was interrupted (not where it was killed)."""
+    """Add the time of the block to `name` in seconds.json, also where it was interrupted (not where it was
+    killed).
+    """
     started, path = time.time(), folder / "seconds.json"
     try:
         yield
@@ -149,8 +163,12 @@ def read_seconds(folder: Path) -> dict[str, float]:
 
 
 def iterations(run: Path, file: str) -> list[Path]:
-    """The folders iter_0, iter_1, … of a run that have this file, in order; raises UserError where one before has not."""
-    found = {int(path.parent.name[5:]) for path in run.glob(f"iter_*/{file}") if path.parent.name[5:].isdecimal()}
+    """The folders iter_0, iter_1, … of a run that have this file, in order; raises UserError where one before
+    has not.
+    """
+    found = {
+        int(path.parent.name[5:]) for path in run.glob(f"iter_*/{file}") if path.parent.name[5:].isdecimal()
+    }
     for t in range(len(found)):
         if t not in found:
             raise UserError(f"{run} has no iter_{t}/{file}, though it has one of a later iteration.")
@@ -176,7 +194,9 @@ def lock(run: Path) -> Iterator[None]:
         yield
     finally:
         if file:
-            fcntl.flock(file, fcntl.LOCK_UN)  # closing alone would not, while a child just forked has it open as well
+            fcntl.flock(
+                file, fcntl.LOCK_UN
+            )  # closing alone would not, while a child just forked has it open as well
             file.close()
 
 
@@ -201,19 +221,25 @@ def begun(run: Path) -> dict:
 
 
 def check_settings(config: Config, run: Path):
-    """A run that is resumed must have the settings it was made with; raises UserError naming the one that differs."""
+    """A run that is resumed must have the settings it was made with; raises UserError naming the one that
+    differs.
+    """
     theirs = begun(run)
     if not theirs:
         if (run.exists() or run.is_symlink()) and not run.is_dir():
             raise UserError(f"--out: {run} is not a folder.")
         if (run / "iter_0").exists():
-            raise UserError(f"{run} has iterations and no config.json: name another --out, or delete the folder.")
+            raise UserError(
+                f"{run} has iterations and no config.json: name another --out, or delete the folder."
+            )
         return
     device, _ = theirs["device"].partition(":")[0], theirs["code"][-1]
     defaults = {f.name: f.default for f in dataclasses.fields(Config)}
     free = FREE if config.draws else FREE | {"answers"}
     for name, value in dataclasses.asdict(config).items():
-        before = theirs.get(name, defaults[name])  # a setting that is newer than the run had its default's effect
+        before = theirs.get(
+            name, defaults[name]
+        )  # a setting that is newer than the run had its default's effect
         same = value.partition(":")[0] == device if name == "device" else before == value
         if name not in free and not same:
             raise UserError(
@@ -221,13 +247,17 @@ def check_settings(config: Config, run: Path):
                 " or delete the folder."
             )
     if fingerprint() != theirs["code"][-1]:
-        ranks.say(f"the code has changed since {run} was begun: its finished stages stay as they are (--out starts another)")
+        ranks.say(
+            f"the code has changed since {run} was begun: its finished stages stay as they are (--out starts another)"
+        )
 
 
 def write_settings(config: Config, run: Path, today: str) -> str:
-    """config.json: the settings, the fingerprint of each version of the code, and the run's first day, which is returned.
+    """config.json: the settings, the fingerprint of each version of the code, and the run's first day, which
+    is returned.
 
-    The day is that of the prompts: a chat template may print the date, and a run has the same prompts on every day.
+    The day is that of the prompts: a chat template may print the date, and a run has the same prompts on
+    every day.
     """
     before = begun(run)
     code = [version for version in before.get("code", []) if version != fingerprint()] + [fingerprint()]

@@ -1,10 +1,11 @@
 """Draw answers from the policy: the prompt is prefilled once, and its cache is shared by all of its answers.
 
-A batch of questions is prefilled as one tree (a schema shared by several questions is computed once); then every step
-(decode.py) feeds one token for each unfinished answer of the whole batch. Finished answers leave.
+A batch of questions is prefilled as one tree (a schema shared by several questions is computed once); then
+every step (decode.py) feeds one token for each unfinished answer of the whole batch. Finished answers leave.
 
-Randomness comes from position: the uniform number that picks token j of answer m to question i in iteration t is a
-function of (seed, t, i, m, j) alone. Rounding depends on what is computed together, so the batch is fixed by the settings.
+Randomness comes from position: the uniform number that picks token j of answer m to question i in iteration t
+is a function of (seed, t, i, m, j) alone. Rounding depends on what is computed together, so the batch is
+fixed by the settings.
 
     python sample.py --model smollm2 --data shop --limit 4      draws and prints answers
 """
@@ -50,13 +51,19 @@ class SamplingParams:
 
 def uniforms(seed: int, iteration: int, question: int, sample: int, count: int) -> np.ndarray:
     """`count` numbers in [0, 1) that depend on the position alone: (count,) float64."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, iteration, question, sample)))).random(count)
+    return np.random.Generator(
+        np.random.Philox(np.random.SeedSequence((seed, iteration, question, sample)))
+    ).random(count)
 
 
-def pick(logits: torch.Tensor, u: torch.Tensor, temperature: float, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token a row by inverting the cumulative distribution at u; temperature 0 takes the most likely token.
+def pick(
+    logits: torch.Tensor, u: torch.Tensor, temperature: float, top_p: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token a row by inverting the cumulative distribution at u; temperature 0 takes the most likely
+    token.
 
-    logits (R, V), u (R,) → tokens (R,), log-probabilities of the tokens at temperature 1 (R,), both from float32.
+    logits (R, V), u (R,) → tokens (R,), log-probabilities of the tokens at temperature 1 (R,), both from
+    float32.
     """
     tokens, logps = [], []
     some = len(u) if logits.is_cuda else 8  # a few rows at a time stay in a processor's cache
@@ -83,7 +90,8 @@ def pick(logits: torch.Tensor, u: torch.Tensor, temperature: float, top_p: float
 def invert(weights: torch.Tensor, u: torch.Tensor, block: int = 256) -> torch.Tensor:
     """The first index at which the cumulative weight exceeds u · total: weights (R, V), u (R,) → (R,).
 
-    In two levels, blocks and then tokens of one block: short sums are quick, and more exact than one over all of V.
+    In two levels, blocks and then tokens of one block: short sums are quick, and more exact than one over all
+    of V.
     """
     pad = -weights.shape[-1] % block
     blocks = torch.nn.functional.pad(weights, (0, pad)).unflatten(-1, (-1, block))  # (R, V/b, b)
@@ -106,12 +114,15 @@ def draw_batch(
     params: SamplingParams,
     progress: Callable[[int, int, int], object] | None = None,
 ) -> list[Answer]:
-    """Draw `params.answers` answers to each of a batch's questions; returns them ordered by question and sample.
+    """Draw `params.answers` answers to each of a batch's questions; returns them ordered by question and
+    sample.
 
     progress(answers that have ended, tokens drawn, answers that go on) is called after every step.
     """
     answers, steps = params.answers, params.max_new
-    members = [(q, m) for q in questions for m in range(answers)]  # (question, sample) of each of the R answers
+    members = [
+        (q, m) for q in questions for m in range(answers)
+    ]  # (question, sample) of each of the R answers
     uniform = np.stack([uniforms(params.seed, params.iteration, q.index, m, steps) for q, m in members])
     u = torch.from_numpy(uniform).to(policy.device)  # (R, T)
     tokens: list[list[int]] = [[] for _ in members]
@@ -120,13 +131,18 @@ def draw_batch(
         # prefill: every prompt once, and a schema that questions share once for all of them
         tree = Tree(prompts, device=policy.device, keep_cache=True)
         logits = policy.model(
-            input_ids=tree.ids, position_ids=tree.positions, layout=tree, logits_to_keep=tree.keep, use_cache=False
+            input_ids=tree.ids,
+            position_ids=tree.positions,
+            layout=tree,
+            logits_to_keep=tree.keep,
+            use_cache=False,
         ).logits[0]  # (questions, V)
         state = Decoding(tree, answers, steps)
         tree.cache = None  # Decoding has its own copy
         logits = logits.repeat_interleave(answers, 0)
         rows = list(range(len(members)))  # the answer that each row of the batch belongs to
-        # Compact once this share of rows is left: compaction copies the caches and, on a GPU, forces a new graph.
+        # Compact once this share of rows is left: compaction copies the caches and, on a GPU, forces a new
+        # graph.
         compact_at = 1 / 2 if policy.device.type == "cuda" else 7 / 8
         for step in range(steps):
             picked, logp = pick(logits, u[:, step], params.temperature, params.top_p)
@@ -160,7 +176,9 @@ def ended(policy: Policy, question: Question, ids: list[int]) -> bool:
 
 
 def text_of(policy: Policy, ids: list[int]) -> str:
-    """An answer's text without its end token. Other special tokens stay in it: what is trained on is what was judged."""
+    """An answer's text without its end token. Other special tokens stay in it: what is trained on is what was
+    judged.
+    """
     return answer_text(ids[:-1] if ids[-1] in policy.end_ids else ids, policy.tokenizer)
 
 
@@ -173,8 +191,8 @@ def sample(
 ) -> Iterator[list[Answer]]:
     """Draw answers to all questions; yields the Answers of one batch of questions after the other.
 
-    The batches are fixed by the arguments, so a resumed run draws the same tokens. skip: batches that are drawn already.
-    progress: the name of the progress bar; None: none is shown.
+    The batches are fixed by the arguments, so a resumed run draws the same tokens. skip: batches that are
+    drawn already. progress: the name of the progress bar; None: none is shown.
     """
     prompts = [policy.prompt_ids(q) for q in questions]
     todo = sampling_batches(prompts, params.answers, params.max_new, params.batch_tokens)
@@ -220,11 +238,15 @@ def main():
     parser.add_argument("--adapter", help="folder of a LoRA adapter")
     parser.add_argument("--data", default="shop", choices=sorted(data.DATA_SETS), help="data set")
     parser.add_argument("--data-dir", help="its folder (default data/NAME)")
-    parser.add_argument("--split", default="dev", choices=("train", "dev"), help="split to take questions from")
+    parser.add_argument(
+        "--split", default="dev", choices=("train", "dev"), help="split to take questions from"
+    )
     parser.add_argument("--limit", type=int, default=4, help="number of questions")
     parser.add_argument("--answers", type=int, default=4, help="answers to each question (M)")
     parser.add_argument("--temperature", type=float, default=1.0, help="0: the most likely token")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draws and of the choice of questions")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the draws and of the choice of questions"
+    )
     args = parser.parse_args()
     if args.answers < 1 or args.limit < 0 or args.seed < 0 or not 0 <= args.temperature < math.inf:
         parser.error("--answers must be at least 1; --limit, --seed and --temperature must not be negative")

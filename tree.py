@@ -1,19 +1,22 @@
 """Many answers sharing one prompt, laid out as ONE sequence.
 
-A question's M answers share its prompt, and the prompts of one database share its schema. Stacked as full sequences the
-same tokens would be computed over and over; here they are a tree, and the tree is packed into one row
+A question's M answers share its prompt, and the prompts of one database share its schema. Stacked as full
+sequences the same tokens would be computed over and over; here they are a tree, and the tree is packed into
+one row
 
     [ schema | question 1 | question 2 | … | answer 1 | answer 2 | … ]
 
-in which a token sees its own segment's past and the whole of the segments above it, and positions go on from the parent
-segment's end. Every linear layer then runs once per distinct token; only attention knows about the tree. The result is
-that of one-by-one sequences up to rounding (tests/test_tree.py).
+in which a token sees its own segment's past and the whole of the segments above it, and positions go on from
+the parent segment's end. Every linear layer then runs once per distinct token; only attention knows about the
+tree. The result is that of one-by-one sequences up to rounding (tests/test_tree.py).
 
-Letters in shapes: N tokens of the row; H query heads, Hkv key heads, G = H / Hkv, D a head's size; U segments with one
-parent, L the longest one's tokens, n their tokens, A their ancestors' tokens; d the hidden size, V the vocabulary.
+Letters in shapes: N tokens of the row; H query heads, Hkv key heads, G = H / Hkv, D a head's size; U segments
+with one parent, L the longest one's tokens, n their tokens, A their ancestors' tokens; d the hidden size, V
+the vocabulary.
 
-Transformers calls `attention` below in place of its own (its `AttentionInterface`); the layout travels as a keyword
-argument of the model's forward, so there is no global state and no mask is ever built for the whole row.
+Transformers calls `attention` below in place of its own (its `AttentionInterface`); the layout travels as a
+keyword argument of the model's forward, so there is no global state and no mask is ever built for the whole
+row.
 """
 
 from __future__ import annotations
@@ -50,7 +53,8 @@ def attention(
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
             raise ValueError(f"this model's attention uses {name}, which tree attention does not compute")
-    # token by token is how the projections leave them in memory: the layouts pick tokens without copying the rest
+    # token by token is how the projections leave them in memory: the layouts pick tokens without copying the
+    # rest
     query, key, value = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
     query, key = query.to(value.dtype), key.to(value.dtype)  # some families normalise them in float32
     size = query.shape[-1]
@@ -66,11 +70,14 @@ AttentionInterface.register("tree", attention)
 class Siblings:
     """Segments with one parent: they see the same ancestors and, causally, themselves.
 
-    `above`, `own` and `real` are slices where they can be, which copies nothing, or tensors; `rows` is always together.
+    `above`, `own` and `real` are slices where they can be, which copies nothing, or tensors; `rows` is always
+    together.
     """
 
     above: slice | torch.Tensor  # (A,)   row positions of the ancestors' tokens, of which there may be none
-    own: slice | torch.Tensor  # (U·L,) row positions of the segments' tokens, short segments padded by repeating their last
+    own: (
+        slice | torch.Tensor
+    )  # (U·L,) row positions of the segments' tokens, short segments padded by repeating their last
     real: slice | torch.Tensor  # (n,)   which of the U·L are not padding
     rows: slice  # (n,)   row positions of the segments' tokens, own[real]
     count: int  # U
@@ -79,7 +86,8 @@ class Siblings:
 
 
 class Tree:
-    """The packed layout of `prompts` (token id lists) and of `answers[i]`, the token id lists that answer prompt i.
+    """The packed layout of `prompts` (token id lists) and of `answers[i]`, the token id lists that answer
+    prompt i.
 
     ids, positions  (1, N)
     roots, group    the row positions of every shared prefix (none where a prompt stands alone); each prompt's prefix
@@ -87,7 +95,8 @@ class Tree:
     keep            (R,)  the row positions whose logits are needed: each prompt's last token (one projection predicts
                     the first token of all its answers) and every answer token but the last; without answers, each
                     prompt's last token in the order of `prompts`
-    source, target, owner  (n,)  for every answer token, sorted by source: its predictor as an index into `keep`, its id,
+    source, target, owner  (n,)  for every answer token, sorted by source: its predictor as an index into
+    `keep`, its id,
                     its answer (numbered in the order given)
     cache           with `keep_cache`, {layer: (key, value)}, each (N, Hkv, D)
     """
@@ -146,7 +155,13 @@ class Tree:
         together = slice(rows[0][0], len(self._ids))
         self.siblings.append(
             Siblings(
-                self._index(above), self._index(own), self._index(real), together, len(rows), len(real), root=not above
+                self._index(above),
+                self._index(own),
+                self._index(real),
+                together,
+                len(rows),
+                len(real),
+                root=not above,
             )
         )
         return rows
@@ -154,7 +169,9 @@ class Tree:
     def _index(self, positions: list[int]) -> slice | torch.Tensor:
         start = positions[0] if positions else 0
         together = slice(start, start + len(positions))
-        return together if positions == list(range(together.start, together.stop)) else self._tensor(positions)
+        return (
+            together if positions == list(range(together.start, together.stop)) else self._tensor(positions)
+        )
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
@@ -170,11 +187,12 @@ class Tree:
 
 
 class TreeAttention(torch.autograd.Function):
-    """A tree's attention in two parts per segment, over its ancestors' keys and over its own, joined by their log-sum-exps.
+    """A tree's attention in two parts per segment, over its ancestors' keys and over its own, joined by their
+    log-sum-exps.
 
-    The ancestors' part needs no mask, no copy of their keys for each segment, and no padding; the own part is plainly
-    causal. Softmax over both is each part weighted by its share exp(lse) of the whole, and given the whole's output and
-    log-sum-exp the fused backward of a part yields that part's share of the gradient.
+    The ancestors' part needs no mask, no copy of their keys for each segment, and no padding; the own part is
+    plainly causal. Softmax over both is each part weighted by its share exp(lse) of the whole, and given the
+    whole's output and log-sum-exp the fused backward of a part yields that part's share of the gradient.
     """
 
     @staticmethod
@@ -183,12 +201,16 @@ class TreeAttention(torch.autograd.Function):
         out, lse = torch.empty_like(query), torch.empty(query.shape[:2], device=query.device)
         for s in siblings:
             part, part_lse = fused(*_own(s, query, key, value), True, scaling)  # (U, H, L, D), (U, H, L)
-            part, part_lse = (x.transpose(1, 2).flatten(0, 1)[s.real] for x in (part, part_lse))  # (n, H, D), (n, H)
+            part, part_lse = (
+                x.transpose(1, 2).flatten(0, 1)[s.real] for x in (part, part_lse)
+            )  # (n, H, D), (n, H)
             if not s.root:
                 above, above_lse = fused(*_above(s, query, key, value), False, scaling)
                 above, above_lse = (_by_token(x, s.size) for x in (above, above_lse[..., None]))
                 total = torch.logaddexp(part_lse, above_lse[..., 0])
-                part = part * (part_lse - total).exp()[..., None] + above * (above_lse - total[..., None]).exp()
+                part = (
+                    part * (part_lse - total).exp()[..., None] + above * (above_lse - total[..., None]).exp()
+                )
                 part_lse = total
             out[s.rows], lse[s.rows] = part.to(out.dtype), part_lse
         ctx.siblings, ctx.scaling = siblings, scaling
@@ -198,19 +220,27 @@ class TreeAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         query, key, value, out, lse = ctx.saved_tensors
-        grad_query, grad_key, grad_value = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        grad_query, grad_key, grad_value = (
+            torch.zeros_like(query),
+            torch.zeros_like(key),
+            torch.zeros_like(value),
+        )
         for s in ctx.siblings:
             own_out = out[s.own]
             padded = torch.zeros_like(own_out)
             padded[s.real] = grad[s.rows]  # pads: no gradient
             up, whole_out, whole_lse = (_side_by_side(x, s.count) for x in (padded, own_out, lse[s.own]))
-            dq, dk, dv = fused_backward(up, *_own(s, query, key, value), whole_out, whole_lse, True, ctx.scaling)
+            dq, dk, dv = fused_backward(
+                up, *_own(s, query, key, value), whole_out, whole_lse, True, ctx.scaling
+            )
             grad_query[s.rows] += dq.transpose(1, 2).flatten(0, 1)[s.real]
             for total, part in ((grad_key, dk), (grad_value, dv)):  # heads of a group share their key
                 part = part.transpose(1, 2).flatten(0, 1)[s.real]
                 total[s.rows] += part.unflatten(1, (total.shape[1], -1)).sum(2)
             if not s.root:
-                up, whole_out, whole_lse = (_by_head(x[s.rows], key.shape[1]) for x in (grad, out, lse[..., None]))
+                up, whole_out, whole_lse = (
+                    _by_head(x[s.rows], key.shape[1]) for x in (grad, out, lse[..., None])
+                )
                 above = _above(s, query, key, value)
                 dq, dk, dv = fused_backward(up, *above, whole_out, whole_lse[..., 0], False, ctx.scaling)
                 grad_query[s.rows] += _by_token(dq, s.size)
@@ -245,15 +275,21 @@ def fused(
         return aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, scale=scaling)[:2]
     if mask is not None:
         mask = mask.expand(len(query), query.shape[1], query.shape[2], -1)
-    out, lse = aten._scaled_dot_product_efficient_attention(query, key, value, mask, True, 0.0, causal, scale=scaling)[:2]
+    out, lse = aten._scaled_dot_product_efficient_attention(
+        query, key, value, mask, True, 0.0, causal, scale=scaling
+    )[:2]
     return out, lse[..., : query.shape[2]]
 
 
 def fused_backward(grad, query, key, value, out, lse, causal, scaling):
-    """The gradients of query, key, value: a part's share, where `out` and `lse` are those of attention over more keys."""
+    """The gradients of query, key, value: a part's share, where `out` and `lse` are those of attention over
+    more keys.
+    """
     arguments = grad, query, key, value
     if query.device.type == "cpu":
-        return aten._scaled_dot_product_flash_attention_for_cpu_backward(*arguments, out, lse, 0.0, causal, scale=scaling)
+        return aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *arguments, out, lse, 0.0, causal, scale=scaling
+        )
     unused = torch.empty(0, dtype=torch.long, device=query.device)  # the state of dropout
     if flash(query):
         lengths = None, None, query.shape[2], key.shape[2]
@@ -278,7 +314,9 @@ def _side_by_side(x, count):  # (U·L, H, ·) → (U, H, L, ·)
 
 
 def _above(s, query, key, value):
-    """All of the group's tokens as one segment (1, Hkv, n·G, D), and their ancestors' keys and values (1, Hkv, A, D)."""
+    """All of the group's tokens as one segment (1, Hkv, n·G, D), and their ancestors' keys and values (1,
+    Hkv, A, D).
+    """
     return [_by_head(query[s.rows], key.shape[1]), *(x[s.above].transpose(0, 1)[None] for x in (key, value))]
 
 
@@ -291,9 +329,11 @@ def _by_token(x, count):  # (1, Hkv, n·G, ·) → (n, H, ·)
 
 
 def shared(prompt: list[int], other: list[int]) -> int:
-    """Length of the prefix that two prompts would share in a tree: 0 where it is not worth a level of its own.
+    """Length of the prefix that two prompts would share in a tree: 0 where it is not worth a level of its
+    own.
 
-    It must be MIN_SHARED tokens and half of the shorter prompt; at least one token of each prompt stays outside.
+    It must be MIN_SHARED tokens and half of the shorter prompt; at least one token of each prompt stays
+    outside.
     """
     limit = min(len(prompt), len(other)) - 1
     length = next((n for n in range(limit) if prompt[n] != other[n]), max(limit, 0))
@@ -301,7 +341,8 @@ def shared(prompt: list[int], other: list[int]) -> int:
 
 
 def share_prefixes(prompts: Sequence[list[int]]) -> list[tuple[int, list[int]]]:
-    """Group prompts that begin alike: [(length of the common prefix, [indices]), …]; 0 where a prompt stands alone.
+    """Group prompts that begin alike: [(length of the common prefix, [indices]), …]; 0 where a prompt stands
+    alone.
 
     Neighbours in sorted order join while each shares enough (see `shared`) with the group's common prefix.
     """
@@ -322,8 +363,9 @@ def share_prefixes(prompts: Sequence[list[int]]) -> list[tuple[int, list[int]]]:
 class TokenLogps(torch.autograd.Function):
     """log softmax(hidden Wᵀ)[token], without ever holding the logits of more than `chunk` positions.
 
-    The gradient with respect to a position's hidden state is Σ g_i (W[token_i] − Σ_v p_v W_v) over the tokens it predicts,
-    so the forward pass keeps the expectation Σ_v p_v W_v, (R, d), in place of the logits, (R, V). W is frozen.
+    The gradient with respect to a position's hidden state is Σ g_i (W[token_i] − Σ_v p_v W_v) over the tokens
+    it predicts, so the forward pass keeps the expectation Σ_v p_v W_v, (R, d), in place of the logits, (R,
+    V). W is frozen.
     """
 
     @staticmethod
@@ -332,11 +374,15 @@ class TokenLogps(torch.autograd.Function):
         logps = torch.empty(len(target), device=hidden.device)
         expectation = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         starts = list(range(0, len(hidden), chunk))
-        bounds = torch.searchsorted(source, torch.tensor([*starts, len(hidden)], device=source.device)).tolist()
+        bounds = torch.searchsorted(
+            source, torch.tensor([*starts, len(hidden)], device=source.device)
+        ).tolist()
         for start, first, last in zip(starts, bounds, bounds[1:]):
             rows = slice(start, start + chunk)
             logits = F.linear(hidden[rows], weight, bias).float()  # (chunk, V): float32 before the softmax
-            logits -= logits.amax(-1, keepdim=True)  # in place from here on: a copy of the logits is what costs time
+            logits -= logits.amax(
+                -1, keepdim=True
+            )  # in place from here on: a copy of the logits is what costs time
             tokens = slice(first, last)
             picked = logits[source[tokens] - start, target[tokens]]
             total = logits.exp_().sum(-1)
@@ -365,5 +411,7 @@ def answer_logps(model: torch.nn.Module, tree: Tree, chunk: int = 512) -> torch.
     ).last_hidden_state[0]  # (N, d)
     head = model.get_output_embeddings()
     bias = getattr(head, "bias", None)
-    token_logps = TokenLogps.apply(states[tree.keep], head.weight, bias, tree.source, tree.target, chunk)  # (n,)
+    token_logps = TokenLogps.apply(
+        states[tree.keep], head.weight, bias, tree.source, tree.target, chunk
+    )  # (n,)
     return torch.zeros(tree.answers, device=token_logps.device).index_add(0, tree.owner, token_logps)

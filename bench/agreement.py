@@ -3,11 +3,10 @@
     python bench/agreement.py --official FOLDER --data-dir-spider PATH --data-dir-bird PATH
 
 FOLDER holds spider_dev/SYSTEM.jsonl (fields index, answer, ex, ex_keep_distinct, em, em_parsed, hardness) and
-bird_dev/SYSTEM.jsonl (question_id, answer, ex); ds1000/MODEL.jsonl (problem_id, answer, pass).
-A folder that is not there is skipped. For each file: how many rows, how
-many are right officially and by us, how many verdicts agree; then every row that does not. Where `em_parsed` is false the
-official parser could not read the answer and EM is false whatever it says: such rows are counted apart. The last line is
-JSON.
+bird_dev/SYSTEM.jsonl (question_id, answer, ex); ds1000/MODEL.jsonl (problem_id, answer, pass). A folder that
+is not there is skipped. For each file: how many rows, how many are right officially and by us, how many
+verdicts agree; then every row that does not. Where `em_parsed` is false the official parser could not read
+the answer and EM is false whatever it says: such rows are counted apart. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -88,7 +87,9 @@ def sql(name: str, folder: str, file: Path, verifier: Verifier, timeout: float) 
     if name == "spider":
         path = Path(folder) / "tables.json"
         if not path.is_file():
-            raise UserError(f"{path} is missing: it is part of Spider's release, and EM needs its foreign keys.")
+            raise UserError(
+                f"{path} is missing: it is part of Spider's release, and EM needs its foreign keys."
+            )
         tables = {t["db_id"]: t for t in json.loads(path.read_text(encoding="utf-8"))}
         found = [exact_match(q.gold, answer, tables[q.db_id]) for q, answer in zip(asked, answers)]
         parsed = [i for i, row in enumerate(rows) if row["em_parsed"]]
@@ -101,7 +102,9 @@ def sql(name: str, folder: str, file: Path, verifier: Verifier, timeout: float) 
         )
         outside = [i for i, row in enumerate(rows) if not row["em_parsed"]]
         matching = [keys[i] for i in outside if found[i]]
-        print(f"    {len(outside)} answers outside the official grammar; {len(matching)} match by us: {matching}")
+        print(
+            f"    {len(outside)} answers outside the official grammar; {len(matching)} match by us: {matching}"
+        )
         result["em_outside"] = {"rows": len(outside), "ours": len(matching), "rows_that_match": matching}
         levels = [hardness(q.gold) for q in asked]
         result["hardness"] = compare("hardness", keys, levels, [row["hardness"] for row in rows], both)
@@ -109,10 +112,16 @@ def sql(name: str, folder: str, file: Path, verifier: Verifier, timeout: float) 
 
 
 def ds1000(folder: str, file: Path, verifier: Verifier) -> dict:
-    """One file of answers to DS-1000's problems. A test that misses a data set from the network gives no verdict."""
-    questions = {q.question_id: q for split in ("train", "dev") for q in data.load("ds1000", folder, split)[0]}
+    """One file of answers to DS-1000's problems. A test that misses a data set from the network gives no
+    verdict.
+    """
+    questions = {
+        q.question_id: q for split in ("train", "dev") for q in data.load("ds1000", folder, split)[0]
+    }
     rows = lines(file)
-    futures = [verifier.submit(PythonJob(questions[row["problem_id"]].context, row["answer"])) for row in rows]
+    futures = [
+        verifier.submit(PythonJob(questions[row["problem_id"]].context, row["answer"])) for row in rows
+    ]
     verdicts = []
     for future in tqdm(futures, desc=file.stem, unit="program", leave=False):
         try:
@@ -129,13 +138,20 @@ def ds1000(folder: str, file: Path, verifier: Verifier) -> dict:
         return f"      {row['library']}: {v.verdict}: {v.message}; official error {row['error']}"
 
     keys, ours = [rows[i]["problem_id"] for i in judged], [verdicts[i].verdict == "correct" for i in judged]
-    return {"pass": compare("pass", keys, ours, [rows[i]["pass"] for i in judged], detail), "no_verdict": faults}
+    return {
+        "pass": compare("pass", keys, ours, [rows[i]["pass"] for i in judged], detail),
+        "no_verdict": faults,
+    }
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--official", type=Path, required=True, help="folder of the recorded verdicts")
-    parser.add_argument("--data-dir-spider", default="data/spider", help="Spider's release (default data/spider)")
+    parser.add_argument(
+        "--data-dir-spider", default="data/spider", help="Spider's release (default data/spider)"
+    )
     parser.add_argument("--data-dir-bird", default="data/bird", help="BIRD's release (default data/bird)")
     parser.add_argument("--data-dir-ds1000", help="DS-1000's release (default: leave it out)")
     parser.add_argument("--python", help="the interpreter that has DS-1000's libraries")
@@ -144,7 +160,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     kinds = {
-        "spider_dev": lambda file, verifier: sql("spider", args.data_dir_spider, file, verifier, args.timeout),
+        "spider_dev": lambda file, verifier: sql(
+            "spider", args.data_dir_spider, file, verifier, args.timeout
+        ),
         "bird_dev": lambda file, verifier: sql("bird", args.data_dir_bird, file, verifier, args.timeout),
     }
     if args.data_dir_ds1000:

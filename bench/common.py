@@ -1,4 +1,6 @@
-"""What the benches share: peak memory, the machine's matmul peak, real prompts cut to a length, and the report."""
+"""What the benches share: peak memory, the machine's matmul peak, real prompts cut to a length, and the
+report.
+"""
 
 import ctypes
 import json
@@ -16,7 +18,9 @@ from prompts import prompt_ids
 
 
 class PeakMemory:
-    """Peak MiB over what was held at the start: of resident memory, sampled every 20 ms, or on a GPU the allocator's own."""
+    """Peak MiB over what was held at the start: of resident memory, sampled every 20 ms, or on a GPU the
+    allocator's own.
+    """
 
     def __enter__(self):
         self.gpu = torch.cuda.is_available()
@@ -38,7 +42,11 @@ class PeakMemory:
     def __exit__(self, *_):
         self.running = False
         self.thread.join()
-        self.mib = (torch.cuda.max_memory_allocated() - self.allocated) / 2**20 if self.gpu else self.peak - self.start
+        self.mib = (
+            (torch.cuda.max_memory_allocated() - self.allocated) / 2**20
+            if self.gpu
+            else self.peak - self.start
+        )
 
 
 def resident():
@@ -78,7 +86,9 @@ def forward_flops(model, tokens, projected):
     """Of the linear layers: 2 · weights · tokens, and the output projection where it runs."""
     head = model.get_output_embeddings().weight.numel()
     names = ("embed_tokens", "wte", "wpe", "lm_head", "embed_in", "embed_out", "lora_")
-    body = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and not any(x in n for x in names))
+    body = sum(
+        p.numel() for n, p in model.named_parameters() if p.ndim == 2 and not any(x in n for x in names)
+    )
     return 2 * (body * tokens + head * projected)
 
 
@@ -89,7 +99,9 @@ def attention_flops(model, pairs):
 
 
 def decoding_bytes(model, tokens):
-    """What a decoding step must read: the weights but for the input embedding, and the keys and values of `tokens` tokens."""
+    """What a decoding step must read: the weights but for the input embedding, and the keys and values of
+    `tokens` tokens.
+    """
     c = model.config
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     weights = [p for p in model.parameters() if tied or p is not model.get_input_embeddings().weight]
@@ -99,19 +111,29 @@ def decoding_bytes(model, tokens):
 
 
 def prompts(tokenizer, length, count, folder=None):
-    """`count` prompts of exactly `length` tokens: different questions, the schema text repeated or cut to fit."""
+    """`count` prompts of exactly `length` tokens: different questions, the schema text repeated or cut to
+    fit.
+    """
     questions, _ = data.load("shop", folder or Path(__file__).resolve().parent.parent / "data/shop", "train")
     result = []
     for q in questions[:: max(1, len(questions) // count)][:count]:
         ids = prompt_ids(q, tokenizer)
-        while len(ids) < length:  # a longer schema of the same kind, differing between questions as real ones do
-            ids = ids[:20] + prompt_ids(questions[(q.index * 7 + len(ids)) % len(questions)], tokenizer)[20:] + ids[20:]
+        while (
+            len(ids) < length
+        ):  # a longer schema of the same kind, differing between questions as real ones do
+            ids = (
+                ids[:20]
+                + prompt_ids(questions[(q.index * 7 + len(ids)) % len(questions)], tokenizer)[20:]
+                + ids[20:]
+            )
         result.append(ids[:20] + ids[len(ids) - length + 20 :])
     return result
 
 
 def report(what, rows, settings):
-    """rows: (name, ours, theirs, unit), higher is better but for MiB. Prints a table and, last, JSON of the first row."""
+    """rows: (name, ours, theirs, unit), higher is better but for MiB. Prints a table and, last, JSON of the
+    first row.
+    """
     print(f"\n{what}\n{'':34}{'ours':>12}{'theirs':>12}{'ratio':>8}")
     rows = [(name, a, b, b / a if unit == "MiB" else a / b, unit) for name, a, b, unit in rows]
     for name, ours, theirs, ratio, unit in rows:

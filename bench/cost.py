@@ -2,12 +2,13 @@
 
     python bench/cost.py --data-dir FOLDER [--tokenizer smollm2] [--train 9428 --dev 1534]
 
-Prompt and answer lengths are those of the questions that are there, by the tokenizer that is there; an answer is taken to be as
-long as its gold code. Arithmetic: two operations a weight and token forward, two more backward (the weights are frozen, so
-only inputs have gradients). Hours are arithmetic over the share of an H100's bfloat16 peak that training reached, and for
-decoding weights and caches over the share of its bandwidth that sampling reached, both measured with a random model of this
-shape (bench/README.md). Not counted: attention (a few per cent at these lengths), checkpointing (half as much again in
-training), scoring's decoding beyond its arithmetic.
+Prompt and answer lengths are those of the questions that are there, by the tokenizer that is there; an answer
+is taken to be as long as its gold code. Arithmetic: two operations a weight and token forward, two more
+backward (the weights are frozen, so only inputs have gradients). Hours are arithmetic over the share of an
+H100's bfloat16 peak that training reached, and for decoding weights and caches over the share of its
+bandwidth that sampling reached, both measured with a random model of this shape (bench/README.md). Not
+counted: attention (a few per cent at these lengths), checkpointing (half as much again in training),
+scoring's decoding beyond its arithmetic.
 """
 
 import argparse
@@ -25,7 +26,9 @@ LLAMA3_8B = {"parameters": 8.03e9, "layers": 32, "kv": 2 * 8 * 128}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data-dir", required=True, help="BIRD's folder")
     parser.add_argument("--tokenizer", default="smollm2", help="model whose tokenizer counts")
     parser.add_argument("--train", type=int, default=9428, help="training questions of the release")
@@ -51,14 +54,19 @@ def main():
         "training": t * n * (prompt + distinct * answer),
         "scoring": (t + 1) * (args.dev + config.validation) * (prompt + answer),
     }
-    plain = {"sampling: prompts": t * n * prompt * config.answers, "training": t * n * 2 * config.pairs * (prompt + answer)}
+    plain = {
+        "sampling: prompts": t * n * prompt * config.answers,
+        "training": t * n * 2 * config.pairs * (prompt + answer),
+    }
     plain["reference"] = plain["training"]
     hours = {}
     for name, count in tokens.items():
         factor = {"training": 4}.get(name, 2)
         hours[name] = count * factor * m["parameters"] / (args.peak * args.share) / 3600
     steps = tokens["sampling: answers"] / args.batch
-    cache = 2 * m["layers"] * m["kv"] * (args.batch / config.answers * prompt + args.batch * answer / 2)  # a step reads it all
+    cache = (
+        2 * m["layers"] * m["kv"] * (args.batch / config.answers * prompt + args.batch * answer / 2)
+    )  # a step reads it all
     bound = (2 * m["parameters"] + cache) / (args.bandwidth * args.bandwidth_share)
     hours["sampling: answers"] = max(hours["sampling: answers"], steps * bound / 3600)
     print(f"{len(questions)} questions here, {fits.mean():.0%} fit {config.max_length} tokens: prompts {prompt:.0f} tokens, "
@@ -69,7 +77,17 @@ def main():
     whole, without = (sum(of.values()) / 1e6 for of in (tokens, tokens | plain))
     print(f"{'sum':22}{whole:12,.0f}{without:15,.0f}{sum(hours.values()):8.1f}")
     settings = {k: v for k, v in vars(args).items() if k != "data_dir"}
-    print(json.dumps({"what": "cost", "tokens": tokens, "without trees": tokens | plain, "hours": hours, "settings": settings}))
+    print(
+        json.dumps(
+            {
+                "what": "cost",
+                "tokens": tokens,
+                "without trees": tokens | plain,
+                "hours": hours,
+                "settings": settings,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

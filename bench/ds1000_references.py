@@ -2,10 +2,10 @@
 
     python bench/ds1000_references.py --data-dir data/ds1000 --python .venv-ds1000/bin/python
 
-Expected: 1000 of 1000, in about four minutes on two cores. 14 Matplotlib problems and one of scikit-learn load a data
-set by name from the network, which no program reaches; `--fetch` (run with the interpreter that has the libraries) puts
-these five sets where the walls let them be read. Without them those 15 are named as left out: their test cannot run. Any
-other reference that does not pass makes the exit code 1.
+Expected: 1000 of 1000, in about four minutes on two cores. 14 Matplotlib problems and one of scikit-learn
+load a data set by name from the network, which no program reaches; `--fetch` (run with the interpreter that
+has the libraries) puts these five sets where the walls let them be read. Without them those 15 are named as
+left out: their test cannot run. Any other reference that does not pass makes the exit code 1.
 """
 
 import argparse
@@ -49,11 +49,19 @@ def fetch() -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Run the reference answers of DS-1000 through the Python judge.")
+    parser = argparse.ArgumentParser(
+        description="Run the reference answers of DS-1000 through the Python judge."
+    )
     parser.add_argument("--data-dir", help="folder of ds1000.jsonl.gz")
-    parser.add_argument("--python", default=sys.executable, help="the interpreter that has DS-1000's libraries")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="programs at a time (default: cores)")
-    parser.add_argument("--fetch", action="store_true", help="fetch the five data sets that tests load by name, and end")
+    parser.add_argument(
+        "--python", default=sys.executable, help="the interpreter that has DS-1000's libraries"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="programs at a time (default: cores)"
+    )
+    parser.add_argument(
+        "--fetch", action="store_true", help="fetch the five data sets that tests load by name, and end"
+    )
     options = parser.parse_args()
     if options.fetch:
         return fetch()
@@ -83,8 +91,10 @@ def main() -> int:
                 print(f"{number} {library}: {complaint}")
     seconds, total = time.monotonic() - started, sum(passed.values())
     print(", ".join(f"{library} {count}" for library, count in passed.items()))
-    print(f"{total} of {len(problems)} references pass, {left_out} left out for want of their data, {failed} fail; "
-          f"{len(problems) / seconds:.1f} programs/s")
+    print(
+        f"{total} of {len(problems)} references pass, {left_out} left out for want of their data, {failed} fail; "
+        f"{len(problems) / seconds:.1f} programs/s"
+    )
     return 1 if failed else 0
 
 

@@ -1,12 +1,14 @@
-"""The paper's comparison on one base model: many runs of codelutra.py, one after the other, from the same draws.
+"""The paper's comparison on one base model: many runs of codelutra.py, one after the other, from the same
+draws.
 
     python bench/experiment.py --data spider --data-dir PATH                       one seed, 256 questions, one iteration
     python bench/experiment.py --data spider --data-dir PATH --size paper --seeds 0 1 2 --minutes 28
 
-Each run is a folder under --out; the same command resumes. What runs of one size and seed have in common is made once and
-copied: the base model's scores, the answers that it draws in iteration 1 with their verdicts, their pairs and the
-reference's log-probabilities. With --minutes it stops in time (a run that is in training writes a checkpoint first). When
-a run ends, its settings, scores and training curves are written to --results, one small JSON file a run.
+Each run is a folder under --out; the same command resumes. What runs of one size and seed have in common is
+made once and copied: the base model's scores, the answers that it draws in iteration 1 with their verdicts,
+their pairs and the reference's log-probabilities. With --minutes it stops in time (a run that is in training
+writes a checkpoint first). When a run ends, its settings, scores and training curves are written to
+--results, one small JSON file a run.
 """
 
 import argparse
@@ -49,11 +51,33 @@ METHODS = {
 METHODS |= dict.fromkeys(VARIANTS, "")  # bench/variants.py
 # files that two runs of one seed share, and the settings that must be equal for it
 SHARED = [
-    (("questions.json", "iter_0/scores.json", "iter_0/dev.jsonl", "iter_0/validation.jsonl", "iter_0/seconds.json"), ()),
-    (("iter_1/answers.jsonl", "iter_1/verdicts.jsonl"), ("draws", "answers", "temperature", "top_p", "criterion")),
+    (
+        (
+            "questions.json",
+            "iter_0/scores.json",
+            "iter_0/dev.jsonl",
+            "iter_0/validation.jsonl",
+            "iter_0/seconds.json",
+        ),
+        (),
+    ),
+    (
+        ("iter_1/answers.jsonl", "iter_1/verdicts.jsonl"),
+        ("draws", "answers", "temperature", "top_p", "criterion"),
+    ),
     (
         ("iter_1/pairs.jsonl", "iter_1/pairs_summary.json", "iter_1/reference.safetensors"),
-        ("draws", "answers", "temperature", "top_p", "criterion", "objective", "pairs", "gold", "other_pairs"),
+        (
+            "draws",
+            "answers",
+            "temperature",
+            "top_p",
+            "criterion",
+            "objective",
+            "pairs",
+            "gold",
+            "other_pairs",
+        ),
     ),
 ]
 
@@ -72,11 +96,19 @@ def command(args, method: str, seed: int) -> list[str]:
 
 
 def sharing(run: Path, config: dict) -> dict:
-    """The settings of a run by which it is known what it shares; also whether its variant has other pairs than the paper."""
+    """The settings of a run by which it is known what it shares; also whether its variant has other pairs
+    than the paper.
+    """
     module = VARIANTS.get(run.name.split("-seed")[0].split("-", 1)[1], (None,))[0]
-    objective = "sft" if config["objective"] == "sft" else "pairs"  # the dual loss and DPO compare the same answers
+    objective = (
+        "sft" if config["objective"] == "sft" else "pairs"
+    )  # the dual loss and DPO compare the same answers
     draws = (config["gold"], config["objective"]) != ("only", "sft")
-    return config | {"objective": objective, "draws": draws, "other_pairs": run.name if module is pairs else None}
+    return config | {
+        "objective": objective,
+        "draws": draws,
+        "other_pairs": run.name if module is pairs else None,
+    }
 
 
 def begin(arguments: list[str]):
@@ -111,7 +143,9 @@ def collect(run: Path, results: Path):
         }
         if (folder / "train.jsonl").exists():
             steps = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
-            row["train"] = {key: [float(f"{step[key]:.4g}") for step in steps] for key in steps[0]} if steps else {}
+            row["train"] = (
+                {key: [float(f"{step[key]:.4g}") for step in steps] for key in steps[0]} if steps else {}
+            )
         iterations.append(row)
     results.mkdir(parents=True, exist_ok=True)
     config = json.loads((run / "config.json").read_text())
@@ -122,14 +156,20 @@ def collect(run: Path, results: Path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="coder")
     parser.add_argument("--data", default="spider")
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--size", default="first", choices=list(SIZES))
-    parser.add_argument("--methods", nargs="+", default=["dual", "positives", "gold", "dpo"], choices=list(METHODS))
+    parser.add_argument(
+        "--methods", nargs="+", default=["dual", "positives", "gold", "dpo"], choices=list(METHODS)
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--flags", default="", help="further flags of codelutra.py for every run, as one text")
+    parser.add_argument(
+        "--flags", default="", help="further flags of codelutra.py for every run, as one text"
+    )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this time")
     parser.add_argument("--out", type=Path, default=Path("runs/experiment"))
     parser.add_argument("--results", type=Path, default=Path("results/experiment"))

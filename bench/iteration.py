@@ -2,9 +2,9 @@
 
     python bench/iteration.py --spider FOLDER --bird FOLDER [--questions 16] [--quick]
 
-The stack: transformers' generate (16 sequences a question), a new process per query, TRL's DPOTrainer with PEFT (reference
-log-probabilities precomputed, sigmoid + SFT). Both sides train on the same pairs, ours, so that only the time differs.
-Questions per second of the whole, and of each stage.
+The stack: transformers' generate (16 sequences a question), a new process per query, TRL's DPOTrainer with
+PEFT (reference log-probabilities precomputed, sigmoid + SFT). Both sides train on the same pairs, ours, so
+that only the time differs. Questions per second of the whole, and of each stage.
 """
 
 import argparse
@@ -41,7 +41,9 @@ from verify import Verifier
 
 
 def timed(seconds, name, run):
-    """The result of `run`; its seconds are kept under `name` and printed at once, as a run may end for want of memory."""
+    """The result of `run`; its seconds are kept under `name` and printed at once, as a run may end for want
+    of memory.
+    """
     started = time.time()
     result = run()
     seconds[name] = time.time() - started
@@ -55,7 +57,9 @@ def ours(args, config, questions, folder):
     lora.inject(policy.model)
     by_index = {q.index: q for q in questions}
     with Verifier(args.workers) as verifier:
-        drawn = timed(seconds, "sample and execute", lambda: draw(config, policy, questions, verifier, run, 1))
+        drawn = timed(
+            seconds, "sample and execute", lambda: draw(config, policy, questions, verifier, run, 1)
+        )
     make = partial(make_pairs, config, policy.tokenizer, questions, *drawn, 1)
     pairs = timed(seconds, "pairs", lambda: run.pairs(1, make))
     prompts = [policy.prompt_ids(by_index[p.question]) for p in pairs]
@@ -72,22 +76,35 @@ def theirs(args, config, questions, policy, answers, pairs):
     prompts = {q.index: policy.prompt_ids(q) for q in questions}
     model = theirs_model(args.model, policy.dtype, policy.device)
     order = sorted(questions, key=lambda q: len(prompts[q.index]))
-    batches = [[prompts[q.index] for q in order[i : i + args.their_batch]] for i in range(0, len(order), args.their_batch)]
-    draw = lambda: [generate(model, policy, batch, config.answers, config.max_new, False) for batch in batches]  # noqa: E731
+    batches = [
+        [prompts[q.index] for q in order[i : i + args.their_batch]]
+        for i in range(0, len(order), args.their_batch)
+    ]
+    draw = lambda: [
+        generate(model, policy, batch, config.answers, config.max_new, False) for batch in batches
+    ]  # noqa: E731
     timed(seconds, "their sample", draw)
     by_index = {q.index: q for q in questions}
     asked = [(by_index[a.question], extract_code(a.text)) for a in answers]
     commands = [[sys.executable, "-I", "-c", ONE_QUERY, q.database, code, q.gold] for q, code in asked]
     with ThreadPoolExecutor(args.workers) as pool:
-        timed(seconds, "their execute", lambda: list(pool.map(lambda c: _bounded(c, config.timeout), commands)))
+        timed(
+            seconds, "their execute", lambda: list(pool.map(lambda c: _bounded(c, config.timeout), commands))
+        )
 
     rows = [
-        {"prompt_ids": prompts[p.question], "chosen_ids": list(p.answers[c]), "rejected_ids": list(p.answers[r])}
+        {
+            "prompt_ids": prompts[p.question],
+            "chosen_ids": list(p.answers[c]),
+            "rejected_ids": list(p.answers[r]),
+        }
         for p in pairs
         for c, r in p.pairs
     ]
     source, extra = locate(args.model)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=policy.dtype, attn_implementation="sdpa", **extra)
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=policy.dtype, attn_implementation="sdpa", **extra
+    )
     model.is_quantized, model.hf_quantizer = False, None
     trl = DPOConfig(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=args.their_pairs, loss_type=["sigmoid", "sft"],
@@ -96,9 +113,15 @@ def theirs(args, config, questions, policy, answers, pairs):
         use_cpu=policy.device.type == "cpu", bf16=policy.dtype == torch.bfloat16, gradient_checkpointing=False,
         precompute_ref_log_probs=True, num_train_epochs=1, disable_tqdm=True, save_strategy="no", logging_steps=1000,
     )  # fmt: skip
-    peft = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    peft = LoraConfig(
+        r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     make = lambda: PreTokenized(  # noqa: E731
-        model, args=trl, train_dataset=Dataset.from_list(rows), processing_class=policy.tokenizer, peft_config=peft
+        model,
+        args=trl,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=policy.tokenizer,
+        peft_config=peft,
     )
     trainer = timed(seconds, "their reference", make)
     timed(seconds, "their train", trainer.train)
@@ -113,7 +136,9 @@ def _bounded(command, timeout):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--spider", help="Spider's folder")
     parser.add_argument("--bird", help="BIRD's folder")
     parser.add_argument("--model", default="smollm2")
@@ -121,8 +146,15 @@ def main():
     parser.add_argument("--workers", type=int, default=2, help="processes that execute, on both sides")
     parser.add_argument("--questions", type=int, default=16)
     parser.add_argument("--their-batch", type=int, default=4, help="questions that generate gets at once")
-    parser.add_argument("--their-pairs", type=int, default=1, help="pairs that DPOTrainer gets at once: 2 need more than 24 GB")
-    parser.add_argument("--quick", action="store_true", help="2 questions of the first data set, 4 answers of 32 tokens")
+    parser.add_argument(
+        "--their-pairs",
+        type=int,
+        default=1,
+        help="pairs that DPOTrainer gets at once: 2 need more than 24 GB",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="2 questions of the first data set, 4 answers of 32 tokens"
+    )
     args = parser.parse_args()
     sets = [(name, folder) for name, folder in (("spider", args.spider), ("bird", args.bird)) if folder]
     if not sets:
@@ -139,8 +171,18 @@ def main():
         with tempfile.TemporaryDirectory() as run:
             mine, policy, answers, pairs = ours(args, config, questions, Path(run))
         stack = theirs(args, config, questions, policy, answers, pairs)
-        rows.append((f"{name}: {count} questions", count / sum(mine.values()), count / sum(stack.values()), "questions/s"))
-        stages[name] = {"ours": {k: round(v, 1) for k, v in mine.items()}, "theirs": {k: round(v, 1) for k, v in stack.items()}}
+        rows.append(
+            (
+                f"{name}: {count} questions",
+                count / sum(mine.values()),
+                count / sum(stack.values()),
+                "questions/s",
+            )
+        )
+        stages[name] = {
+            "ours": {k: round(v, 1) for k, v in mine.items()},
+            "theirs": {k: round(v, 1) for k, v in stack.items()},
+        }
         print(name, stages[name])
     report("one iteration", rows, {"model": args.model, "precision": args.precision, "stages": stages})
 

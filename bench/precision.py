@@ -1,9 +1,11 @@
-"""Mixed precision: log-probabilities in bfloat16 (or float16) against float32, on the same weights and answers.
+"""Mixed precision: log-probabilities in bfloat16 (or float16) against float32, on the same weights and
+answers.
 
     python bench/precision.py [--device cuda] [--precision bfloat16]
     python bench/precision.py --make-llama3-8b FOLDER      a model of Llama-3-8B's shape with random weights, for bench/gpu.sh
 
-Prints the difference per token and per answer, and the DPO loss at a step 0 whose reference was computed in other passes.
+Prints the difference per token and per answer, and the DPO loss at a step 0 whose reference was computed in
+other passes.
 """
 
 import argparse
@@ -24,7 +26,9 @@ def scores(model, precision, device, prompt_length, length):
     answers = [torch.randint(1000, 20000, (8, length), generator=generator).tolist() for _ in batch]
     with torch.no_grad(), policy.autocast():
         together = answer_logps(policy.model, Tree(batch, answers, policy.device)).cpu()
-        apart = torch.cat([answer_logps(policy.model, Tree([p], [a], policy.device)).cpu() for p, a in zip(batch, answers)])
+        apart = torch.cat(
+            [answer_logps(policy.model, Tree([p], [a], policy.device)).cpu() for p, a in zip(batch, answers)]
+        )
     return together, apart
 
 
@@ -42,7 +46,9 @@ def make_llama3_8b(folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--precision", default="bfloat16", choices=("bfloat16", "float16"))
     parser.add_argument("--device", default="auto")
@@ -59,8 +65,12 @@ def main():
     difference = (half - exact).abs()
     dpo = dpo_loss(dpo_margin(half[:16], half[16:], apart[:16], apart[16:]), 0.1).mean().item()
     print(f"float32: mean {exact.mean():.3f} an answer of {args.length} tokens")
-    print(f"{args.precision}: differs by {difference.mean() / args.length:.5f} a token, {difference.mean():.3f} an answer,")
-    print(f"    at most {difference.max():.3f}; same answers in other passes: at most {(half - apart).abs().max():.3f}")
+    print(
+        f"{args.precision}: differs by {difference.mean() / args.length:.5f} a token, {difference.mean():.3f} an answer,"
+    )
+    print(
+        f"    at most {difference.max():.3f}; same answers in other passes: at most {(half - apart).abs().max():.3f}"
+    )
     print(f"DPO at step 0: {dpo:.5f}, ln 2 is {math.log(2):.5f}")
     rows = [("difference per token, nats", (difference.mean() / args.length).item(), 1.0, "nats (of 1)")]
     report("mixed precision", rows, {"model": args.model, "precision": args.precision, "dpo_at_step_0": dpo})

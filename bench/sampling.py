@@ -4,9 +4,9 @@
     python bench/sampling.py --spider FOLDER                     real questions, answers end when they end
     python bench/sampling.py --spider FOLDER --draws 2048        do both draw from the same distribution? chi-square
 
-Tokens per second, peak memory, and the share of the machine's measured matmul peak and, on a GPU, memory bandwidth. Ours
-takes as many questions at once as the sampler does by itself (`--batch-tokens`), generate `--their-batch` (8 are no faster
-for it than 4 on a CPU, and its cache soon fills 24 GB).
+Tokens per second, peak memory, and the share of the machine's measured matmul peak and, on a GPU, memory
+bandwidth. Ours takes as many questions at once as the sampler does by itself (`--batch-tokens`), generate
+`--their-batch` (8 are no faster for it than 4 on a CPU, and its cache soon fills 24 GB).
 """
 
 import argparse
@@ -16,7 +16,16 @@ import time
 from functools import partial
 
 import torch
-from common import PeakMemory, attention_flops, bandwidth, decoding_bytes, forward_flops, matmul_peak, prompts, report
+from common import (
+    PeakMemory,
+    attention_flops,
+    bandwidth,
+    decoding_bytes,
+    forward_flops,
+    matmul_peak,
+    prompts,
+    report,
+)
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
@@ -28,7 +37,11 @@ from sample import SamplingParams, draw_batch
 
 def theirs_model(name, dtype, device):
     source, extra = locate(name)
-    return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa", **extra).to(device).eval()
+    return (
+        AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa", **extra)
+        .to(device)
+        .eval()
+    )
 
 
 @torch.no_grad()
@@ -43,11 +56,15 @@ def generate(model, policy: Policy, batch, answers, new, fixed):
     )  # fmt: skip
     drawn = out[:, width:]
     ended = torch.isin(drawn, torch.tensor(policy.end_ids, device=drawn.device)).cumsum(1)
-    return int(((ended - torch.isin(drawn, torch.tensor(policy.end_ids, device=drawn.device)).long()) == 0).sum())
+    return int(
+        ((ended - torch.isin(drawn, torch.tensor(policy.end_ids, device=drawn.device)).long()) == 0).sum()
+    )
 
 
 def timed(run):
-    """(result, seconds, peak MiB). The first of two runs gives the memory, which starts trimmed; the second the time."""
+    """(result, seconds, peak MiB). The first of two runs gives the memory, which starts trimmed; the second
+    the time.
+    """
     with PeakMemory() as memory:
         once(run)
     return *once(run), memory.mib
@@ -94,7 +111,10 @@ def fixed(args, policy, model):
             step = (seconds - prefill) / (args.new - 1)
             must = decoding_bytes(policy.model, seen + len(answers) * args.new / 2) / step
             extra[f"{name}, share of the memory bandwidth in decoding"] = must / bandwidth(policy.device)
-        extra[f"{name}, questions at once, ours and theirs"] = [len(together), min(args.their_batch, len(batch))]
+        extra[f"{name}, questions at once, ours and theirs"] = [
+            len(together),
+            min(args.their_batch, len(batch)),
+        ]
     return rows, extra
 
 
@@ -114,22 +134,28 @@ def real(args, policy, model):
         start += len(part)
         _, seconds = once(partial(generate, model, policy, part, args.answers, args.new, False))
         theirs_time += seconds
-        print(f"{start} of {len(ordered)}: generate {theirs_time:.0f} s, ours for all {ours_time:.0f} s", flush=True)
+        print(
+            f"{start} of {len(ordered)}: generate {theirs_time:.0f} s, ours for all {ours_time:.0f} s",
+            flush=True,
+        )
     total = len(questions) * args.answers
     return [(f"{len(questions)} Spider questions", total / ours_time, total / theirs_time, "answers/s")], {}
 
 
 @torch.no_grad()
 def same_distribution(args, policy, model):
-    """Chi-square test of homogeneity: the first three tokens of `--draws` answers of each, to 8 real questions.
+    """Chi-square test of homogeneity: the first three tokens of `--draws` answers of each, to 8 real
+    questions.
 
-    generate gets the prompt's cache, or it would prefill the prompt for every answer. Cells with fewer than 20 draws in sum
-    are one. Returns {"chi-square", "degrees of freedom", "p"}.
+    generate gets the prompt's cache, or it would prefill the prompt for every answer. Cells with fewer than
+    20 draws in sum are one. Returns {"chi-square", "degrees of freedom", "p"}.
     """
     torch.manual_seed(0)
     statistic, freedom, end = 0.0, 0, policy.end_ids
     policy.stop_tokens = frozenset()  # generate does not end an answer where its code ends
-    for question in tqdm(data.subset(data.load("spider", args.spider, "dev")[0], 8, 0), desc="chi-square", unit="question"):
+    for question in tqdm(
+        data.subset(data.load("spider", args.spider, "dev")[0], 8, 0), desc="chi-square", unit="question"
+    ):
         prompt, counts = policy.prompt_ids(question), {}
         ids = torch.tensor([prompt], device=policy.device)
         cache = model(input_ids=ids[:, :-1], use_cache=True).past_key_values
@@ -150,12 +176,16 @@ def same_distribution(args, policy, model):
         cells += [rest] if sum(rest) else []
         statistic += sum((a - b) ** 2 / (a + b) for a, b in cells)  # as many draws of each side
         freedom += len(cells) - 1
-    p = torch.special.gammaincc(torch.tensor(freedom / 2).double(), torch.tensor(statistic / 2).double()).item()
+    p = torch.special.gammaincc(
+        torch.tensor(freedom / 2).double(), torch.tensor(statistic / 2).double()
+    ).item()
     return {"chi-square": statistic, "degrees of freedom": freedom, "p": p}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--device", default="auto")
@@ -167,8 +197,12 @@ def main():
     parser.add_argument("--count", type=int, default=64, help="of real questions")
     parser.add_argument("--batch-tokens", type=int, default=32768)
     parser.add_argument("--their-batch", type=int, default=8, help="questions that generate gets at once")
-    parser.add_argument("--their-tokens", type=int, default=65536, help="and tokens in its cache: 24 GB do not hold 128,000")
-    parser.add_argument("--draws", type=int, help="chi-square test with as many answers of each side, a multiple of 128")
+    parser.add_argument(
+        "--their-tokens", type=int, default=65536, help="and tokens in its cache: 24 GB do not hold 128,000"
+    )
+    parser.add_argument(
+        "--draws", type=int, help="chi-square test with as many answers of each side, a multiple of 128"
+    )
     parser.add_argument("--quick", action="store_true", help="2 questions, 16 new tokens, the first length")
     args = parser.parse_args()
     if args.quick:
@@ -176,12 +210,19 @@ def main():
     policy = load_policy(args.model, args.precision, args.device)
     model = theirs_model(args.model, policy.dtype, policy.device)
     if args.draws:
-        print(json.dumps({"what": "same distribution", **same_distribution(args, policy, model), "draws": args.draws}))
+        print(
+            json.dumps(
+                {"what": "same distribution", **same_distribution(args, policy, model), "draws": args.draws}
+            )
+        )
         return
     rows, extra = real(args, policy, model) if args.spider else fixed(args, policy, model)
     for name, share in extra.items():
         print(f"{name}: {share:.0%}" if isinstance(share, float) else f"{name}: {share}")
-    settings = {k: getattr(args, k) for k in ("model", "precision", "questions", "answers", "new", "their_batch", "quick")}
+    settings = {
+        k: getattr(args, k)
+        for k in ("model", "precision", "questions", "answers", "new", "their_batch", "quick")
+    }
     report("sampling", rows, settings | extra)
 
 

@@ -2,8 +2,9 @@
 
     python bench/soak.py --official FOLDER --spider FOLDER [--count 1000000]
 
-Real predictions of published systems on Spider's dev split, repeated, with hostile queries mixed in at 1 %. A comment with a
-running number makes every query distinct, so that no verdict comes from the cache. Prints a line per 5 % and, last, JSON.
+Real predictions of published systems on Spider's dev split, repeated, with hostile queries mixed in at 1 %. A
+comment with a running number makes every query distinct, so that no verdict comes from the cache. Prints a
+line per 5 % and, last, JSON.
 """
 
 import argparse
@@ -78,14 +79,18 @@ def digests(files):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--official", type=Path, required=True, help="folder with spider_dev/SYSTEM.jsonl")
     parser.add_argument("--spider", type=Path, required=True, help="Spider's folder")
     parser.add_argument("--count", type=int, default=1_000_000, help="verdicts")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     questions = {q.index: q for q in data.load("spider", args.spider, "dev")[0]}
-    rows = [json.loads(line) for f in sorted((args.official / "spider_dev").glob("*.jsonl")) for line in open(f)]
+    rows = [
+        json.loads(line) for f in sorted((args.official / "spider_dev").glob("*.jsonl")) for line in open(f)
+    ]
     rows = [(questions[r["index"]], r["answer"], r["ex"]) for r in rows if r["index"] in questions]
     files = sorted({q.database for q, _, _ in rows})
     before, temporary = digests(files), set(os.listdir(tempfile.gettempdir()))
@@ -98,7 +103,9 @@ def main():
             if hostile:
                 answer, official = rng.choice(HOSTILE).replace("{t}", "sqlite_master"), None
             # a third of the hostile queries never end: their limit is what most of the time goes into
-            job = SqlJob(question.database, question.gold, f"{answer} -- {number}", "spider", 0.3 if hostile else 10.0)
+            job = SqlJob(
+                question.database, question.gold, f"{answer} -- {number}", "spider", 0.3 if hostile else 10.0
+            )
             pending.append((verifier.submit(job), official))
             while len(pending) > (1000 if number + 1 < args.count else 0):
                 future, expected = pending.popleft()

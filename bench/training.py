@@ -1,10 +1,11 @@
-"""Training: ours against TRL's DPOTrainer with PEFT, the same batch of pairs, the same modules, the same loss.
+"""Training: ours against TRL's DPOTrainer with PEFT, the same batch of pairs, the same modules, the same
+loss.
 
     python bench/training.py [--quick] [--cases 300x40 1000x60]
 
 A case is PROMPTxANSWER tokens: one question, 16 distinct answers, K = 10 pairs, sigmoid + SFT loss, reference
-log-probabilities precomputed on both sides, LoRA rank 8. Pairs per second of forward and backward, peak memory, and the
-relative difference of the two gradients.
+log-probabilities precomputed on both sides, LoRA rank 8. Pairs per second of forward and backward, peak
+memory, and the relative difference of the two gradients.
 """
 
 import argparse
@@ -77,19 +78,28 @@ def case(args, policy, prompt_length, answer_length):
     tokens = prompt_length + 16 * answer_length
     seen = prompt_length**2 / 2 + 16 * answer_length * (prompt_length + answer_length / 2)
     # backward: as much again for the frozen linear layers, twice for attention
-    flops = 2 * forward_flops(policy.model, tokens, 16 * answer_length) + 3 * attention_flops(policy.model, seen)
+    flops = 2 * forward_flops(policy.model, tokens, 16 * answer_length) + 3 * attention_flops(
+        policy.model, seen
+    )
     share = flops / seconds / matmul_peak(policy.dtype, policy.device.type)
 
     source, extra = locate(args.model)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=policy.dtype, attn_implementation="sdpa", **extra)
-    model.is_quantized, model.hf_quantizer = False, None  # the Trainer refuses GGUF, though its weights are plain now
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=policy.dtype, attn_implementation="sdpa", **extra
+    )
+    model.is_quantized, model.hf_quantizer = (
+        False,
+        None,
+    )  # the Trainer refuses GGUF, though its weights are plain now
     trl = DPOConfig(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=len(pairs), loss_type=["sigmoid", "sft"],
         loss_weights=[1.0, 1.0], beta=config.beta, max_length=None, precompute_ref_log_probs=True, report_to=[],
         bf16=policy.dtype == torch.bfloat16, use_cpu=policy.device.type == "cpu", gradient_checkpointing=False,
         disable_dropout=True,
     )  # fmt: skip
-    peft = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    peft = LoraConfig(
+        r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     rows = [
         {
             "prompt_ids": prompt, "chosen_ids": answers[c], "rejected_ids": answers[r],
@@ -99,11 +109,18 @@ def case(args, policy, prompt_length, answer_length):
     ]  # fmt: skip
     trl.precompute_ref_log_probs = False  # they are in the rows
     trainer = PreTokenized(
-        model, args=trl, train_dataset=Dataset.from_list(rows), processing_class=policy.tokenizer, peft_config=peft
+        model,
+        args=trl,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=policy.tokenizer,
+        peft_config=peft,
     )
     trainer.precompute_ref_logps = True
     parts = [rows[i : i + args.their_pairs] for i in range(0, len(rows), args.their_pairs)]
-    parts = [(len(p) / len(rows), {k: v.to(policy.device) for k, v in trainer.data_collator(p).items()}) for p in parts]
+    parts = [
+        (len(p) / len(rows), {k: v.to(policy.device) for k, v in trainer.data_collator(p).items()})
+        for p in parts
+    ]
     mine = lora.layers(policy.model)
     named = dict(trainer.model.named_parameters())
     theirs_gradients = {}
@@ -133,16 +150,23 @@ def case(args, policy, prompt_length, answer_length):
         (name, len(pairs) / seconds, len(pairs) / theirs_seconds, "pairs/s"),
         (f"{name}, peak memory", memory, theirs_memory, "MiB"),
     ]
-    return rows, {f"{name}: gradients differ by (relative)": difference, f"{name}: share of the matmul peak": share}
+    return rows, {
+        f"{name}: gradients differ by (relative)": difference,
+        f"{name}: share of the matmul peak": share,
+    }
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--cases", nargs="+", default=["300x40", "1000x60"])
-    parser.add_argument("--their-pairs", type=int, default=2, help="pairs that DPOTrainer gets at once: what memory holds")
+    parser.add_argument(
+        "--their-pairs", type=int, default=2, help="pairs that DPOTrainer gets at once: what memory holds"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="the first case, once")
     args = parser.parse_args()

@@ -2,11 +2,12 @@
 
     python bench/verification.py --official FOLDER --spider FOLDER [--ds1000 FOLDER --python PATH] [--quick]
 
-SQL: theirs is a new process per query, which opens the database and runs answer and gold. Python: theirs is a fresh interpreter
-in an empty folder per DS-1000 program. Both sides run as many at once as there are workers; cache hits are avoided on ours by
-a comment with a running number. For Python a third figure is the most that a warm interpreter could do: it forks for each
-program and runs it there, without judge, walls or deadline. The last line is JSON. What the programs leave in the
-temporary folder is removed at the end, also after an error.
+SQL: theirs is a new process per query, which opens the database and runs answer and gold. Python: theirs is a
+fresh interpreter in an empty folder per DS-1000 program. Both sides run as many at once as there are workers;
+cache hits are avoided on ours by a comment with a running number. For Python a third figure is the most that
+a warm interpreter could do: it forks for each program and runs it there, without judge, walls or deadline.
+The last line is JSON. What the programs leave in the temporary folder is removed at the end, also after an
+error.
 """
 
 import argparse
@@ -79,7 +80,9 @@ def temporary_files():
 
 
 def predictions(folder):
-    return [json.loads(line) for file in sorted(folder.glob("*.jsonl")) for line in open(file, encoding="utf-8")]
+    return [
+        json.loads(line) for file in sorted(folder.glob("*.jsonl")) for line in open(file, encoding="utf-8")
+    ]
 
 
 def per_second(run, jobs):
@@ -89,7 +92,9 @@ def per_second(run, jobs):
 
 
 def new_process(arguments, folder=None, environment=None, timeout=150):
-    done = subprocess.run(arguments, capture_output=True, text=True, cwd=folder, timeout=timeout, env=environment)
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, cwd=folder, timeout=timeout, env=environment
+    )
     return done.returncode == 0 and done.stdout.strip() != "False"
 
 
@@ -115,7 +120,9 @@ def python(args, count):
     random.Random(0).shuffle(rows)
     rows = [(contexts[r["problem_id"]], r["answer"]) for r in rows]
     # 15 problems fetch a data set from the network in their test: no verdict where there is none
-    rows = [r for r in rows if "load_dataset" not in r[0].context and "fetch_california" not in r[0].context][:count]
+    rows = [r for r in rows if "load_dataset" not in r[0].context and "fetch_california" not in r[0].context][
+        :count
+    ]
 
     def whole(question, answer):
         program = f"{question.context}\ncode = {answer!r}\ntest_execution(code)\n"
@@ -130,9 +137,13 @@ def python(args, count):
         theirs, passed = per_second(lambda jobs: list(pool.map(official, jobs)), rows[: count // 4])
     with Verifier(args.workers, python=args.python) as verifier:
         started, libraries = time.time(), {q.db_id: q for q, _ in rows}
-        twice = [PythonJob(q.context, f"{q.gold}\n# {i}") for q in libraries.values() for i in range(args.workers)]
+        twice = [
+            PythonJob(q.context, f"{q.gold}\n# {i}") for q in libraries.values() for i in range(args.workers)
+        ]
         verifier.run(twice)  # the pool is up: every worker has loaded every library
-        print(f"Python: the pool starts and loads all libraries once in {time.time() - started:.0f} s (not counted below)")
+        print(
+            f"Python: the pool starts and loads all libraries once in {time.time() - started:.0f} s (not counted below)"
+        )
         jobs = [PythonJob(q.context, f"{answer}\n# {i}") for i, (q, answer) in enumerate(rows)]
         ours, verdicts = per_second(verifier.run, jobs)
     same = sum((v.verdict == "correct") == p for v, p in zip(verdicts, passed))
@@ -168,8 +179,12 @@ def forks_alone(args, programs):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--official", type=Path, required=True, help="folder with spider_dev/ and ds1000/ predictions")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--official", type=Path, required=True, help="folder with spider_dev/ and ds1000/ predictions"
+    )
     parser.add_argument("--spider", type=Path, required=True, help="Spider's folder")
     parser.add_argument("--ds1000", type=Path, help="DS-1000's folder")
     parser.add_argument("--python", default=sys.executable, help="interpreter with DS-1000's libraries")
@@ -186,7 +201,11 @@ def main():
         print(f"{what:18}{ours:10.1f}{theirs:11.1f}{ours / theirs:8.1f}")
     figures = {w: {"ours": o, "theirs": t, "ratio": o / t} for w, (o, t) in results.items()}
     first = next(iter(figures.values()))
-    print(json.dumps({"what": "verdicts per second", **first, "all": figures, "settings": {"workers": args.workers}}))
+    print(
+        json.dumps(
+            {"what": "verdicts per second", **first, "all": figures, "settings": {"workers": args.workers}}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Fixtures: a tiny GPT-2 and a tiny Llama with random weights, their tokenizer, a tiny set in Spider's layout, a whole run.
+"""Fixtures: a tiny GPT-2 and a tiny Llama with random weights, their tokenizer, a tiny set in Spider's
+layout, a whole run.
 
-Nothing is downloaded. The models are saved as folders, so `load_policy(folder)` and `--model FOLDER` load them like any
-other; an independent copy with transformers' own attention is `reference(folder)`.
+Nothing is downloaded. The models are saved as folders, so `load_policy(folder)` and `--model FOLDER` load
+them like any other; an independent copy with transformers' own attention is `reference(folder)`.
 """
 
 import json
@@ -81,7 +82,9 @@ def tokenizer():
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=352, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=352, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+    )
     bpe.train_from_iterator([s for row in TRAIN + DEV for s in row] + list(SCHEMAS.values()), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END)
 
@@ -91,7 +94,10 @@ def folders(tokenizer, tmp_path_factory):
     """{family: folder}. Weights are drawn wide, so that the next token depends on the context."""
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-    size, end = len(tokenizer), {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    size, end = (
+        len(tokenizer),
+        {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id},
+    )
     configs = {
         "gpt2": GPT2Config(
             vocab_size=size, n_positions=512, n_embd=32, n_layer=2, n_head=4, initializer_range=0.25, **end
@@ -129,7 +135,9 @@ def reference(folder):
     """An independent copy of the model, with transformers' own attention."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="sdpa", dtype=torch.float32
+    ).eval()
 
 
 def plain_logps(model, prompt, answer):
@@ -170,7 +178,9 @@ def finished(folders, spider, tmp_path_factory):
 
 @pytest.fixture
 def again(folders, spider, finished, tmp_path):
-    """`again(*flags)` runs the same command in `again.run`; `again.same()` compares its files with the finished run's."""
+    """`again(*flags)` runs the same command in `again.run`; `again.same()` compares its files with the
+    finished run's.
+    """
     import codelutra
 
     def again(*flags):

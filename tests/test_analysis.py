@@ -28,7 +28,10 @@ def test_the_score_of_an_answer_is_that_of_its_plain_sequence(policy, reference,
     found = analysis.answer_scores(policy, questions, codes, "test")
     for q, texts, scores in zip(questions, codes, found):
         for text, (summed, per_token) in zip(texts, scores, strict=True):
-            ids = [*policy.tokenizer(text, add_special_tokens=False)["input_ids"], policy.tokenizer.eos_token_id]
+            ids = [
+                *policy.tokenizer(text, add_special_tokens=False)["input_ids"],
+                policy.tokenizer.eos_token_id,
+            ]
             with torch.no_grad():
                 plain = plain_logps(reference, prompts.prompt_ids(q, policy.tokenizer), ids)
             assert summed == pytest.approx(plain.sum().item(), rel=1e-4)
@@ -39,18 +42,27 @@ def last(capsys):
     return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
 
-def test_preferences_pair_right_with_wrong_answers_of_other_systems(spider, folders, tmp_path, capsys, monkeypatch):
+def test_preferences_pair_right_with_wrong_answers_of_other_systems(
+    spider, folders, tmp_path, capsys, monkeypatch
+):
     golds = [q.gold for q in data.load("spider", spider, "dev")[0]]
     systems = (
         golds,  # all right
         [golds[0], "SELECT 17", "SELECT 18", "SELECT 18", *golds[4:]],  # 1, 2 and 3 wrong
-        ["SELECT count(id) FROM owner", "SELECT 19", "SELECT 18", *golds[3:]],  # 0 right in other words, 1 wrong once more
+        [
+            "SELECT count(id) FROM owner",
+            "SELECT 19",
+            "SELECT 18",
+            *golds[3:],
+        ],  # 0 right in other words, 1 wrong once more
     )
     files = []
     for i, codes in enumerate(systems):
         files.append(tmp_path / f"{i}.txt")
         files[-1].write_text("".join(code + "\n" for code in codes))
-    files[1].write_text(files[1].read_text().replace("SELECT 18\n", "SELECT 18 \n"))  # white space makes no other answer
+    files[1].write_text(
+        files[1].read_text().replace("SELECT 18\n", "SELECT 18 \n")
+    )  # white space makes no other answer
 
     def scores(policy, questions, codes, progress):
         """π_0 likes long answers; the policy dislikes SELECT 17 and likes SELECT 18."""
@@ -60,10 +72,23 @@ def test_preferences_pair_right_with_wrong_answers_of_other_systems(spider, fold
     monkeypatch.setattr(analysis, "answer_scores", scores)
     monkeypatch.setattr(analysis.lora, "read", lambda folder: None)
     monkeypatch.setattr(analysis.lora, "load", lambda model, folder: None)
-    arguments = ["preferences", "--model", folders["gpt2"], "--data", "spider", "--data-dir", str(spider), "--workers", "1"]
+    arguments = [
+        "preferences",
+        "--model",
+        folders["gpt2"],
+        "--data",
+        "spider",
+        "--data-dir",
+        str(spider),
+        "--workers",
+        "1",
+    ]
     analysis.main([*arguments, *map(str, files)])
     found = last(capsys)
-    assert (found["n"], found["pairs"]) == (3, 4)  # question 1 with SELECT 17 and 19 wrong, 2 and 3 with SELECT 18 wrong
+    assert (found["n"], found["pairs"]) == (
+        3,
+        4,
+    )  # question 1 with SELECT 17 and 19 wrong, 2 and 3 with SELECT 18 wrong
     assert found["π_0, summed"][0] == pytest.approx((1 + 0 + 0) / 3) and "policy, summed" not in found
     assert found["π_0, per token"] == [0.5, 0.5, 0.5]  # all alike: ties
     analysis.main([*arguments, "--adapter", "x", *map(str, files)])
@@ -75,13 +100,27 @@ def test_preferences_pair_right_with_wrong_answers_of_other_systems(spider, fold
 
 
 def test_passes_counts_what_the_verifier_finds_right(spider, folders, capsys, monkeypatch):
-    codes = itertools.cycle(["SELECT count(*) FROM owner", "SELECT 7"])  # the first is right for question 0 alone
+    codes = itertools.cycle(
+        ["SELECT count(*) FROM owner", "SELECT 7"]
+    )  # the first is right for question 0 alone
     monkeypatch.setattr(analysis, "extract_code", lambda text, language: next(codes))
-    arguments = ["passes", "--model", folders["gpt2"], "--data", "spider", "--data-dir", str(spider), "--workers", "1"]
+    arguments = [
+        "passes",
+        "--model",
+        folders["gpt2"],
+        "--data",
+        "spider",
+        "--data-dir",
+        str(spider),
+        "--workers",
+        "1",
+    ]
     analysis.main([*arguments, "--answers", "2"])
     found = last(capsys)
     assert (found["n"], found["answers"]) == (6, 2)
-    assert [found["pass"][k][0] for k in ("1", "2")] == pytest.approx([0.5 / 6, 1 / 6]) and found["pass"]["2"][2] > 1 / 6
+    assert [found["pass"][k][0] for k in ("1", "2")] == pytest.approx([0.5 / 6, 1 / 6]) and found["pass"][
+        "2"
+    ][2] > 1 / 6
 
 
 class Letters:
@@ -118,7 +157,9 @@ def test_the_encoder_averages_over_the_text_alone(tmp_path, tokenizer):
     tokenizer.save_pretrained(tmp_path)
     embed = analysis.Embedder(str(tmp_path))
     alone, together = embed(["SELECT 1"]), embed(["SELECT 1", "SELECT a, b, c FROM t WHERE d > 17"])
-    assert torch.allclose(alone[0], together[0], atol=1e-5) and torch.allclose(together.norm(dim=1), torch.ones(2))
+    assert torch.allclose(alone[0], together[0], atol=1e-5) and torch.allclose(
+        together.norm(dim=1), torch.ones(2)
+    )
 
 
 @pytest.mark.parametrize(

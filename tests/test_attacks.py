@@ -1,7 +1,9 @@
-"""More attacks on the verifier, by somebody who had not built it: each was tried, and each must go on failing.
+"""More attacks on the verifier, by somebody who had not built it: each was tried, and each must go on
+failing.
 
-What test_verify_sql.py and test_verify_python.py hold already is not repeated. After all of it no process, no folder and
-no changed database may be left. DS1000_PYTHON names another interpreter for the programs, as in test_verify_python.py.
+What test_verify_sql.py and test_verify_python.py hold already is not repeated. After all of it no process, no
+folder and no changed database may be left. DS1000_PYTHON names another interpreter for the programs, as in
+test_verify_python.py.
 """
 
 import functools
@@ -30,7 +32,9 @@ from verifier import sql_text, unpack, walls  # noqa: E402
 from verifier.interpreter import WALL  # noqa: E402
 from verify import InfrastructureError, PythonJob, SqlJob, Verifier  # noqa: E402
 
-PYTHON = os.path.abspath(os.environ.get("DS1000_PYTHON", sys.executable))  # the command runs in another folder
+PYTHON = os.path.abspath(
+    os.environ.get("DS1000_PYTHON", sys.executable)
+)  # the command runs in another folder
 SLACK = 1.5  # seconds after a deadline; half a second where nothing else runs on the machine
 strict = pytest.mark.skipif(not walls.is_strict(), reason=f"not all walls on this machine: {walls.tier()}")
 
@@ -72,8 +76,10 @@ def nothing_is_left(tmp_path_factory):
 def database(tmp_path_factory):
     path = tmp_path_factory.mktemp("attacked") / "a.sqlite"
     with closing(sqlite3.connect(path)) as connection:
-        connection.executescript("CREATE TABLE t(id INTEGER PRIMARY KEY, name TEXT); CREATE INDEX i ON t(name);"
-                                 "CREATE TABLE big(x INTEGER); INSERT INTO t VALUES (1, 'a'), (2, 'b'), (3, 'b')")
+        connection.executescript(
+            "CREATE TABLE t(id INTEGER PRIMARY KEY, name TEXT); CREATE INDEX i ON t(name);"
+            "CREATE TABLE big(x INTEGER); INSERT INTO t VALUES (1, 'a'), (2, 'b'), (3, 'b')"
+        )
         connection.executemany("INSERT INTO big VALUES (?)", [(i,) for i in range(2000)])
         connection.commit()
     before = path.read_bytes()
@@ -88,7 +94,8 @@ def verifier(nothing_is_left, database):
         yield verifier
 
 
-# --- SQL --------------------------------------------------------------------------------------------------------------
+# --- SQL
+# --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -101,8 +108,12 @@ def ask(verifier, database):
         verdict = verifier.submit(SqlJob(database, gold, answer, comparison, timeout)).result()
         tries = 2 if verdict.verdict == "timeout" else 1  # on a machine that is busy
         assert spent(verifier) - before < tries * (timeout + 0.5)
-        assert verdict.verdict in verify.VERDICTS and "\n" not in verdict.message and len(verdict.message) <= 200
-        check = SqlJob(database, "SELECT id FROM t", f"SELECT id FROM t WHERE {time.monotonic_ns()}", "strict")
+        assert (
+            verdict.verdict in verify.VERDICTS and "\n" not in verdict.message and len(verdict.message) <= 200
+        )
+        check = SqlJob(
+            database, "SELECT id FROM t", f"SELECT id FROM t WHERE {time.monotonic_ns()}", "strict"
+        )
         assert verifier.submit(check).result().verdict == "correct"
         return verdict
 
@@ -221,9 +232,24 @@ def test_queries_that_grow_or_hang(ask, name):
     assert ask(SLOW[name]).verdict in ("wrong", "error", "timeout", "crash")
 
 
-@pytest.mark.parametrize("text", ["[" * 300_000, "'" * 300_001, '"a' * 150_001, "`" * 300_001, "/*" * 150_000,
-                                  "YEAR(" * 60_000, "YEAR" + " " * 300_000, "> " * 150_000, "'[\"`" * 75_000,
-                                  "[distinct " * 30_000, "distinct" * 40_000, "((" * 150_000], ids=lambda text: text[:8])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 300_000,
+        "'" * 300_001,
+        '"a' * 150_001,
+        "`" * 300_001,
+        "/*" * 150_000,
+        "YEAR(" * 60_000,
+        "YEAR" + " " * 300_000,
+        "> " * 150_000,
+        "'[\"`" * 75_000,
+        "[distinct " * 30_000,
+        "distinct" * 40_000,
+        "((" * 150_000,
+    ],
+    ids=lambda text: text[:8],
+)
 def test_reading_a_query_takes_no_time(text):
     """This happens in the main process, which no deadline ends."""
     started = time.monotonic()
@@ -232,14 +258,18 @@ def test_reading_a_query_takes_no_time(text):
     assert time.monotonic() - started < 2
 
 
-@pytest.mark.parametrize("answers", [
-    ("SELECT length('\u00e9')", "SELECT length('e\u0301')"),
-    ("SELECT 1", "SELECT 1\0"),
-    ("SELECT 1", "select 1 from t limit 2"),
-    ("SELECT 1", "SELECT \uff11"),
-    ("SELECT 1", "\ud800"),
-    ("SELECT '1'", "SELECT 1"),
-], ids=range(6))
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ("SELECT length('\u00e9')", "SELECT length('e\u0301')"),
+        ("SELECT 1", "SELECT 1\0"),
+        ("SELECT 1", "select 1 from t limit 2"),
+        ("SELECT 1", "SELECT \uff11"),
+        ("SELECT 1", "\ud800"),
+        ("SELECT '1'", "SELECT 1"),
+    ],
+    ids=range(6),
+)
 def test_two_answers_are_two_entries_of_the_cache(verifier, database, answers):
     jobs = [SqlJob(database, "SELECT 1", answer, "strict") for answer in answers * 2]
     first, second, *again = (v.verdict for v in verifier.run(jobs))
@@ -248,8 +278,13 @@ def test_two_answers_are_two_entries_of_the_cache(verifier, database, answers):
 
 def test_gold_and_answer_do_not_run_into_each_other(verifier, database):
     texts = ["SELECT 1", "SELECT 2", "SELECT 1 WHERE 1", "SELECT 1, 2"]
-    jobs = [SqlJob(database, gold, answer, comparison, timeout) for gold in texts for answer in texts
-            for comparison in verify.COMPARISONS for timeout in (5.0, 6.0)]
+    jobs = [
+        SqlJob(database, gold, answer, comparison, timeout)
+        for gold in texts
+        for answer in texts
+        for comparison in verify.COMPARISONS
+        for timeout in (5.0, 6.0)
+    ]
     same = {("SELECT 1", "SELECT 1 WHERE 1"), ("SELECT 1 WHERE 1", "SELECT 1")}
     for job, verdict in zip(jobs, verifier.run(jobs)):
         right = job.gold == job.answer or (job.gold, job.answer) in same
@@ -270,8 +305,11 @@ def test_two_databases_of_one_name_one_size_and_other_contents(verifier, tmp_pat
     assert verdicts == ["correct", "wrong"]
 
 
-@pytest.mark.parametrize("path", ["a\0b", "\ud800", "x" * 5000, "", ".", "/dev/zero", "/proc/self/mem", "file:a?mode=rw"],
-                         ids=["zero byte", "surrogate", "long", "empty", "folder", "device", "memory", "uri"])
+@pytest.mark.parametrize(
+    "path",
+    ["a\0b", "\ud800", "x" * 5000, "", ".", "/dev/zero", "/proc/self/mem", "file:a?mode=rw"],
+    ids=["zero byte", "surrogate", "long", "empty", "folder", "device", "memory", "uri"],
+)
 def test_what_is_no_database_is_a_fault(verifier, path):
     job = SqlJob(path, "SELECT 1", "SELECT 1")
     with pytest.raises(InfrastructureError):
@@ -284,13 +322,16 @@ def test_many_hostile_queries_at_once_do_not_touch_the_good_ones(verifier, datab
     bad = [list(SLOW.values())[i % len(SLOW)] + f" -- {i}" for i in range(6)] + WRITES[:12]
     jobs = []
     for i, answer in enumerate(bad):
-        jobs += [SqlJob(database, "SELECT id FROM t", answer, "strict", 0.3),
-                 SqlJob(database, "SELECT id FROM t", f"SELECT id FROM t WHERE id <> -{i}", "strict")]
+        jobs += [
+            SqlJob(database, "SELECT id FROM t", answer, "strict", 0.3),
+            SqlJob(database, "SELECT id FROM t", f"SELECT id FROM t WHERE id <> -{i}", "strict"),
+        ]
     verdicts = [v.verdict for v in verifier.run(jobs)]
     assert verdicts[1::2] == ["correct"] * len(bad) and "correct" not in verdicts[::2]
 
 
-# --- Python: forging --------------------------------------------------------------------------------------------------
+# --- Python: forging
+# --------------------------------------------------------------------------------------------------
 
 CONTEXT = '''
 {imports}
@@ -323,7 +364,9 @@ def context(imports="", value="7", expected="x * 2", check="assert result == ans
 
 
 PLAIN = context()
-ARRAY = context("import numpy as np", expected="np.arange(4) * x", check="np.testing.assert_array_equal(result, ans)")
+ARRAY = context(
+    "import numpy as np", expected="np.arange(4) * x", check="np.testing.assert_array_equal(result, ans)"
+)
 
 
 @pytest.fixture
@@ -369,29 +412,56 @@ def test_a_result_cannot_choose_how_it_is_compared(judge, name):
 
 
 @strict
-@pytest.mark.parametrize("name", ["inside a list", "inside a deque", "mock.ANY", "a named tuple", "a dictionary"])
+@pytest.mark.parametrize(
+    "name", ["inside a list", "inside a deque", "mock.ANY", "a named tuple", "a dictionary"]
+)
 @pytest.mark.parametrize("turn", ["[14]", "np.array([14])", "pd.Series([14])"])
 def test_nor_inside_an_array_or_a_series(judge, name, turn):
     library = turn[:2] if turn[0] in "np" else ""
     imports = {"np": "import numpy as np", "pd": "import pandas as pd", "": ""}[library]
     if library:
         pytest.importorskip({"np": "numpy", "pd": "pandas"}[library])
-    wrap = {"np": "import numpy as np\nresult = np.array([result], object)",
-            "pd": "import pandas as pd\nresult = pd.Series([result], dtype=object)", "": "result = [result]"}[library]
-    check = {"np": "np.testing.assert_array_equal(result, ans)",
-             "pd": "pd.testing.assert_series_equal(result, ans, check_dtype=False)", "": "assert result == ans"}[library]
+    wrap = {
+        "np": "import numpy as np\nresult = np.array([result], object)",
+        "pd": "import pandas as pd\nresult = pd.Series([result], dtype=object)",
+        "": "result = [result]",
+    }[library]
+    check = {
+        "np": "np.testing.assert_array_equal(result, ans)",
+        "pd": "pd.testing.assert_series_equal(result, ans, check_dtype=False)",
+        "": "assert result == ans",
+    }[library]
     verdict = judge(f"{FORGERIES[name]}\n{wrap}", context(imports, expected=turn, check=check))
     assert verdict.verdict in ("wrong", "error")
 
 
 @strict
-@pytest.mark.parametrize("method", ["__eq__", "__array__", "__array_ufunc__", "__array_function__", "__array_wrap__",
-                                    "__array_finalize__", "__array_priority__", "__float__", "__index__", "__len__",
-                                    "__getattr__", "__getattribute__", "__class__", "__reduce_ex__", "__getstate__"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "__eq__",
+        "__array__",
+        "__array_ufunc__",
+        "__array_function__",
+        "__array_wrap__",
+        "__array_finalize__",
+        "__array_priority__",
+        "__float__",
+        "__index__",
+        "__len__",
+        "__getattr__",
+        "__getattribute__",
+        "__class__",
+        "__reduce_ex__",
+        "__getstate__",
+    ],
+)
 def test_numpy_protocols_of_the_result_do_not_arrive(judge, method):
     """The official program would call these, as attributes of whatever the answer returns."""
-    answer = ("import numpy as np\nclass F:\n    def f(s, *a, **k): return np.arange(4) * 0 + 7 * np.arange(4)[::-1]\n"
-              f"    {method} = f\nresult = F()")
+    answer = (
+        "import numpy as np\nclass F:\n    def f(s, *a, **k): return np.arange(4) * 0 + 7 * np.arange(4)[::-1]\n"
+        f"    {method} = f\nresult = F()"
+    )
     assert judge(answer, ARRAY).verdict in ("wrong", "error")
 
 
@@ -420,8 +490,26 @@ def test_malformed_replies(judge, name):
 
 
 @strict
-@pytest.mark.parametrize("said", ["5", "5.0", "null", "true", "[]", "{}", '"a"', '["error"]', '["error", "a", "b"]',
-                                  '[["error"], 1]', "1" * 5000, "[" * 9999, "NaN", ""], ids=lambda said: said[:9])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "5",
+        "5.0",
+        "null",
+        "true",
+        "[]",
+        "{}",
+        '"a"',
+        '["error"]',
+        '["error", "a", "b"]',
+        '[["error"], 1]',
+        "1" * 5000,
+        "[" * 9999,
+        "NaN",
+        "",
+    ],
+    ids=lambda said: said[:9],
+)
 def test_a_malformed_error_is_an_error(judge, said):
     """Not `wrong`: that would say that the program ran."""
     verdict = judge(WRITE + f"w(b'E' + {said.encode()!r})\ntime.sleep(5)")
@@ -432,8 +520,10 @@ def test_a_malformed_error_is_an_error(judge, said):
 def test_a_result_that_uses_up_the_judges_memory_is_an_error(judge):
     """A few bytes describe an array of 8 TB."""
     shape = "('<f8', (10 ** 12,), b'')"
-    code = ("import pickle\nclass Large:\n    def __reduce__(self):\n        from verifier import unpack\n"
-            f"        return unpack.array, {shape}\n")
+    code = (
+        "import pickle\nclass Large:\n    def __reduce__(self):\n        from verifier import unpack\n"
+        f"        return unpack.array, {shape}\n"
+    )
     verdict = judge(code + WRITE + "w(b'R' + pickle.dumps(Large(), 5))\ntime.sleep(5)", ARRAY)
     assert verdict.verdict == "error" and not verdict.ran, verdict
 
@@ -541,7 +631,9 @@ def test_arrays_that_are_none(name):
 
 
 def test_a_truth_value_of_two_is_not_both():
-    """numpy's booleans are bytes; a byte that is neither 0 nor 1 must not be equal to both, nor missing and present."""
+    """numpy's booleans are bytes; a byte that is neither 0 nor 1 must not be equal to both, nor missing and
+    present.
+    """
     np = pytest.importorskip("numpy")
     for size in (1, 16, 67):
         for byte in range(256):
@@ -550,7 +642,8 @@ def test_a_truth_value_of_two_is_not_both():
             assert not ((values == np.zeros(size, bool)) & ~(~values)).any()
 
 
-# --- Python: reaching out ---------------------------------------------------------------------------------------------
+# --- Python: reaching out
+# ---------------------------------------------------------------------------------------------
 
 REACHING = {
     "system by ctypes": "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
@@ -655,43 +748,56 @@ for name, number, *arguments in {CALLS!r}:
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="machine code of x86-64")
 def test_a_32_bit_system_call(judge):
     """Its numbers mean other calls; the filter must not read them as 64-bit ones."""
-    answer = ("import ctypes, mmap\nm = mmap.mmap(-1, 4096, prot=7)\nm.write(bytes.fromhex('b802000000cd80c3'))  # fork\n"
-              "ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))()\nresult = x * 2")
+    answer = (
+        "import ctypes, mmap\nm = mmap.mmap(-1, 4096, prot=7)\nm.write(bytes.fromhex('b802000000cd80c3'))  # fork\n"
+        "ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))()\nresult = x * 2"
+    )
     assert judge(answer).verdict in ("denied", "crash")
 
 
 @strict
 def test_open_files_of_other_processes_are_not_opened_through_proc(judge):
     """Landlock knows no rule for pipes; what stops this is that one domain cannot look into another."""
-    answer = ("import os\nopened = []\nfor pid in [os.getppid(), *range(max(2, os.getppid() - 10), os.getppid() + 10)]:\n"
-              "    for fd in range(40):\n        for flags in (os.O_RDONLY, os.O_WRONLY):\n"
-              "            if pid != os.getpid():\n"
-              "                try: opened.append(os.open(f'/proc/{pid}/fd/{fd}', flags | os.O_NONBLOCK))\n"
-              "                except OSError: pass\nassert not opened\nresult = x * 2")
+    answer = (
+        "import os\nopened = []\nfor pid in [os.getppid(), *range(max(2, os.getppid() - 10), os.getppid() + 10)]:\n"
+        "    for fd in range(40):\n        for flags in (os.O_RDONLY, os.O_WRONLY):\n"
+        "            if pid != os.getpid():\n"
+        "                try: opened.append(os.open(f'/proc/{pid}/fd/{fd}', flags | os.O_NONBLOCK))\n"
+        "                except OSError: pass\nassert not opened\nresult = x * 2"
+    )
     assert judge(answer).verdict == "correct"
 
 
 @strict
-@pytest.mark.parametrize("name", ["evil.py", "json.py", "copy.py", "sitecustomize.py", "<context>", "conftest.py"])
+@pytest.mark.parametrize(
+    "name", ["evil.py", "json.py", "copy.py", "sitecustomize.py", "<context>", "conftest.py"]
+)
 def test_the_judge_imports_nothing_from_the_folder_of_the_program(judge, name):
     """Each works in a folder of its own."""
     module = name.removesuffix(".py")
     check = f"import importlib, sys; sys.modules.pop({module!r}, 0); m = importlib.import_module({module!r}); assert m.x != 5"
     verdict = judge(f"open({name!r}, 'w').write('x = 5')\nresult = x * 2", context(check=check))
-    assert verdict.verdict == "wrong" and ("No module" in verdict.message or "no attribute" in verdict.message)
+    assert verdict.verdict == "wrong" and (
+        "No module" in verdict.message or "no attribute" in verdict.message
+    )
 
 
 # What a test of somebody's own may do with a file of the program's, or with bytes that are its result.
 READS = {
-    "pickle.load": "pickle.load(open('f', 'rb'))", "pickle.Unpickler": "pickle.Unpickler(open('f', 'rb')).load()",
+    "pickle.load": "pickle.load(open('f', 'rb'))",
+    "pickle.Unpickler": "pickle.Unpickler(open('f', 'rb')).load()",
     "Python's unpickler": "pickle._Unpickler(open('f', 'rb')).load()",
     "read_pickle": "__import__('pandas').read_pickle('f')",
     "numpy": "__import__('numpy').load('f', allow_pickle=True)",
-    "torch": "__import__('torch').load('f', weights_only=False)", "an import": "__import__('f')", "text": "open('f').read()",
+    "torch": "__import__('torch').load('f', weights_only=False)",
+    "an import": "__import__('f')",
+    "text": "open('f').read()",
     "another folder": "open('../program/f', 'rb').read()",
     "glob": "[pickle.load(open(name, 'rb')) for name in __import__('glob').glob('../**', recursive=True)][0]",
 }
-PICKLED = "import os, pickle\nclass R:\n    def __reduce__(s): return (print, (1,))\ndata = pickle.dumps(R())\n"
+PICKLED = (
+    "import os, pickle\nclass R:\n    def __reduce__(s): return (print, (1,))\ndata = pickle.dumps(R())\n"
+)
 
 
 @strict
@@ -702,13 +808,18 @@ def test_no_file_of_the_program_is_read_by_its_test(judge, name):
     test = context("import pickle", check=f"{READS[name]}; assert False, 'it was read'")
     verdict = judge(PICKLED + write + "result = 14", test)
     assert verdict.verdict == "wrong" and "it was read" not in verdict.message, verdict
-    assert any(word in verdict.message for word in ("No such file", "No module", "Permission", "list index")), verdict
+    assert any(
+        word in verdict.message for word in ("No such file", "No module", "Permission", "list index")
+    ), verdict
 
 
 LOADS = {
-    "loads": "pickle.loads(result)", "Python's loads": "pickle._loads(result)", "twice": "pickle.loads(pickle.loads(result))",
-    "Unpickler": "pickle.Unpickler(io.BytesIO(result)).load()", "written to a file": "open('f', 'wb').write(result); "
-    "pickle.load(open('f', 'rb'))", "read_pickle": "__import__('pandas').read_pickle(io.BytesIO(result))",
+    "loads": "pickle.loads(result)",
+    "Python's loads": "pickle._loads(result)",
+    "twice": "pickle.loads(pickle.loads(result))",
+    "Unpickler": "pickle.Unpickler(io.BytesIO(result)).load()",
+    "written to a file": "open('f', 'wb').write(result); pickle.load(open('f', 'rb'))",
+    "read_pickle": "__import__('pandas').read_pickle(io.BytesIO(result))",
     "in a thread": "t = threading.Thread(target=lambda: seen.append(pickle.loads(result))); t.start(); t.join(); assert seen",
     "a subclass": "type('U', (pickle.Unpickler,), {})(io.BytesIO(result)).load()",
 }
@@ -718,11 +829,16 @@ LOADS = {
 @pytest.mark.parametrize("name", LOADS)
 def test_a_result_that_is_a_pickle_makes_no_object_in_the_judge(judge, name):
     """Else its pickle could make the comparison that follows true."""
-    code = ("import builtins\nclass R:\n    def __reduce__(s): return (exec, ('import builtins; builtins.taken = 1',))\n"
-            "result = pickle.dumps(R())\n")
+    code = (
+        "import builtins\nclass R:\n    def __reduce__(s): return (exec, ('import builtins; builtins.taken = 1',))\n"
+        "result = pickle.dumps(R())\n"
+    )
     if name == "twice":
         code += "result = pickle.dumps(result)\n"
-    test = context("import builtins, io, pickle, threading\nseen = []", check=f"{LOADS[name]}; assert False, 'it was read'")
+    test = context(
+        "import builtins, io, pickle, threading\nseen = []",
+        check=f"{LOADS[name]}; assert False, 'it was read'",
+    )
     verdict = judge(PICKLED + code, test)
     assert verdict.verdict in ("denied", "wrong") and "it was read" not in verdict.message, verdict
     taking = test.replace("assert False, 'it was read'", "assert hasattr(builtins, 'taken')")
@@ -733,25 +849,41 @@ def test_a_result_that_is_a_pickle_makes_no_object_in_the_judge(judge, name):
 def test_plain_pickles_and_pickles_of_the_test_itself_are_read(judge):
     test = context("import pickle", check="assert pickle.loads(result) == [ans]")
     assert judge("import pickle\nresult = pickle.dumps([14])", test).verdict == "correct"
-    own = context("import fractions, pickle", cases=2,
-                  value="pickle.loads(pickle.dumps(fractions.Fraction(7)))")
+    own = context(
+        "import fractions, pickle", cases=2, value="pickle.loads(pickle.dumps(fractions.Fraction(7)))"
+    )
     assert judge("result = x * 2", own).verdict == "correct"
-    seven = context("import fractions, pickle", check="assert pickle.loads(pickle.dumps(fractions.Fraction(14))) == result")
-    assert judge("import pickle, fractions\nassert pickle.loads(pickle.dumps(fractions.Fraction(7))) == x\n"
-                 "result = x * 2", seven + "# plt.gcf(").verdict == "correct"
+    seven = context(
+        "import fractions, pickle",
+        check="assert pickle.loads(pickle.dumps(fractions.Fraction(14))) == result",
+    )
+    assert (
+        judge(
+            "import pickle, fractions\nassert pickle.loads(pickle.dumps(fractions.Fraction(7))) == x\n"
+            "result = x * 2",
+            seven + "# plt.gcf(",
+        ).verdict
+        == "correct"
+    )
 
 
 @strict
 def test_files_of_the_test_reach_the_program(judge):
-    write = ("import os, tempfile\ndef write(case):\n    os.makedirs('deep/er', exist_ok=True)\n"
-             "    os.makedirs('empty', exist_ok=True)\n"
-             "    for name in ('a.bin', 'deep/er/b.bin'):\n        with open(name, 'wb') as f: f.write(bytes([case, 255]))\n"
-             "    path = os.path.join(tempfile.mkdtemp(), 'named')\n    open(path, 'w').write(str(case))\n    return path")
+    write = (
+        "import os, tempfile\ndef write(case):\n    os.makedirs('deep/er', exist_ok=True)\n"
+        "    os.makedirs('empty', exist_ok=True)\n"
+        "    for name in ('a.bin', 'deep/er/b.bin'):\n        with open(name, 'wb') as f: f.write(bytes([case, 255]))\n"
+        "    path = os.path.join(tempfile.mkdtemp(), 'named')\n    open(path, 'w').write(str(case))\n    return path"
+    )
     test = context(write, value="write(test_case_id)", expected="test_case_id * 3", cases=2)
-    answer = ("import os, shutil\nassert os.listdir('empty') == []\n"
-              "result = sum(open(name, 'rb').read()[0] for name in ('a.bin', 'deep/er/b.bin')) + int(open(x).read())\n")
+    answer = (
+        "import os, shutil\nassert os.listdir('empty') == []\n"
+        "result = sum(open(name, 'rb').read()[0] for name in ('a.bin', 'deep/er/b.bin')) + int(open(x).read())\n"
+    )
     assert judge(answer, test).verdict == "correct"
-    assert judge(answer + "shutil.rmtree('deep')\nopen('a.bin', 'w')", test).verdict == "correct"  # they come again
+    assert (
+        judge(answer + "shutil.rmtree('deep')\nopen('a.bin', 'w')", test).verdict == "correct"
+    )  # they come again
     spoiled = answer + "os.remove('a.bin')\nos.makedirs('a.bin/x')"
     assert judge(spoiled, test).verdict == "error"
     assert judge("open(x, 'w')\nresult = 3", test).verdict == "denied"
@@ -759,10 +891,21 @@ def test_files_of_the_test_reach_the_program(judge):
 
 
 @strict
-@pytest.mark.parametrize("test", [PLAIN, PLAIN + "# plt.gcf("], ids=["beside its judge", "in its judge's process"])
-@pytest.mark.parametrize("answer", ["assert 0\nresult = 14", "result = 14\nassert x == 8, 'no'", "raise AssertionError",
-                                    "class E(AssertionError): pass\nraise E", "result = 15\nassert result == 14",
-                                    "try: 1 / 0\nfinally: assert 0", "import json\nraise json.JSONDecodeError('a', 'b', 1)"])
+@pytest.mark.parametrize(
+    "test", [PLAIN, PLAIN + "# plt.gcf("], ids=["beside its judge", "in its judge's process"]
+)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "assert 0\nresult = 14",
+        "result = 14\nassert x == 8, 'no'",
+        "raise AssertionError",
+        "class E(AssertionError): pass\nraise E",
+        "result = 15\nassert result == 14",
+        "try: 1 / 0\nfinally: assert 0",
+        "import json\nraise json.JSONDecodeError('a', 'b', 1)",
+    ],
+)
 def test_a_program_that_raises_did_not_run_whatever_it_raises(judge, test, answer):
     verdict = judge(answer, test)
     assert verdict.verdict == "error" and not verdict.ran, verdict
@@ -788,21 +931,24 @@ def test_a_program_cannot_call_its_own_error_wrong(judge):
 @pytest.mark.parametrize("where", ["os.write", "print", "warnings", "faulthandler"])
 def test_floods(judge, stream, where):
     text = "'x' * (1 << 20)"
-    flood = {"os.write": f"[os.write({stream}, b'x' * (1 << 20)) for _ in range(300)]",
-             "print": f"[print({text}, file=(sys.stdout, sys.stderr)[{stream} - 1]) for _ in range(300)]",
-             "warnings": f"[warnings.warn({text} + str(i)) for i in range(20)]",
-             "faulthandler": "[faulthandler.dump_traceback(all_threads=True) for _ in range(2000)]"}[where]
+    flood = {
+        "os.write": f"[os.write({stream}, b'x' * (1 << 20)) for _ in range(300)]",
+        "print": f"[print({text}, file=(sys.stdout, sys.stderr)[{stream} - 1]) for _ in range(300)]",
+        "warnings": f"[warnings.warn({text} + str(i)) for i in range(20)]",
+        "faulthandler": "[faulthandler.dump_traceback(all_threads=True) for _ in range(2000)]",
+    }[where]
     assert judge(f"import os, sys, warnings, faulthandler\n{flood}\nresult = x * 2").verdict == "correct"
 
 
-# --- Python: from one program to the next -----------------------------------------------------------------------------
+# --- Python: from one program to the next
+# -----------------------------------------------------------------------------
 
 DISK = {
     "reserved": "for i in range(40):\n f = os.open(str(i), os.O_RDWR | os.O_CREAT)\n"
-                " os.posix_fallocate(f, 0, 64 << 20)\n os.close(f)",
+    " os.posix_fallocate(f, 0, 64 << 20)\n os.close(f)",
     "deleted and mapped": "libc = ctypes.CDLL(None)\nfor i in range(12):\n f = os.open('f', os.O_RDWR | os.O_CREAT)\n"
-                          " os.write(f, bytes(8192))\n libc.mmap(None, 4096, 1, 1, f, 0)\n os.close(f)\n os.unlink('f')\n"
-                          "time.sleep(9)",
+    " os.write(f, bytes(8192))\n libc.mmap(None, 4096, 1, 1, f, 0)\n os.close(f)\n os.unlink('f')\n"
+    "time.sleep(9)",
 }
 
 
@@ -827,7 +973,8 @@ result = 14"""
     assert judge(answer).verdict == "correct"
 
 
-# --- programs beside their test, and tests that a program disturbs ------------------------------------------------------
+# --- programs beside their test, and tests that a program disturbs
+# ------------------------------------------------------
 
 
 FIGURE = context("import copy  # plt.gcf(")  # judged in one process: by its text, which needs no Matplotlib
@@ -862,8 +1009,12 @@ def test_a_forged_report_is_the_fault_of_the_program(judge, name):
 def test_a_forged_pass_keeps_its_label(judge):
     long = REPORT + "w(json.dumps([nonce, 'correct', 'a\\n' * 900]).encode())\ntime.sleep(9)"
     assert judge(long, FIGURE).message.startswith("in one process: a a a")
-    endless = judge("while True: pass", FIGURE, 0.5).message  # by its use; on a very busy machine by the clock
-    assert endless.startswith(("in one process: more than 0.5 s of processor", "in one process: longer than 2 s"))
+    endless = judge(
+        "while True: pass", FIGURE, 0.5
+    ).message  # by its use; on a very busy machine by the clock
+    assert endless.startswith(
+        ("in one process: more than 0.5 s of processor", "in one process: longer than 2 s")
+    )
     assert judge("result = 14", FIGURE).message == "in one process"
 
 
@@ -884,7 +1035,10 @@ def test_a_test_that_fails_after_a_program_has_run_is_no_fault_of_the_machine(ju
     removing = context("import os\nopen('t.csv', 'w').close()", value="os.path.getsize('t.csv') + 7", cases=2)
     assert judge("result = 14", removing).verdict == "correct"
     assert judge("import os\nos.remove('t.csv')\nresult = 14", removing).verdict == "correct"  # its own copy
-    assert "disturbed its test" in judge("import os\nos.remove('t.csv')\nresult = 14", removing + "# plt.gcf(").message
+    assert (
+        "disturbed its test"
+        in judge("import os\nos.remove('t.csv')\nresult = 14", removing + "# plt.gcf(").message
+    )
     memory = context(value="7 if test_case_id == 1 else [].missing", cases=2)
     assert "disturbed its test" in judge("result = 14", memory).message
 
@@ -957,10 +1111,14 @@ STATE = {
 @pytest.mark.parametrize("name", STATE)
 def test_nothing_passes_from_one_program_to_the_next(judge, name):
     change, seen = STATE[name]
-    imports = ("import builtins, codecs, ctypes, decimal, fcntl, fractions, gc, json, locale, os, random, signal\n"
-               "import sys, warnings\n")
-    look = (f"try: seen = {seen}\nexcept (LookupError, AttributeError): seen = False\nexcept BlockingIOError: seen = True\n"
-            "assert {} seen\nresult = 14")
+    imports = (
+        "import builtins, codecs, ctypes, decimal, fcntl, fractions, gc, json, locale, os, random, signal\n"
+        "import sys, warnings\n"
+    )
+    look = (
+        f"try: seen = {seen}\nexcept (LookupError, AttributeError): seen = False\nexcept BlockingIOError: seen = True\n"
+        "assert {} seen\nresult = 14"
+    )
     for worker in (1, 2):  # one of them runs the last program
         assert judge(f"{imports}{change}\n{look.format('')}  # {name} {worker}").verdict == "correct"
     assert judge(f"{imports}{look.format('not')}  # {name}").verdict == "correct"
@@ -969,15 +1127,26 @@ def test_nothing_passes_from_one_program_to_the_next(judge, name):
 @strict
 def test_a_program_cannot_change_the_test_of_the_next_case(judge):
     """The judge's own state is not the program's: what it changes in its process stays there."""
-    answer = ("import sys, builtins\nbuiltins.range = lambda n: []\nsys.modules['copy'] = None\n"
-              "result = x * 2 if x == 1 else 0")
-    assert judge(answer, context("import copy", value="copy.deepcopy(test_case_id)", cases=2)).verdict == "wrong"
+    answer = (
+        "import sys, builtins\nbuiltins.range = lambda n: []\nsys.modules['copy'] = None\n"
+        "result = x * 2 if x == 1 else 0"
+    )
+    assert (
+        judge(answer, context("import copy", value="copy.deepcopy(test_case_id)", cases=2)).verdict == "wrong"
+    )
 
 
 @strict
-@pytest.mark.parametrize("answers", [("result = 14", "result = 14\0"),
-                                     ("result = len('\u00e9') * 14", "result = len('e\u0301') * 14"),
-                                     ("result = 14", "result = 15"), ("result = 14", "result = 14\ud800")], ids=range(4))
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ("result = 14", "result = 14\0"),
+        ("result = len('\u00e9') * 14", "result = len('e\u0301') * 14"),
+        ("result = 14", "result = 15"),
+        ("result = 14", "result = 14\ud800"),
+    ],
+    ids=range(4),
+)
 def test_two_programs_are_two_entries_of_the_cache(verifier, answers):
     verdicts = [v.verdict for v in verifier.run([PythonJob(PLAIN, answer) for answer in answers * 2])]
     assert verdicts[0] == "correct" != verdicts[1] and verdicts[2:] == verdicts[:2]
@@ -986,13 +1155,18 @@ def test_two_programs_are_two_entries_of_the_cache(verifier, answers):
 @strict
 def test_a_test_and_an_answer_do_not_run_into_each_other(verifier):
     other = PLAIN.replace("x * 2", "x * 3")
-    jobs = [PythonJob(test, answer, timeout) for test in (PLAIN, other) for answer in ("result = 14", "result = 21")
-            for timeout in (20, 21.0)]
+    jobs = [
+        PythonJob(test, answer, timeout)
+        for test in (PLAIN, other)
+        for answer in ("result = 14", "result = 21")
+        for timeout in (20, 21.0)
+    ]
     assert [v.verdict for v in verifier.run(jobs)] == ["correct"] * 2 + ["wrong"] * 4 + ["correct"] * 2
     assert len({id(verifier.submit(job)) for job in jobs}) == len(jobs)
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
+# --- the command
+# ------------------------------------------------------------------------------------------------------
 
 
 def line(number=1, answer="SELECT id FROM t", **more):
@@ -1004,10 +1178,19 @@ def line(number=1, answer="SELECT id FROM t", **more):
 def command(database):
     def command(*lines, arguments=()):
         data = b"".join((text.encode() if type(text) is str else text) + b"\n" for text in lines)
-        ended = subprocess.run([sys.executable, str(ROOT / "verify.py"), "--workers", "1", *arguments], input=data,
-                               capture_output=True, timeout=120, cwd=os.path.dirname(database))
+        ended = subprocess.run(
+            [sys.executable, str(ROOT / "verify.py"), "--workers", "1", *arguments],
+            input=data,
+            capture_output=True,
+            timeout=120,
+            cwd=os.path.dirname(database),
+        )
         assert b"Traceback" not in ended.stderr
-        return ended.returncode, [json.loads(text) for text in ended.stdout.splitlines()], ended.stderr.decode()
+        return (
+            ended.returncode,
+            [json.loads(text) for text in ended.stdout.splitlines()],
+            ended.stderr.decode(),
+        )
 
     return command
 
@@ -1038,8 +1221,11 @@ def test_lines_that_are_no_job(command, name):
     assert "verify.py: " in errors and len(errors) < 6000
 
 
-@pytest.mark.parametrize("path", ["a\0b", "\ud800", "x" * 5000, "..", "file:a.sqlite?mode=rw", "/proc/self/mem", "~/a.sqlite"],
-                         ids=["zero byte", "surrogate", "long", "folder", "uri", "memory", "home"])
+@pytest.mark.parametrize(
+    "path",
+    ["a\0b", "\ud800", "x" * 5000, "..", "file:a.sqlite?mode=rw", "/proc/self/mem", "~/a.sqlite"],
+    ids=["zero byte", "surrogate", "long", "folder", "uri", "memory", "home"],
+)
 def test_a_path_that_is_no_database_spares_the_other_lines(command, path):
     code, verdicts, _ = command(line(1), line(2, database=path), line(3))
     assert code == 1 and [v["verdict"] for v in verdicts] == ["correct", None, "correct"]
@@ -1048,12 +1234,37 @@ def test_a_path_that_is_no_database_spares_the_other_lines(command, path):
 def test_odd_lines_that_are_jobs(command, database):
     name = os.path.basename(os.path.dirname(database))
     code, verdicts, errors = command(
-        line(1), line(1, "SELECT 1"), "", " \t\r", line(None) + "\r", line({"a": [1]}), line("\ud800\u2028"), line(2 ** 200),
-        line(7, database=f"../{name}/./a.sqlite"), line(8, "SELECT '\x1b[2J\u2028' FROM nothing"), line(9, timeout=1e-320),
-        line(10)[:-1] + ', "answer": "SELECT 5"}', line(11, "SELECT '" + "a" * 3_000_000 + "'"), line(12, "[" * 100_000))
+        line(1),
+        line(1, "SELECT 1"),
+        "",
+        " \t\r",
+        line(None) + "\r",
+        line({"a": [1]}),
+        line("\ud800\u2028"),
+        line(2**200),
+        line(7, database=f"../{name}/./a.sqlite"),
+        line(8, "SELECT '\x1b[2J\u2028' FROM nothing"),
+        line(9, timeout=1e-320),
+        line(10)[:-1] + ', "answer": "SELECT 5"}',
+        line(11, "SELECT '" + "a" * 3_000_000 + "'"),
+        line(12, "[" * 100_000),
+    )
     assert code == 0, errors
     expected = ["correct", "wrong", *["correct"] * 5, "error", None, "wrong", "error", "error"]
-    assert [v["id"] for v in verdicts] == [1, 1, None, {"a": [1]}, "\ud800\u2028", 2 ** 200, 7, 8, 9, 10, 11, 12]
+    assert [v["id"] for v in verdicts] == [
+        1,
+        1,
+        None,
+        {"a": [1]},
+        "\ud800\u2028",
+        2**200,
+        7,
+        8,
+        9,
+        10,
+        11,
+        12,
+    ]
     assert all(e in (None, v["verdict"]) for e, v in zip(expected, verdicts)), verdicts
     assert verdicts[8]["verdict"] in ("correct", "timeout")
 
@@ -1078,8 +1289,13 @@ def test_odd_programs_on_the_command_line(command):
 def test_nobody_reads_the_verdicts(database):
     """A closed pipe ends the command, and all that it started."""
     before = descendants()
-    process = subprocess.Popen([sys.executable, str(ROOT / "verify.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, cwd=os.path.dirname(database))
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "verify.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=os.path.dirname(database),
+    )
     process.stdout.close()
     endless = "WITH RECURSIVE s(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM s) SELECT count(*) FROM s"
     process.stdin.write("\n".join([line(1), line(2, endless, timeout=60), line(3)]).encode() + b"\n")
@@ -1092,16 +1308,29 @@ def test_nobody_reads_the_verdicts(database):
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-", "<&- >&- 2>&-", "> /dev/full"])
 def test_closed_streams_end_in_a_sentence(database, closed):
-    ended = subprocess.run(["sh", "-c", f'exec "$0" "$1" {closed}', sys.executable, str(ROOT / "verify.py")], text=True,
-                           input=line() + "\n", capture_output=True, cwd=os.path.dirname(database), timeout=30)
+    ended = subprocess.run(
+        ["sh", "-c", f'exec "$0" "$1" {closed}', sys.executable, str(ROOT / "verify.py")],
+        text=True,
+        input=line() + "\n",
+        capture_output=True,
+        cwd=os.path.dirname(database),
+        timeout=30,
+    )
     assert ended.returncode == 2
     assert "Traceback" not in ended.stderr and "Exception" not in ended.stderr
     assert "2>&-" in closed or ended.stderr.splitlines()[-1].startswith("verify.py: ")
 
 
 def test_a_partner_may_wait_for_each_verdict(database):
-    process = subprocess.Popen([sys.executable, str(ROOT / "verify.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               stderr=subprocess.DEVNULL, text=True, bufsize=1, cwd=os.path.dirname(database))
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "verify.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        bufsize=1,
+        cwd=os.path.dirname(database),
+    )
     for number in range(3):
         process.stdin.write(line(number) + "\n")
         assert select.select([process.stdout], [], [], 20)[0]
@@ -1119,13 +1348,22 @@ def test_a_relative_path_is_the_callers(verifier, database, monkeypatch):
     assert verifier.execute(name, three, 1.0).result().verdict == "correct"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGHUP], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGHUP], ids=lambda n: n.name
+)
 def test_the_command_is_killed_in_the_middle(database, number):
     before = descendants()
-    process = subprocess.Popen([sys.executable, str(ROOT / "verify.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               stderr=subprocess.DEVNULL, cwd=os.path.dirname(database))
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "verify.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=os.path.dirname(database),
+    )
     instr = "SELECT instr(printf('%.*c', 900000, 'a'), printf('%.*c', 450000, 'a') || 'b')"
-    process.stdin.write("\n".join([line(1), line(2, instr, timeout=60), line(3, "SELECT 1")]).encode() + b"\n")
+    process.stdin.write(
+        "\n".join([line(1), line(2, instr, timeout=60), line(3, "SELECT 1")]).encode() + b"\n"
+    )
     process.stdin.flush()
     end = time.monotonic() + 10
     while len(descendants() - before) < 3 and time.monotonic() < end:  # the command and both of its workers

@@ -27,7 +27,12 @@ BY_NAME = MISSING.replace("return 7", "load_dataset = open\n    return 7").repla
 def problems(tmp_path):
     def problems(*rows):
         rows = [
-            {"metadata": {"library": "Numpy", "problem_id": i}, "prompt": "", "reference_code": code, "code_context": test}
+            {
+                "metadata": {"library": "Numpy", "problem_id": i},
+                "prompt": "",
+                "reference_code": code,
+                "code_context": test,
+            }
             for i, (code, test) in enumerate(rows)
         ]
         with gzip.open(tmp_path / "ds1000.jsonl.gz", "wt") as file:
@@ -57,7 +62,10 @@ def test_references(problems, monkeypatch, capsys, other, code, words):
 @strict
 def test_agreement_leaves_out_what_has_no_verdict(problems, tmp_path, capsys):
     folder = problems(RIGHT, ("result = x * 2", BY_NAME))
-    rows = [{"problem_id": i, "answer": "result = x * 2  # \u2028", "pass": True, "library": "Numpy"} for i in range(2)]
+    rows = [
+        {"problem_id": i, "answer": "result = x * 2  # \u2028", "pass": True, "library": "Numpy"}
+        for i in range(2)
+    ]
     file = tmp_path / "model.jsonl"
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     with Verifier(1) as verifier:
@@ -68,7 +76,9 @@ def test_agreement_leaves_out_what_has_no_verdict(problems, tmp_path, capsys):
 @pytest.mark.parametrize("size", experiment.SIZES)
 @pytest.mark.parametrize("method", experiment.METHODS)
 def test_every_run_of_the_experiment_has_a_command_that_is_accepted(tmp_path, size, method):
-    args = argparse.Namespace(size=size, model="m", data="spider", data_dir="d", flags="--device cpu", out=tmp_path)
+    args = argparse.Namespace(
+        size=size, model="m", data="spider", data_dir="d", flags="--device cpu", out=tmp_path
+    )
     config = parse(experiment.command(args, method, 7))
     assert config.draws == (method != "gold") and (config.seed, config.device) == (7, "cpu")
 
@@ -82,7 +92,9 @@ BASE, DRAWS, PAIRS = "questions.json", "iter_1/answers.jsonl", "iter_1/reference
      ("gold", {BASE})],
 )  # fmt: skip
 def test_runs_of_the_experiment_share_what_is_the_same(tmp_path, method, shared):
-    args = argparse.Namespace(size="first", model="m", data="spider", data_dir="d", flags="--device cpu", out=tmp_path)
+    args = argparse.Namespace(
+        size="first", model="m", data="spider", data_dir="d", flags="--device cpu", out=tmp_path
+    )
     for first, seed in (("dual", 0), ("nearest", 0), ("dual", 1)):
         folder = tmp_path / f"first-{first}-seed{seed}"
         for name in (BASE, DRAWS, PAIRS):
@@ -135,7 +147,9 @@ def test_verification_leaves_no_temporary_files(tmp_path, monkeypatch, capsys, f
 
     def leaving(*_):
         tempfile.mkstemp()
-        path = subprocess.run([sys.executable, "-c", leave], capture_output=True, text=True, check=True).stdout.strip()
+        path = subprocess.run(
+            [sys.executable, "-c", leave], capture_output=True, text=True, check=True
+        ).stdout.strip()
         assert os.path.exists(path) and path.startswith(str(tmp_path))
         return (1.0, 1.0) if not fails else 1 / 0
 

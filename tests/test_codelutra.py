@@ -1,4 +1,6 @@
-"""The whole loop on a tiny GPT-2: stopped anywhere, it ends the same; which verdicts are chosen; what is said at the door."""
+"""The whole loop on a tiny GPT-2: stopped anywhere, it ends the same; which verdicts are chosen; what is said
+at the door.
+"""
 
 import json
 import math
@@ -35,7 +37,13 @@ LN2 = math.log(2)
 def test_by_the_criterion_executable_a_text_that_is_no_query_is_not_right(spider):
     questions = data.load("spider", spider, "train")[0][:1]
     config = Config(data="spider", criterion="executable", gold="never", timeout=5.0)
-    texts = {"SELECT 5": "correct", "SELECT x FROM y": "error", "": "wrong", "SELECT": "error", "-- no": "wrong"}
+    texts = {
+        "SELECT 5": "correct",
+        "SELECT x FROM y": "error",
+        "": "wrong",
+        "SELECT": "error",
+        "-- no": "wrong",
+    }
     texts |= {"EXPLAIN SELECT 5": "wrong"}
     with Verifier(1) as verifier:
         execution = Execution(config, questions, verifier)
@@ -71,7 +79,10 @@ def test_the_loop_trains_on_gold_where_nothing_is_right(finished):
         folder = finished / f"iter_{t}"
         summary = json.loads((folder / "pairs_summary.json").read_text())
         assert summary["questions"] == 10 and summary["answers"] == 40
-        assert summary["pairs"] == 3 * (10 - summary.get("questions_without_wrong", 0)) and summary["questions_given_gold"] > 5
+        assert (
+            summary["pairs"] == 3 * (10 - summary.get("questions_without_wrong", 0))
+            and summary["questions_given_gold"] > 5
+        )
         rows = lines(folder / "train.jsonl")
         assert len(rows) == math.ceil(summary["pairs"] / 6)
         assert rows[0]["dpo"] == pytest.approx(LN2, abs=1e-4)
@@ -94,10 +105,14 @@ def test_answers_of_iteration_t_are_drawn_from_the_policy_before_by_seed_and_t(f
     for t, adapter in ((1, None), (2, finished / "iter_1" / "adapter")):
         if adapter:
             lora.load(policy.model, adapter)
-        drawn = codelutra.sample(policy, questions, SamplingParams(4, 12, seed=3, iteration=t, batch_tokens=150))
+        drawn = codelutra.sample(
+            policy, questions, SamplingParams(4, 12, seed=3, iteration=t, batch_tokens=150)
+        )
         expected = {(a.question, a.sample): list(a.ids) for batch in drawn for a in batch}
         rows = [row for row in lines(finished / f"iter_{t}" / "answers.jsonl") if "unit" not in row]
-        assert {(row["question"], row["sample"]): row["ids"] for row in rows} == expected and len(expected) == 40
+        assert {(row["question"], row["sample"]): row["ids"] for row in rows} == expected and len(
+            expected
+        ) == 40
 
 
 def test_validation_questions_are_neither_trained_on_nor_the_dev_split(finished, spider):
@@ -184,7 +199,9 @@ def test_a_gpu_without_memory_for_a_micro_batch_takes_it_in_halves(again, monkey
     monkeypatch.setattr(refine, "batch_loss", batch_loss)
     again("--iterations", "1")
     assert full and "out of GPU memory" in capsys.readouterr().out
-    mine, theirs = (load_file(run / "iter_1/adapter/adapter_model.safetensors") for run in (again.run, again.finished))
+    mine, theirs = (
+        load_file(run / "iter_1/adapter/adapter_model.safetensors") for run in (again.run, again.finished)
+    )
     for name, value in theirs.items():
         torch.testing.assert_close(mine[name], value, rtol=1e-3, atol=1e-5)
 
@@ -193,7 +210,9 @@ def test_answers_that_are_complete_are_not_drawn_again(again, finished, monkeypa
     shutil.copytree(finished, again.run)
     (again.run / "iter_2" / "verdicts.jsonl").unlink()
     drawn, original = [], codelutra.sample
-    monkeypatch.setattr(codelutra, "sample", lambda *a, **k: (drawn.append(b) or b for b in original(*a, **k)))
+    monkeypatch.setattr(
+        codelutra, "sample", lambda *a, **k: (drawn.append(b) or b for b in original(*a, **k))
+    )
     again()
     assert drawn == [] and again.same()
 
@@ -224,7 +243,9 @@ NO_START = [("none", (), "no readable adapter"), ("", ("--lora-rank", "4"), "mad
 
 
 @pytest.mark.parametrize("start, extra, sentence", NO_START)
-def test_an_adapter_that_a_run_cannot_start_from_is_one_sentence(again, finished, monkeypatch, start, extra, sentence):
+def test_an_adapter_that_a_run_cannot_start_from_is_one_sentence(
+    again, finished, monkeypatch, start, extra, sentence
+):
     monkeypatch.setattr(codelutra, "load_policy", None)
     with pytest.raises(UserError, match=sentence):
         again("--start", str(finished / "iter_1/adapter" / start), *extra)
@@ -246,19 +267,31 @@ def test_a_marginal_gain_stops_the_loop_and_the_last_of_the_best_is_named(again,
     assert "less than --min-gain" in capsys.readouterr().out
 
 
-def test_fine_tuning_on_gold_draws_nothing_and_trains_on_the_gold_code_alone(folders, spider, tmp_path, capsys):
-    argv = command(folders, spider, tmp_path / "run", "--gold", "only", "--objective", "sft", "--iterations", "1")
+def test_fine_tuning_on_gold_draws_nothing_and_trains_on_the_gold_code_alone(
+    folders, spider, tmp_path, capsys
+):
+    argv = command(
+        folders, spider, tmp_path / "run", "--gold", "only", "--objective", "sft", "--iterations", "1"
+    )
     at = argv.index("--answers")
     codelutra.main(argv[:at] + argv[at + 2 :])
     folder, tokenizer = tmp_path / "run" / "iter_1", load_tokenizer(folders["gpt2"])
     assert not (folder / "answers.jsonl").exists() and not (folder / "verdicts.jsonl").exists()
-    gold = {q.index: list(prompts.code_ids(q.gold, tokenizer)) for q in data.load("spider", spider, "train")[0]}
+    gold = {
+        q.index: list(prompts.code_ids(q.gold, tokenizer)) for q in data.load("spider", spider, "train")[0]
+    }
     pairs = lines(folder / "pairs.jsonl")
-    assert len(pairs) == 10 and all(p["answers"] == [gold[p["question"]]] and p["pairs"] == [[0, None]] * 3 for p in pairs)
+    assert len(pairs) == 10 and all(
+        p["answers"] == [gold[p["question"]]] and p["pairs"] == [[0, None]] * 3 for p in pairs
+    )
     rows = lines(folder / "train.jsonl")
-    assert len(rows) == 5 and all(row["loss"] == row["sft"] for row in rows) and rows[-1]["sft"] < rows[0]["sft"]
+    assert (
+        len(rows) == 5 and all(row["loss"] == row["sft"] for row in rows) and rows[-1]["sft"] < rows[0]["sft"]
+    )
     shown = capsys.readouterr().out.split("\n")
-    assert next(line for line in shown if line.startswith("1  ")).split()[1] == "30"  # no answers: the pairs come first
+    assert (
+        next(line for line in shown if line.startswith("1  ")).split()[1] == "30"
+    )  # no answers: the pairs come first
     report.main([str(tmp_path / "run")])
 
 

@@ -1,4 +1,6 @@
-"""What a crash of the machine, a full disk or a hand leave behind: one sentence that names it, never wrong results."""
+"""What a crash of the machine, a full disk or a hand leave behind: one sentence that names it, never wrong
+results.
+"""
 
 import json
 import re
@@ -42,7 +44,9 @@ def test_a_damaged_file_of_a_run_is_named(copy, monkeypatch, name):
     monkeypatch.setattr(codelutra, "refine", never)
     for damage in (b"", whole[: len(whole) // 2], b"\xff\x00garbage", b"null\n", b"{}", b"\0" * len(whole)):
         path.write_bytes(damage)
-        with pytest.raises(UserError, match=f"{path} is damaged .*: delete it, and the same command makes it again"):
+        with pytest.raises(
+            UserError, match=f"{path} is damaged .*: delete it, and the same command makes it again"
+        ):
             copy()
     path.unlink()
     copy()
@@ -103,7 +107,9 @@ def test_a_run_without_its_settings_is_refused(copy):
 
 
 @pytest.mark.parametrize("change", ["order", "fewer held-out", "gold", "schema", "rows"])
-def test_data_that_have_changed_are_noticed_before_a_model_is_loaded(copy, folders, spider, tmp_path, monkeypatch, change):
+def test_data_that_have_changed_are_noticed_before_a_model_is_loaded(
+    copy, folders, spider, tmp_path, monkeypatch, change
+):
     folder = tmp_path / "data"
     shutil.copytree(spider, folder)
     file = folder / ("dev.json" if "held" in change else "train_spider.json")
@@ -115,7 +121,9 @@ def test_data_that_have_changed_are_noticed_before_a_model_is_loaded(copy, folde
             if change == "schema":
                 connection.execute("CREATE TABLE one_more (x)")
             elif change == "rows":
-                table = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchone()[0]
+                table = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchone()[
+                    0
+                ]
                 width = len(connection.execute(f"SELECT * FROM {table}").description)
                 for n in range(1000, 2000):
                     connection.execute(f"INSERT INTO {table} VALUES ({', '.join([str(n)] * width)})")
@@ -144,7 +152,12 @@ def test_any_character_may_be_in_the_name_of_the_data(spider, tmp_path, name):
     assert sorted(tmp_path.iterdir()) == before
 
 
-TABLE = {"db_id": "pets", "table_names_original": ["t"], "column_names_original": [[-1, "*"], [0, "x"]], "foreign_keys": []}
+TABLE = {
+    "db_id": "pets",
+    "table_names_original": ["t"],
+    "column_names_original": [[-1, "*"], [0, "x"]],
+    "foreign_keys": [],
+}
 TABLES = [json.dumps([TABLE | change]) for change in (
     {"foreign_keys": 7}, {"foreign_keys": [[1, 9]]}, {"column_names_original": [[5, "id"]]}, {"table_names_original": None},
     {"table_names_original": [1]}, {"db_id": ["x"]},
@@ -152,7 +165,9 @@ TABLES = [json.dumps([TABLE | change]) for change in (
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", "7", "null", "[" * 100_000])
-def test_tables_that_are_no_list_are_noticed_before_a_model_is_loaded(folders, spider, tmp_path, monkeypatch, text):
+def test_tables_that_are_no_list_are_noticed_before_a_model_is_loaded(
+    folders, spider, tmp_path, monkeypatch, text
+):
     folder = tmp_path / "data"
     shutil.copytree(spider, folder)
     (folder / "tables.json").write_text(text)
@@ -213,7 +228,11 @@ def test_an_output_that_is_no_file_is_noticed_first_and_a_full_one_loses_no_scor
     with pytest.raises(SystemExit) as stop:
         cli.run(lambda: evaluation.main([*argv, "/dev/full"]))
     shown = capsys.readouterr()
-    assert stop.value.code == 2 and shown.err.count("\n") == 1 + shown.err.count("left out") and "No space left" in shown.err
+    assert (
+        stop.value.code == 2
+        and shown.err.count("\n") == 1 + shown.err.count("left out")
+        and "No space left" in shown.err
+    )
     assert json.loads(shown.out.splitlines()[-1])["ex"] == 1
 
 
@@ -235,11 +254,15 @@ def test_an_adapter_of_another_kind_is_refused(copy, change):
     (False, {"init_lora_weights": "olora"}), (False, {"alora_invocation_tokens": [5, 6]}),
     (False, {"rank_pattern": {"q_proj": 2}}),
 ])  # fmt: skip
-def test_of_pefts_own_adapters_those_are_refused_that_compute_something_else(folders, tmp_path, plain, settings):
+def test_of_pefts_own_adapters_those_are_refused_that_compute_something_else(
+    folders, tmp_path, plain, settings
+):
     peft = pytest.importorskip("peft")
     ids, load = torch.tensor([[5, 6, 7, 8]]), AutoModelForCausalLM.from_pretrained
     torch.manual_seed(0)
-    model = peft.get_peft_model(load(folders["llama"]), peft.LoraConfig(r=4, target_modules="all-linear", **settings))
+    model = peft.get_peft_model(
+        load(folders["llama"]), peft.LoraConfig(r=4, target_modules="all-linear", **settings)
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:
@@ -271,7 +294,16 @@ def test_a_merge_that_could_not_be_written_is_noticed_first(copy, tmp_path, monk
     (tmp_path / "link").symlink_to(tmp_path / "nothing")
     monkeypatch.setattr("policy.load_policy", None)
     for out in (tmp_path / "file" / "x", tmp_path / "link"):
-        argv = ["lora.py", "merge", "--model", "m", "--adapter", str(copy.run / "iter_2/adapter"), "--out", str(out)]
+        argv = [
+            "lora.py",
+            "merge",
+            "--model",
+            "m",
+            "--adapter",
+            str(copy.run / "iter_2/adapter"),
+            "--out",
+            str(out),
+        ]
         monkeypatch.setattr("sys.argv", argv)
         with pytest.raises(UserError, match="exists already|no folder can be made"):
             lora.main()
@@ -322,9 +354,19 @@ def test_more_bad_values_are_exit_code_2(argv):
 
 def test_extreme_values_that_have_a_meaning_have_it(spider, tmp_path):
     logits = torch.tensor([[0.0, 3.0, 1.0]])
-    assert pick(logits, torch.tensor([0.7]), 1.0, 1e-300)[0].item() == 1  # the most likely token is always there
+    assert (
+        pick(logits, torch.tensor([0.7]), 1.0, 1e-300)[0].item() == 1
+    )  # the most likely token is always there
     golds = [row["query"] for row in json.loads((spider / "dev.json").read_text())]
     (tmp_path / "golds").write_text("\n".join(golds) + "\n")
-    argv = ["--data", "spider", "--data-dir", str(spider), "--predictions", str(tmp_path / "golds"), "--timeout"]
+    argv = [
+        "--data",
+        "spider",
+        "--data-dir",
+        str(spider),
+        "--predictions",
+        str(tmp_path / "golds"),
+        "--timeout",
+    ]
     for seconds in ("1e10", "1e300"):
         evaluation.main([*argv, seconds])

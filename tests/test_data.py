@@ -1,4 +1,6 @@
-"""Loaders count what they leave out, subsets nest, prompts share their schema, and one rule says where code ends."""
+"""Loaders count what they leave out, subsets nest, prompts share their schema, and one rule says where code
+ends.
+"""
 
 import gzip
 import json
@@ -49,7 +51,9 @@ def test_a_missing_database_leaves_out_its_questions_and_keeps_the_indices(copy)
 def test_a_database_without_rows_leaves_out_training_questions_alone(copy):
     path = copy / "database" / "books" / "books.sqlite"
     path.unlink()
-    make_database(path, "CREATE TABLE book (id INTEGER, title TEXT, year INTEGER, price REAL); CREATE TABLE other (x)")
+    make_database(
+        path, "CREATE TABLE book (id INTEGER, title TEXT, year INTEGER, price REAL); CREATE TABLE other (x)"
+    )
     questions, notes = data.load("spider", copy, "train")
     assert {q.db_id for q in questions} == {"pets"}
     assert notes == ["6 questions: their database has no rows (books)"]
@@ -63,7 +67,9 @@ def test_one_row_in_one_table_is_enough(tmp_path):
     assert database.has_rows(str(tmp_path / "a.sqlite"))
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '[{"db_id": "pets"}]', '[{"db_id": "pets", "question": 3, "query": "x"}]'])
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '[{"db_id": "pets"}]', '[{"db_id": "pets", "question": 3, "query": "x"}]']
+)
 def test_a_file_in_another_layout_is_a_user_error(copy, text):
     (copy / "train_spider.json").write_text(text)
     with pytest.raises(UserError, match="train_spider.json"):
@@ -96,7 +102,9 @@ def overwritten(at, what):
 
 
 BROKEN = {
-    "a pointer in place of the file": lambda raw: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+    "a pointer in place of the file": lambda raw: (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+    ),
     "text": lambda raw: b"no database" * 1000,
     "cut off": lambda raw: raw[:-4096],
     "no header": overwritten(0, bytes(100)),
@@ -211,8 +219,12 @@ def test_a_folder_that_may_not_be_entered_leaves_out_its_own_questions(called, c
     questions, notes = data.load("spider", copy, "train")
     assert {q.db_id for q in questions} == {"pets"}
     assert notes == ["6 questions: their database cannot be read: Permission denied (books)"]
+
+
 @pytest.mark.parametrize("suffix", ["-wal", "-journal"])
-@pytest.mark.parametrize("contents, unfinished", [(b"", False), (bytes(512), False), (b"\0x", False), (b"x", True)])
+@pytest.mark.parametrize(
+    "contents, unfinished", [(b"", False), (bytes(512), False), (b"\0x", False), (b"x", True)]
+)
 def test_a_file_beside_a_database_means_here_what_it_means_to_the_judge(copy, suffix, contents, unfinished):
     """journal_mode = PERSIST leaves zeros, which hold nothing."""
     database = str(copy / "database" / "books" / "books.sqlite")
@@ -334,28 +346,29 @@ def test_the_schema_is_the_databases_own_create_statements(spider):
     )
 
 
-# Each of these lost something when its white space was collapsed, or was not in the schema, or should not be in it.
+# Each of these lost something when its white space was collapsed, or was not in the schema, or should not be
+# in it.
 NASTY = {
     "line comments": "CREATE TABLE t (a INTEGER, -- it's the key\n b TEXT -- (last)\n)",
     "block comments": "CREATE TABLE t (a /* -- it's */ INTEGER /* two\n lines */, b TEXT /**/ NOT NULL)",
     "comment signs in names": 'CREATE TABLE t ("a -- b" TEXT, [c /* d] TEXT, `e */ f` TEXT)',
-    "white space in names": '''CREATE TABLE "my  table" ([a  b] TEXT, `c\n d` TEXT, "e\t'f" TEXT, 'g  h' TEXT)''',
+    "white space in names": """CREATE TABLE "my  table" ([a  b] TEXT, `c\n d` TEXT, "e\t'f" TEXT, 'g  h' TEXT)""",
     "quotes in names": 'CREATE TABLE "say ""x  y" (`a``  b` TEXT, "[c]" TEXT); CREATE TABLE [it\'s  "odd] (a)',
     "defaults": "CREATE TABLE t (a DEFAULT 'two  blanks -- none', b DEFAULT 'it''s  /* x */', c DEFAULT x'00')",
     "a no-break space in a name": "CREATE TABLE t (a\u00a0b TEXT, c\u3000d TEXT)",
     "names like SQLite's": "CREATE TABLE sqliteX (a); CREATE TABLE sqlite (b); CREATE TABLE xsqlite_y (c)",
     "keys": "CREATE TABLE p (a INTEGER PRIMARY KEY AUTOINCREMENT); CREATE TABLE c (a -- of p\n REFERENCES p(a))",
-    "views": '''CREATE TABLE t (a); CREATE VIEW v AS SELECT a, '  ' AS "x  y" -- it's all\n FROM t;
-                CREATE TABLE u (b)''',
+    "views": """CREATE TABLE t (a); CREATE VIEW v AS SELECT a, '  ' AS "x  y" -- it's all\n FROM t;
+                CREATE TABLE u (b)""",
     "a comment after a view": "CREATE VIEW v AS SELECT 1 -- one\n; CREATE VIEW w AS SELECT * FROM v /* all */;",
-    "generated": '''CREATE TABLE t (a INT, b INT GENERATED ALWAYS AS (a -- twice\n * 2) STORED,
-                    c AS (a / 1) /* virtual */)''',
+    "generated": """CREATE TABLE t (a INT, b INT GENERATED ALWAYS AS (a -- twice\n * 2) STORED,
+                    c AS (a / 1) /* virtual */)""",
     "without rowid": "CREATE TABLE t (a TEXT PRIMARY KEY, b) -- no rowid\n WITHOUT /* it's */ ROWID",
     "full text": "CREATE VIRTUAL TABLE t USING fts5(a, b, tokenize = 'porter  ascii'); CREATE TABLE u (a)",
     "full text, older": 'CREATE VIRTUAL TABLE "my  t" USING fts4(a -- it\'s\n, b /* c */)',
     "boxes": "CREATE VIRTUAL TABLE t USING rtree(id, low,  high)",
-    "renamed": '''CREATE TABLE t (a, b -- it's\n); ALTER TABLE t RENAME TO "new  t";
-                  ALTER TABLE "new  t" ADD c DEFAULT '  ' ''',
+    "renamed": """CREATE TABLE t (a, b -- it's\n); ALTER TABLE t RENAME TO "new  t";
+                  ALTER TABLE "new  t" ADD c DEFAULT '  ' """,
 }
 
 
@@ -393,8 +406,13 @@ def test_the_schemas_of_the_shop_rebuild_their_databases():
 
 
 def test_a_schema_has_its_tables_without_comments_and_then_its_views_as_written(tmp_path):
-    make_database(tmp_path / "a.sqlite", "CREATE VIEW v AS SELECT 1  + 1 -- two\n; CREATE TABLE t (a, -- it's\n b )")
-    assert database.schema(str(tmp_path / "a.sqlite")) == "CREATE TABLE t (a, b );\nCREATE VIEW v AS SELECT 1  + 1 -- two\n;"
+    make_database(
+        tmp_path / "a.sqlite", "CREATE VIEW v AS SELECT 1  + 1 -- two\n; CREATE TABLE t (a, -- it's\n b )"
+    )
+    assert (
+        database.schema(str(tmp_path / "a.sqlite"))
+        == "CREATE TABLE t (a, b );\nCREATE VIEW v AS SELECT 1  + 1 -- two\n;"
+    )
 
 
 def test_a_view_that_ends_in_an_open_comment_swallows_no_other(tmp_path):
@@ -471,7 +489,10 @@ EXTRACTED = {
     'SELECT "a;b" FROM a;': ('SELECT "a;b" FROM a', True),
     "SELECT 'open; ": ("SELECT 'open;", False),
     "WITH a AS (SELECT 1) SELECT * FROM a;": ("WITH a AS (SELECT 1) SELECT * FROM a", True),
-    "WITH RECURSIVE a(x) AS (SELECT 1)\nSELECT x FROM a;": ("WITH RECURSIVE a(x) AS (SELECT 1)\nSELECT x FROM a", True),
+    "WITH RECURSIVE a(x) AS (SELECT 1)\nSELECT x FROM a;": (
+        "WITH RECURSIVE a(x) AS (SELECT 1)\nSELECT x FROM a",
+        True,
+    ),
     f"With pleasure:\n{Q};": (Q, True),
     "(SELECT 1) UNION (SELECT 2);": ("(SELECT 1) UNION (SELECT 2)", True),
     # what else stands on a fence's line is no code
@@ -480,7 +501,7 @@ EXTRACTED = {
     f"```{{sql}}\n{Q}\n```": (Q, True),
     f"```{{.sql .numberLines}}\n{Q}\n```": (Q, True),
     f"```SQL-lite\n{Q}\n```": (Q, True),
-    f"```sql title=\"it's; `all`\"\r\n{Q}\n```": (Q, True),
+    f'```sql title="it\'s; `all`"\r\n{Q}\n```': (Q, True),
     f"```sql -- with; it's\n{Q}\n```": (Q, True),
     f"````sql\n{Q}\n````": (Q, True),
     f"`````  \n{Q}\n`````": (Q, True),
@@ -514,7 +535,10 @@ EXTRACTED = {
     f"/* open\n{Q}; x": (Q, True),
     f"Use /* here:\n{Q} /* all */; x": (f"{Q} /* all */", True),
     "/* with\nselect a */\nSELECT 1; x": ("/* with\nselect a */\nSELECT 1", True),
-    "WITH /* it's */ a -- new\nAS (\nSELECT 1) SELECT 2;": ("WITH /* it's */ a -- new\nAS (\nSELECT 1) SELECT 2", True),
+    "WITH /* it's */ a -- new\nAS (\nSELECT 1) SELECT 2;": (
+        "WITH /* it's */ a -- new\nAS (\nSELECT 1) SELECT 2",
+        True,
+    ),
     # names in backticks and brackets
     "SELECT `a;b`, [c;'d], [``] FROM t;": ("SELECT `a;b`, [c;'d], [``] FROM t", True),
     "```sql\nSELECT `a` FROM `b````": ("SELECT `a` FROM `b`", True),
@@ -544,8 +568,42 @@ def test_the_query_inside_an_answer(text):
 
 
 def test_once_code_has_ended_nothing_that_follows_changes_it():
-    pieces = ["SELECT ", "select", "WITH ", "with a as (", " as", "recursive ", "```", "`", "sql", ";", "\n", "\n", " ", "'"]
-    pieces += ['"', "(", ")", "a", "x", "''", "\n\n", "\t", "Here:", "--", "/*", "*/", "[", "]", "\n```", "\r\n", "-", "/"]
+    pieces = [
+        "SELECT ",
+        "select",
+        "WITH ",
+        "with a as (",
+        " as",
+        "recursive ",
+        "```",
+        "`",
+        "sql",
+        ";",
+        "\n",
+        "\n",
+        " ",
+        "'",
+    ]
+    pieces += [
+        '"',
+        "(",
+        ")",
+        "a",
+        "x",
+        "''",
+        "\n\n",
+        "\t",
+        "Here:",
+        "--",
+        "/*",
+        "*/",
+        "[",
+        "]",
+        "\n```",
+        "\r\n",
+        "-",
+        "/",
+    ]
     pieces += ["<think>", "</think>", "sqlite3", "{sql}", "-lite", "```sql ", "```` sql"]
     rng, ended = random.Random(0), 0
     for _ in range(30000):
@@ -554,12 +612,21 @@ def test_once_code_has_ended_nothing_that_follows_changes_it():
             if code_ended(text[:n]):
                 ended += 1
                 longer = [text[:m] for m in range(n + 1, len(text) + 1)]
-                assert all(code_ended(t) and extract_code(t) == extract_code(text[:n]) for t in longer), (text, n)
+                assert all(code_ended(t) and extract_code(t) == extract_code(text[:n]) for t in longer), (
+                    text,
+                    n,
+                )
                 break
     assert ended > 4000
 
 
-SLOW = ["with " + "/**/" * 20000, "with " + "/*" * 40000, "with a" + " " * 80000, "(" * 80000, "with [" * 20000]
+SLOW = [
+    "with " + "/**/" * 20000,
+    "with " + "/*" * 40000,
+    "with a" + " " * 80000,
+    "(" * 80000,
+    "with [" * 20000,
+]
 SLOW += [text * (80000 // len(text)) for text in (
     "/*x\n", "/**/\n", "/*\n*/", "x/*\n/*x", "with /*\n", "with /**/ /*\n", "with/**/\n", "with\n", "with a /*\n", "(\n",
     "\n ", "\n", "with\n/**//*x\n", "/*/", "/* */x\n", "`", "````a\n", "'\n", '"', "--`", "<think>", "select\n/*", "/*x\n(",
@@ -593,7 +660,9 @@ def test_once_a_python_answer_has_ended_nothing_that_follows_changes_it():
         n = next((n for n in range(len(text)) if code_ended(text[:n], "python")), None)
         if n is not None:
             ended += 1
-            assert {extract_code(text[:m], "python") for m in range(n, len(text) + 1)} == {extract_code(text[:n], "python")}
+            assert {extract_code(text[:m], "python") for m in range(n, len(text) + 1)} == {
+                extract_code(text[:n], "python")
+            }
     assert ended > 5000
 
 
@@ -610,7 +679,13 @@ def test_a_python_answer_begins_after_the_thinking(code):
 @pytest.mark.parametrize("split", ["train", "dev"])
 def test_every_gold_query_of_the_shop_survives_extraction(split):
     for q in data.load("shop", SHOP, split)[0]:
-        for text in (q.gold, f"{q.gold};", f" {q.gold}\n\nwhich is it", f"```sql\n{q.gold};\n```", f"Sure:\n{q.gold};"):
+        for text in (
+            q.gold,
+            f"{q.gold};",
+            f" {q.gold}\n\nwhich is it",
+            f"```sql\n{q.gold};\n```",
+            f"Sure:\n{q.gold};",
+        ):
             assert extract_code(text) == q.gold
         assert not code_ended(q.gold)
 

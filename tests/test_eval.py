@@ -43,15 +43,31 @@ def write(tmp_path):
 def test_scores_by_hand():
     outcomes = ("correct", "correct", "wrong", "error", "timeout", "error", "correct", "wrong")
     asked = [dataclasses.replace(q, difficulty="hard" if q.index > 3 else "") for q in questions(*range(8))]
-    codes = ["SELECT 2", "SELECT x", "", "(", "SELECT 1", "SELECT 1", "SELECT 1 LIMIT 1", "SELECT 1"]  # EM: values do not count
+    codes = [
+        "SELECT 2",
+        "SELECT x",
+        "",
+        "(",
+        "SELECT 1",
+        "SELECT 1",
+        "SELECT 1 LIMIT 1",
+        "SELECT 1",
+    ]  # EM: values do not count
     found = scores(asked, codes, [Verdict(v) for v in outcomes])
     assert (found.n, found.ex, found.executable, found.em) == (8, 3 / 8, 5 / 8, 4 / 8)
-    assert {v: n for v, n in found.classes.items() if n} == {"correct": 3, "wrong": 2, "error": 2, "timeout": 1}
+    assert {v: n for v, n in found.classes.items() if n} == {
+        "correct": 3,
+        "wrong": 2,
+        "error": 2,
+        "timeout": 1,
+    }
     assert found.groups == {
         "easy": {"n": 4, "ex": 2 / 4, "executable": 3 / 4, "em": 1 / 4},
         "hard": {"n": 4, "ex": 1 / 4, "executable": 2 / 4, "em": 3 / 4},
     }
-    silent = scores(questions(0, 1), ["", "SELECT 2"], [Verdict("wrong", "not a query"), Verdict("wrong", "1 row, not 2")])
+    silent = scores(
+        questions(0, 1), ["", "SELECT 2"], [Verdict("wrong", "not a query"), Verdict("wrong", "1 row, not 2")]
+    )
     assert (silent.executable, silent.classes["wrong"]) == (1 / 2, 2)  # an empty answer runs nothing
     empty = scores([], [], [])
     assert (empty.n, empty.ex, empty.executable, empty.em) == (0, 0, 0, None)
@@ -282,8 +298,12 @@ def test_an_id_that_no_question_could_have_is_refused_and_not_passed_over(write,
     {"index": 5, "question_id": 701},  # the index is of a question left out
 ])  # fmt: skip
 def test_an_index_and_an_id_of_different_questions_are_refused(write, row):
-    text = json.dumps({"index": 1, "question_id": 701, "answer": "a"}) + "\n" + json.dumps(row | {"answer": "b"})
-    with pytest.raises(UserError, match=f"line 2: index {row['index']} and id .* are two different questions"):
+    text = (
+        json.dumps({"index": 1, "question_id": 701, "answer": "a"}) + "\n" + json.dumps(row | {"answer": "b"})
+    )
+    with pytest.raises(
+        UserError, match=f"line 2: index {row['index']} and id .* are two different questions"
+    ):
         read_predictions(write(text), questions(0, 1), 9)
 
 
@@ -293,7 +313,11 @@ def test_an_index_and_an_id_that_agree_are_taken(write):
     text = "\n".join(json.dumps(row | {"answer": "a", "db_id": None}) for row in rows)
     assert read_predictions(write(text), questions(0, 1), 9) == {0: "a", 1: "a", 5: "a"}
     without = [dataclasses.replace(q, question_id=None) for q in questions(0, 1)]
-    assert read_predictions(write(text), without, 9) == {0: "a", 1: "a", 5: "a"}  # nothing says that they are others
+    assert read_predictions(write(text), without, 9) == {
+        0: "a",
+        1: "a",
+        5: "a",
+    }  # nothing says that they are others
 
 
 @pytest.mark.parametrize("row", [
@@ -322,7 +346,10 @@ def test_a_databases_name_behind_the_sql_of_a_json_line_is_read_as_in_the_other_
 
 
 def test_lines_of_windows(write):
-    assert read_predictions(write("SELECT 1\r\nSELECT 2\tpets\r\n"), questions(0, 1), 2) == {0: "SELECT 1", 1: "SELECT 2"}
+    assert read_predictions(write("SELECT 1\r\nSELECT 2\tpets\r\n"), questions(0, 1), 2) == {
+        0: "SELECT 1",
+        1: "SELECT 2",
+    }
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_query(write):
@@ -384,11 +411,15 @@ def test_a_question_whose_gold_fails_is_left_out_and_named(spider, verifier):
     bad = Question(41, "pets", good[0].database, "?", "SELECT x FROM nowhere")
     kept, notes = usable([*good, bad], verifier, 5.0)
     assert kept == good and len(notes) == 1
-    assert notes[0].startswith("question 41 (pets): gold query fails") and "no such table: nowhere" in notes[0]
+    assert (
+        notes[0].startswith("question 41 (pets): gold query fails") and "no such table: nowhere" in notes[0]
+    )
 
 
 def test_a_gold_is_judged_as_an_answer_would_be(spider, verifier):
-    """Spider's preparation of a query comes before it runs; a gold that is not the same the next time says nothing."""
+    """Spider's preparation of a query comes before it runs; a gold that is not the same the next time says
+    nothing.
+    """
     path = data.load("spider", spider, "dev")[0][0].database
     golds = ["SELECT name FROM owner WHERE id > = 2", "SELECT name FROM owner ORDER BY random()"]
     golds.append("EXPLAIN SELECT name FROM owner")
@@ -403,17 +434,31 @@ def test_a_gold_is_judged_as_an_answer_would_be(spider, verifier):
 
 def test_a_question_whose_gold_reads_a_damaged_page_is_left_out_and_named(verifier, tmp_path):
     path = damaged(tmp_path / "bad.sqlite")
-    asked = [Question(i, "bad", path, "?", gold) for i, gold in enumerate(["SELECT id FROM t", "SELECT * FROM lost"])]
+    asked = [
+        Question(i, "bad", path, "?", gold)
+        for i, gold in enumerate(["SELECT id FROM t", "SELECT * FROM lost"])
+    ]
     kept, notes = usable(asked, verifier, 5.0)
     assert kept == asked[:1] and len(notes) == 1
-    assert notes[0].startswith("question 1 (bad): ") and "bad.sqlite: database disk image is malformed" in notes[0]
+    assert (
+        notes[0].startswith("question 1 (bad): ")
+        and "bad.sqlite: database disk image is malformed" in notes[0]
+    )
 
 
 @strict
 def test_problems_whose_test_or_gold_code_fails_are_left_out_and_named(verifier):
     broken = CONTEXT.replace("return 7, 14", "return 7, open('/no/such/file')")
-    problems = [("result = x * 2", CONTEXT), ("result = x * 2", broken), ("result = x", CONTEXT), ("1 / 0", CONTEXT)]
-    asked = [Question(i, "Numpy", "", "?", gold, "", 900 + i, "Numpy", test) for i, (gold, test) in enumerate(problems)]
+    problems = [
+        ("result = x * 2", CONTEXT),
+        ("result = x * 2", broken),
+        ("result = x", CONTEXT),
+        ("1 / 0", CONTEXT),
+    ]
+    asked = [
+        Question(i, "Numpy", "", "?", gold, "", 900 + i, "Numpy", test)
+        for i, (gold, test) in enumerate(problems)
+    ]
     kept, notes = usable(asked, verifier, 60.0)
     assert kept == asked[:1] and len(notes) == 3
     assert notes[0].startswith("problem 901 (Numpy): the test itself fails: ") and "make ds1000" in notes[0]
@@ -465,13 +510,19 @@ def test_a_slow_gold_is_right_as_an_answer_too(spider, tmp_path):
     rows = json.loads((spider / "dev.json").read_text())
     digits = " UNION ALL ".join(f"SELECT {i} x" for i in range(10))
     tables = ", ".join(f"d {name}" for name in "abcdef")
-    rows[0]["query"] = f"WITH d AS ({digits}) SELECT count(*) FROM {tables} WHERE a.x + b.x * c.x + d.x * e.x * f.x > 300"
+    rows[0]["query"] = (
+        f"WITH d AS ({digits}) SELECT count(*) FROM {tables} WHERE a.x + b.x * c.x + d.x * e.x * f.x > 300"
+    )
     shutil.copytree(spider, tmp_path / "data")
     (tmp_path / "data" / "dev.json").write_text(json.dumps(rows))
     predictions = tmp_path / "gold.sql"
     predictions.write_text("\n".join(row["query"] for row in rows))
-    done = command("--data", "spider", "--data-dir", tmp_path / "data", "--predictions", predictions, "--timeout", "0.05")
-    assert done.returncode == 0 and last(done.stdout)["ex"] == 1.0 and last(done.stdout)["n"] == len(rows), done.stderr
+    done = command(
+        "--data", "spider", "--data-dir", tmp_path / "data", "--predictions", predictions, "--timeout", "0.05"
+    )
+    assert done.returncode == 0 and last(done.stdout)["ex"] == 1.0 and last(done.stdout)["n"] == len(rows), (
+        done.stderr
+    )
 
 
 def test_greedy_answers_are_verified_in_the_order_of_the_questions(spider, verifier, folders, monkeypatch):
@@ -482,9 +533,22 @@ def test_greedy_answers_are_verified_in_the_order_of_the_questions(spider, verif
     codes[1], codes[4] = "SELECT 12345", "SELEC"
     monkeypatch.setattr(evaluation, "greedy", lambda policy, questions, *_: codes)
     found = evaluation.evaluate(None, held_out, verifier, "dev", 5.0)
-    assert [v.verdict for v in found.verdicts] == ["correct", "wrong", "correct", "correct", "error", "correct"]
+    assert [v.verdict for v in found.verdicts] == [
+        "correct",
+        "wrong",
+        "correct",
+        "correct",
+        "error",
+        "correct",
+    ]
     assert (found.scores.ex, found.scores.executable, found.codes) == (4 / 6, 5 / 6, codes)
-    row = {"index": 1, "db_id": "pets", "question": held_out[1].text, "gold": held_out[1].gold, "answer": "SELECT 12345"}
+    row = {
+        "index": 1,
+        "db_id": "pets",
+        "question": held_out[1].text,
+        "gold": held_out[1].gold,
+        "answer": "SELECT 12345",
+    }
     assert len(found.rows()) == 6 and found.rows()[1].items() >= (row | {"verdict": "wrong"}).items()
     monkeypatch.undo()
     policy = load_policy(folders["gpt2"], "float32", "cpu")
@@ -541,7 +605,11 @@ def test_the_timeout_is_the_data_sets_own(reached, spider, write, tmp_path):
     with gzip.open(tmp_path / "ds1000.jsonl.gz", "wt") as file:
         file.write(2 * (json.dumps(row) + "\n"))
     predictions = str(write('{"index": 0, "answer": ""}\n{"index": 1, "answer": ""}'))
-    for name, folder, *flags in (("spider", spider), ("ds1000", tmp_path), ("ds1000", tmp_path, "--timeout", "7")):
+    for name, folder, *flags in (
+        ("spider", spider),
+        ("ds1000", tmp_path),
+        ("ds1000", tmp_path, "--timeout", "7"),
+    ):
         with pytest.raises(Reached):
             evaluation.main(["--data", name, "--data-dir", str(folder), "--predictions", predictions, *flags])
     assert [arguments[2] for arguments in reached] == [10.0, 60.0, 7.0]
@@ -560,7 +628,11 @@ def test_the_model_and_its_adapter_are_loaded_before_any_gold_code_runs(reached,
 
 def command(*argv):
     return subprocess.run(
-        [sys.executable, "eval.py", "--workers", "1", *map(str, argv)], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "eval.py", "--workers", "1", *map(str, argv)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -571,7 +643,9 @@ def last(text):
 
 def test_gold_as_predictions_of_the_shop_is_all_right(write, tmp_path):
     golds = [row["query"] for row in json.loads((ROOT / "data/shop/dev.json").read_text())]
-    done = command("--predictions", write("\n".join(golds)), "--data", "shop", "--out", tmp_path / "out.jsonl")
+    done = command(
+        "--predictions", write("\n".join(golds)), "--data", "shop", "--out", tmp_path / "out.jsonl"
+    )
     assert done.returncode == 0, done.stderr
     assert last(done.stdout) == {"n": len(golds), "ex": 1.0, "executable": 1.0, "em": 1.0}
     # what --out writes is a predictions file itself
@@ -584,7 +658,10 @@ def test_gold_as_predictions_of_the_shop_is_all_right(write, tmp_path):
 
 
 def test_an_answer_that_is_missing_counts_as_not_answered(spider, write):
-    rows = [{"index": i, "answer": gold} for i, gold in enumerate(q.gold for q in data.load("spider", spider, "dev")[0])]
+    rows = [
+        {"index": i, "answer": gold}
+        for i, gold in enumerate(q.gold for q in data.load("spider", spider, "dev")[0])
+    ]
     text = "".join(json.dumps(row) + "\n" for row in rows[:3])
     done = command("--predictions", write(text), "--data", "spider", "--data-dir", spider)
     found = last(done.stdout)
@@ -639,7 +716,9 @@ def test_a_folder_without_the_data_is_exit_code_2_and_one_line(tmp_path):
 ])  # fmt: skip
 def test_predictions_for_another_split_are_refused(spider, tmp_path, row, message):
     path = tmp_path / "predictions.jsonl"
-    path.write_text(json.dumps({"index": 1, "db_id": "pets", "answer": "SELECT 1"}) + "\n" + json.dumps(row) + "\n")
+    path.write_text(
+        json.dumps({"index": 1, "db_id": "pets", "answer": "SELECT 1"}) + "\n" + json.dumps(row) + "\n"
+    )
     with pytest.raises(UserError, match=message):
         evaluation.main(["--data", "spider", "--data-dir", str(spider), "--predictions", str(path)])
 
@@ -649,9 +728,13 @@ def test_predictions_of_which_none_belongs_to_a_question_are_refused(write):
         read_predictions(write(json.dumps({"question_id": 12345, "answer": "SELECT 1"})), questions(0), 1)
 
 
-def test_a_folder_that_is_not_there_and_an_adapter_that_is_none_are_noticed_first(spider, tmp_path, monkeypatch):
+def test_a_folder_that_is_not_there_and_an_adapter_that_is_none_are_noticed_first(
+    spider, tmp_path, monkeypatch
+):
     monkeypatch.setattr("policy.load_policy", None)
     with pytest.raises(UserError, match="--out: .*nowhere.* cannot be a file's name"):
-        evaluation.main(["--data", "spider", "--data-dir", str(spider), "--out", str(tmp_path / "nowhere" / "x.jsonl")])
+        evaluation.main(
+            ["--data", "spider", "--data-dir", str(spider), "--out", str(tmp_path / "nowhere" / "x.jsonl")]
+        )
     with pytest.raises(UserError, match="no readable adapter"):
         evaluation.main(["--data", "spider", "--data-dir", str(spider), "--adapter", str(tmp_path)])

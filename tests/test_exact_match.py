@@ -10,7 +10,8 @@ from exact_match import MAX_DEPTH, VALUE, Schema, clauses, exact_match, hardness
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# owner(id, name, city), pet(id, owner_id -> owner.id, kind, age), visit(pet_id -> pet.id, vet_id -> owner.id, cost)
+# owner(id, name, city), pet(id, owner_id -> owner.id, kind, age), visit(pet_id -> pet.id, vet_id -> owner.id,
+# cost)
 TABLES = {
     "table_names_original": ["owner", "Pet", "visit"],
     "column_names_original": [
@@ -55,7 +56,10 @@ SAME = {
     "> =": ("SELECT id FROM pet WHERE age >= 3", "SELECT id FROM pet WHERE age > = 3"),
     "distinct": ("SELECT DISTINCT city FROM owner", "SELECT city FROM owner"),
     "count distinct": ("SELECT count(DISTINCT city) FROM owner", "SELECT count(city) FROM owner"),
-    "number of rows in LIMIT": ("SELECT id FROM pet ORDER BY age LIMIT 1", "SELECT id FROM pet ORDER BY age LIMIT 9"),
+    "number of rows in LIMIT": (
+        "SELECT id FROM pet ORDER BY age LIMIT 1",
+        "SELECT id FROM pet ORDER BY age LIMIT 9",
+    ),
     "ASC is the default": ("SELECT id FROM pet ORDER BY age ASC", "SELECT id FROM pet ORDER BY age"),
     "order by a name or a place": (
         "SELECT kind, count(*) FROM pet GROUP BY kind ORDER BY count(*) DESC",
@@ -70,8 +74,14 @@ SAME = {
         f"SELECT count(*) {JOIN} GROUP BY T1.id",
         f"SELECT count(*) {JOIN} GROUP BY T2.owner_id",
     ),
-    "what ON compares": (f"SELECT T1.name {JOIN}", "SELECT T1.name FROM owner AS T1 JOIN pet AS T2 ON T1.id = T2.id"),
-    "right side is a value": (f"SELECT T2.id {JOIN} WHERE age > T1.id", f"SELECT T2.id {JOIN} WHERE age > T2.id"),
+    "what ON compares": (
+        f"SELECT T1.name {JOIN}",
+        "SELECT T1.name FROM owner AS T1 JOIN pet AS T2 ON T1.id = T2.id",
+    ),
+    "right side is a value": (
+        f"SELECT T2.id {JOIN} WHERE age > T1.id",
+        f"SELECT T2.id {JOIN} WHERE age > T2.id",
+    ),
     "nested, another value": (
         "SELECT name FROM owner WHERE id IN (SELECT owner_id FROM pet WHERE age > 3)",
         "SELECT T1.name FROM owner AS T1 WHERE T1.id IN (SELECT T2.owner_id FROM pet AS T2 WHERE T2.age > 5)",
@@ -121,7 +131,10 @@ OTHER = {
     "operator": ("SELECT age + id FROM pet", "SELECT age - id FROM pet"),
     "operands in another order": ("SELECT age - id FROM pet", "SELECT id - age FROM pet"),
     "comparison": ("SELECT id FROM pet WHERE age > 3", "SELECT id FROM pet WHERE age >= 3"),
-    "condition missing": ("SELECT id FROM pet WHERE age > 3 AND kind = 'cat'", "SELECT id FROM pet WHERE age > 3"),
+    "condition missing": (
+        "SELECT id FROM pet WHERE age > 3 AND kind = 'cat'",
+        "SELECT id FROM pet WHERE age > 3",
+    ),
     "no condition": ("SELECT id FROM pet", "SELECT id FROM pet WHERE age > 3"),
     "or for and": (
         "SELECT id FROM pet WHERE age > 3 AND kind = 'cat'",
@@ -135,7 +148,10 @@ OTHER = {
     "like and equal": ("SELECT id FROM pet WHERE kind LIKE 'cat'", "SELECT id FROM pet WHERE kind = 'cat'"),
     "group by missing": ("SELECT count(*) FROM pet GROUP BY kind", "SELECT count(*) FROM pet"),
     "group by": ("SELECT count(*) FROM pet GROUP BY kind", "SELECT count(*) FROM pet GROUP BY age"),
-    "group by in another order": ("SELECT id FROM pet GROUP BY kind, age", "SELECT id FROM pet GROUP BY age, kind"),
+    "group by in another order": (
+        "SELECT id FROM pet GROUP BY kind, age",
+        "SELECT id FROM pet GROUP BY age, kind",
+    ),
     "having missing": (
         "SELECT kind FROM pet GROUP BY kind HAVING count(*) > 1",
         "SELECT kind FROM pet GROUP BY kind",
@@ -150,7 +166,10 @@ OTHER = {
     ),
     "direction": ("SELECT id FROM pet ORDER BY age", "SELECT id FROM pet ORDER BY age DESC"),
     "order by": ("SELECT id FROM pet ORDER BY age", "SELECT id FROM pet ORDER BY kind"),
-    "order by in another order": ("SELECT id FROM pet ORDER BY age, kind", "SELECT id FROM pet ORDER BY kind, age"),
+    "order by in another order": (
+        "SELECT id FROM pet ORDER BY age, kind",
+        "SELECT id FROM pet ORDER BY kind, age",
+    ),
     "order by missing": ("SELECT id FROM pet ORDER BY age", "SELECT id FROM pet"),
     "limit missing": ("SELECT id FROM pet ORDER BY age LIMIT 1", "SELECT id FROM pet ORDER BY age"),
     "limit without order": ("SELECT id FROM pet", "SELECT id FROM pet LIMIT 3"),
@@ -182,10 +201,19 @@ OTHER = {
         "SELECT name FROM owner WHERE id IN (SELECT owner_id FROM pet WHERE age = 1 AND kind = 'x')",
         "SELECT name FROM owner WHERE id IN (SELECT owner_id FROM pet WHERE kind = 'x' AND age = 1)",
     ),
-    "set operation": ("SELECT id FROM owner UNION SELECT id FROM pet", "SELECT id FROM owner EXCEPT SELECT id FROM pet"),
-    "union all": ("SELECT id FROM owner UNION SELECT id FROM pet", "SELECT id FROM owner UNION ALL SELECT id FROM pet"),
+    "set operation": (
+        "SELECT id FROM owner UNION SELECT id FROM pet",
+        "SELECT id FROM owner EXCEPT SELECT id FROM pet",
+    ),
+    "union all": (
+        "SELECT id FROM owner UNION SELECT id FROM pet",
+        "SELECT id FROM owner UNION ALL SELECT id FROM pet",
+    ),
     "set operation missing": ("SELECT id FROM owner UNION SELECT id FROM pet", "SELECT id FROM owner"),
-    "sides exchanged": ("SELECT id FROM owner EXCEPT SELECT id FROM pet", "SELECT id FROM pet EXCEPT SELECT id FROM owner"),
+    "sides exchanged": (
+        "SELECT id FROM owner EXCEPT SELECT id FROM pet",
+        "SELECT id FROM pet EXCEPT SELECT id FROM owner",
+    ),
     "limit behind a set operation": (
         "SELECT id FROM owner UNION SELECT id FROM pet ORDER BY id LIMIT 1",
         "SELECT id FROM owner UNION SELECT id FROM pet ORDER BY id",
@@ -218,7 +246,11 @@ def test_different(case):
 def test_without_tables():
     """One table is enough to know a column by; foreign keys and columns of a join are not known."""
     assert exact_match("SELECT name FROM owner", "SELECT T1.name FROM owner AS T1", None)
-    assert exact_match(f"SELECT T1.name {JOIN}", f"SELECT owner.name {JOIN}".replace(" AS T1", "").replace("T1", "owner"), None)
+    assert exact_match(
+        f"SELECT T1.name {JOIN}",
+        f"SELECT owner.name {JOIN}".replace(" AS T1", "").replace("T1", "owner"),
+        None,
+    )
     assert not exact_match(f"SELECT T1.id {JOIN}", f"SELECT T2.owner_id {JOIN}", None)
 
 
@@ -265,7 +297,9 @@ def test_a_name_in_backticks_or_brackets_is_one_token(quoted):
     assert tokens(f"{name('a -- /* b')}=1.5 AND 1e9;") == [name("a -- /* b"), "=", VALUE, "and", VALUE]
     assert hardness(f"SELECT {name('(' * (MAX_DEPTH + 1))} FROM owner") == "easy"
     gold = "SELECT {} FROM owner WHERE WHERE id = 3".format  # it cannot be read
-    assert exact_match(gold(name("it's (a")), gold(name("it's (a")).replace(" =", "=").replace("3", "4.5"), TABLES)
+    assert exact_match(
+        gold(name("it's (a")), gold(name("it's (a")).replace(" =", "=").replace("3", "4.5"), TABLES
+    )
     assert not exact_match(gold(name("a  b")), gold(name("a b")), TABLES)
 
 
@@ -276,7 +310,10 @@ HOSTILE = {
     "100 kB": "SELECT " + "a, " * 33_000 + "a",
     "comments": "/*" * 50_000,
     "quotes": "'" * 99_999,
-    "deep query": "SELECT a FROM b WHERE x IN " + "(SELECT a FROM b WHERE x IN " * MAX_DEPTH + "(1)" + ")" * MAX_DEPTH,
+    "deep query": "SELECT a FROM b WHERE x IN "
+    + "(SELECT a FROM b WHERE x IN " * MAX_DEPTH
+    + "(1)"
+    + ")" * MAX_DEPTH,
     "almost as deep": "SELECT a FROM b WHERE x > " + "(SELECT x FROM b WHERE 5 < " * 38 + "x" + ")" * 38,
     "deep alias": "SELECT " + "(SELECT " * 38 + "1 AS a ORDER BY a" + ") AS a ORDER BY a" * 38,
     "deep FROM, open": "SELECT a FROM " + "(SELECT a FROM " * 38,
@@ -345,7 +382,9 @@ def test_hardness(level, query):
 
 
 def test_hardness_counts_not_as_an_aggregate():
-    """The official count does, so two NOTs move this query to where "more than two others" is: from extra to hard."""
+    """The official count does, so two NOTs move this query to where "more than two others" is: from extra to
+    hard.
+    """
     query = "SELECT id, kind FROM pet WHERE kind{0} IN ('a') AND kind{0} IN ('b') GROUP BY kind"
     assert (hardness(query.format("")), hardness(query.format(" NOT"))) == ("extra", "hard")
 
@@ -366,7 +405,9 @@ def test_every_gold_of_shop_matches_itself():
 
 
 def test_a_text_that_is_too_long_to_run_is_not_read():
-    """Where the gold query does not parse the tokens decide; nothing bounds the time that this takes but the length."""
+    """Where the gold query does not parse the tokens decide; nothing bounds the time that this takes but the
+    length.
+    """
     broken = "SELECT a FROM ("
     long, started = "SELECT " + "a," * 5_000_000, time.process_time()
     for gold, answer in ((broken, long), (long, broken), (long, long + " "), ("SELECT 1", long)):

@@ -1,4 +1,6 @@
-"""Every family of models that the README lists, tiny and with random weights: tree scores, sampling, LoRA, a training step."""
+"""Every family of models that the README lists, tiny and with random weights: tree scores, sampling, LoRA, a
+training step.
+"""
 
 from pathlib import Path
 
@@ -19,7 +21,11 @@ SMALL = {
     "max_position_embeddings": 256, "initializer_range": 0.25, "tie_word_embeddings": False,
 }  # fmt: skip
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "initializer_range": 0.25}
-DROPOUT = {"residual_dropout": 0.5, "embedding_dropout": 0.5, "attention_dropout": 0.5}  # torch's function, not its module
+DROPOUT = {
+    "residual_dropout": 0.5,
+    "embedding_dropout": 0.5,
+    "attention_dropout": 0.5,
+}  # torch's function, not its module
 # family: (model_type, settings, linear layers of a block)
 FAMILIES = {
     "Llama, CodeLlama": ("llama", SMALL, 7),
@@ -43,7 +49,11 @@ REFUSED = {
 
 def save(model_type, settings, tokenizer, folder):
     torch.manual_seed(0)
-    end = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    end = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings, **end)).float()
     for p in model.parameters():  # wide enough that the next token depends on the context, in every family
         if p.ndim > 1:
@@ -62,7 +72,9 @@ def family(request, tokenizer, tmp_path_factory):
 def test_scores_samples_and_trains(family, tokenizer):
     folder, layers = family
     policy = load_policy(folder, "float32", "cpu")
-    plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    plain = AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", dtype=torch.float32
+    ).eval()
     generator = torch.Generator().manual_seed(0)
     draw = lambda n: torch.randint(3, 300, (n,), generator=generator).tolist()  # noqa: E731
     schema = draw(20)

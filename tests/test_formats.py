@@ -32,7 +32,9 @@ def alone(model):
 def test_peft_loads_an_adapter_with_the_same_logits(folder, tmp_path):
     policy, logps = trained(folder)
     lora.save(policy.model, tmp_path / "adapter", folder)
-    base = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    base = AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", dtype=torch.float32
+    ).eval()
     without = alone(base)
     model = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     with torch.no_grad():
@@ -44,6 +46,8 @@ def test_transformers_loads_a_merged_model_with_the_same_logits(folder, tmp_path
     policy, logps = trained(folder)
     lora.merge(policy.model)
     policy.model.save_pretrained(tmp_path / "merged")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", attn_implementation="eager", dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "merged", attn_implementation="eager", dtype=torch.float32
+    ).eval()
     with torch.no_grad():
         torch.testing.assert_close(alone(model), logps, rtol=1e-5, atol=1e-4)

@@ -1,4 +1,6 @@
-"""What only a GPU runs: fused attention by other kernels, and decoding steps captured as CUDA graphs. Skipped without one."""
+"""What only a GPU runs: fused attention by other kernels, and decoding steps captured as CUDA graphs. Skipped
+without one.
+"""
 
 import math
 
@@ -25,7 +27,9 @@ def draw(*shape):
 
 @pytest.mark.parametrize("size", [8, 64, 128, 320])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)]
+)
 @pytest.mark.parametrize("old", [False, True])  # a GPU before Ampere has no flash attention
 def test_attention_and_its_gradient_are_the_cpus(size, kv_heads, dtype, tolerance, old, monkeypatch):
     if old:
@@ -70,7 +74,9 @@ def drawn(policy, new, ends, answers=6):
     return [a.ids for a in draw_batch(policy, questions, PROMPTS, SamplingParams(answers, new))]
 
 
-@pytest.mark.parametrize("ends", [(), tuple(range(0, 352, 9))])  # about every ninth token: answers leave the batch
+@pytest.mark.parametrize(
+    "ends", [(), tuple(range(0, 352, 9))]
+)  # about every ninth token: answers leave the batch
 @pytest.mark.parametrize("waits", [False, True])
 def test_captured_steps_draw_what_the_cpu_draws(folder, ends, waits, monkeypatch):
     captured, graph = [], torch.cuda.graph

@@ -1,4 +1,6 @@
-"""A full disk, a folder that cannot be written, Ctrl-C: one sentence, the right exit code, and the same command goes on."""
+"""A full disk, a folder that cannot be written, Ctrl-C: one sentence, the right exit code, and the same
+command goes on.
+"""
 
 import os
 import signal
@@ -23,7 +25,9 @@ def disk(tmp_path):
     place.mkdir()
 
     def disk(options, *flags):
-        done = subprocess.run(["mount", "-t", "tmpfs", *flags, "-o", options, "none", place], capture_output=True, text=True)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", *flags, "-o", options, "none", place], capture_output=True, text=True
+        )
         if done.returncode:
             pytest.skip(f"cannot mount: {done.stderr.strip()}")
         return place
@@ -54,7 +58,9 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(again, disk):
 
 
 def interrupted(arguments, moment):
-    """Ctrl-C after `moment` seconds, or when the run has printed that text; returns (exit code as a shell gives it, stderr)."""
+    """Ctrl-C after `moment` seconds, or when the run has printed that text; returns (exit code as a shell
+    gives it, stderr).
+    """
     argv = [sys.executable, "-u", "codelutra.py", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as many threads as the run it is compared with
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}

@@ -1,6 +1,6 @@
 """kill -9 at any moment: the same command, started again, ends with the files of the run that nobody killed.
 
-    MOMENTS=100 CALLS=1000 python -m pytest -s tests/test_killed.py     100 random moments, every call of a checkpoint's writer
+MOMENTS=100 CALLS=1000 python -m pytest -s tests/test_killed.py     100 random moments, every call of a checkpoint's writer
 """
 
 import os
@@ -22,7 +22,8 @@ WRITES = {"open", "write", "write_record", "write_end_of_file", "flush", "fsync"
 
 
 def child(arguments, seconds=None, dies_at=None):
-    """Run the command in a forked process, killed after `seconds` or before call `dies_at` of the checkpoint's writer.
+    """Run the command in a forked process, killed after `seconds` or before call `dies_at` of the
+    checkpoint's writer.
 
     Returns its exit status, negative the signal that ended it.
     """
@@ -49,7 +50,9 @@ def child(arguments, seconds=None, dies_at=None):
 
 
 def die_in_the_writer(number):
-    """Kill this process just before the `number`-th call by which the second checkpoint opens, writes, flushes or renames."""
+    """Kill this process just before the `number`-th call by which the second checkpoint opens, writes,
+    flushes or renames.
+    """
     original, checkpoints, calls = Checkpoint.save, [], []
 
     def watch(_frame, event, function):
@@ -83,7 +86,9 @@ def test_killed_at_random_moments_and_in_the_writer_of_checkpoints(folders, spid
     assert child(run_in("whole")) == 0
     expected, whole = files(tmp_path / "whole"), time.monotonic() - started
     rng, killed, calls = random.Random(0), 0, 0
-    for n in range(4 * MOMENTS):  # on a busy machine the first run is the slowest, and some kills come too late
+    for n in range(
+        4 * MOMENTS
+    ):  # on a busy machine the first run is the slowest, and some kills come too late
         if killed == MOMENTS:
             break
         killed += child(run_in(f"moment{n}"), seconds=rng.uniform(0, whole)) == -signal.SIGKILL

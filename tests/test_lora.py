@@ -123,7 +123,10 @@ def test_the_file_holds_only_lora_tensors_in_float32(folder, saved):
     model, path = saved
     tensors = load_file(path / "adapter_model.safetensors")
     assert len(tensors) == 2 * len(lora.layers(model))
-    assert all(k.startswith("base_model.model.") and k.endswith((".lora_A.weight", ".lora_B.weight")) for k in tensors)
+    assert all(
+        k.startswith("base_model.model.") and k.endswith((".lora_A.weight", ".lora_B.weight"))
+        for k in tensors
+    )
     assert {t.dtype for t in tensors.values()} == {torch.float32}
     config = json.loads((path / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["peft_type"]) == (3, 12, "LORA")
@@ -150,7 +153,9 @@ def test_an_adapter_of_another_rank_is_refused(folder, saved):
         lora.load(model, saved[1])
 
 
-@pytest.mark.parametrize("damage", ["no folder", "no weights", "torn weights", "no rank", "not JSON", "a list"])
+@pytest.mark.parametrize(
+    "damage", ["no folder", "no weights", "torn weights", "no rank", "not JSON", "a list"]
+)
 def test_a_broken_adapter_is_a_user_error(folder, saved, damage):
     path = saved[1]
     config, weights = path / "adapter_config.json", path / "adapter_model.safetensors"

@@ -92,7 +92,9 @@ def test_no_wrong_answer_gives_no_pair():
     assert counts["questions_without_wrong"] == 1 and counts["questions_without_right"] == 0
 
 
-@pytest.mark.parametrize("gold, chosen", [("if-empty", GOLD), ("always", GOLD), ("only", GOLD), ("never", None)])
+@pytest.mark.parametrize(
+    "gold, chosen", [("if-empty", GOLD), ("always", GOLD), ("only", GOLD), ("never", None)]
+)
 def test_gold_where_no_answer_is_right(gold, chosen):
     counts = Counter()
     pairs = pairs_of(answers(5, "wrong", "error", "timeout", "wrong"), gold=gold, counts=counts)
@@ -113,7 +115,10 @@ def test_gold_only_is_chosen_alone():
 
 def test_an_answer_that_was_not_judged_is_neither_chosen_nor_rejected():
     """Nor does the gold code make pairs with it, where no answer is right."""
-    counts, unknown = Counter(), Verdict("error", NOT_JUDGED + "shop.sqlite: database disk image is malformed")
+    counts, unknown = (
+        Counter(),
+        Verdict("error", NOT_JUDGED + "shop.sqlite: database disk image is malformed"),
+    )
     drawn = [(answer, unknown) for answer, _ in answers(5, *["error"] * 3)]
     for gold in ("if-empty", "always", "never"):
         assert pairs_of(drawn, gold=gold) is None
@@ -255,14 +260,20 @@ def test_a_blank_inside_a_token_makes_other_code(one, other):
     assert normal_form(one, "sql") != normal_form(other, "sql")
 
 
-@pytest.mark.parametrize("one, other", [("> -1", ">-1"), ("(a)=(b)", "( a ) = ( b )"), ("1E5", "1e5"), ("X'AB'", "x'ab'")])
+@pytest.mark.parametrize(
+    "one, other", [("> -1", ">-1"), ("(a)=(b)", "( a ) = ( b )"), ("1E5", "1e5"), ("X'AB'", "x'ab'")]
+)
 def test_a_blank_between_tokens_makes_no_other_code(one, other):
     assert normal_form(one, "sql") == normal_form(other, "sql")
 
 
 def test_code_of_comments_alone_is_no_code():
     """Then answers are the same where their tokens are."""
-    drawn = [answer((7, 0), "wrong", "-- one"), answer((8, 0), "wrong", "/* two */;"), answer((6, 0), "correct", "SELECT 1")]
+    drawn = [
+        answer((7, 0), "wrong", "-- one"),
+        answer((8, 0), "wrong", "/* two */;"),
+        answer((6, 0), "correct", "SELECT 1"),
+    ]
     assert {normal_form(a.text, "sql") for a, _ in drawn[:2]} == {""}
     assert set(sides(pairs_of(drawn))) == {((6, 0), (7, 0)), ((6, 0), (8, 0))}
 
@@ -270,7 +281,9 @@ def test_code_of_comments_alone_is_no_code():
 PROGRAM = "if x:\n    y = 1"
 
 
-@pytest.mark.parametrize("text", [PROGRAM, "if x:  \n    y = 1\t\n\n", "if x:\r\n    y = 1\r\n", f"\n \n{PROGRAM}"])
+@pytest.mark.parametrize(
+    "text", [PROGRAM, "if x:  \n    y = 1\t\n\n", "if x:\r\n    y = 1\r\n", f"\n \n{PROGRAM}"]
+)
 def test_blanks_at_the_end_of_a_line_make_no_other_python_code(text):
     assert normal_form(text, "python") == PROGRAM
 
@@ -287,7 +300,9 @@ def test_what_else_differs_makes_other_python_code(text):
 
 
 def test_a_blank_behind_a_backslash_makes_other_python_code():
-    assert normal_form("x = 1 + \\\n2", "python") != normal_form("x = 1 + \\ \n2", "python")  # the latter does not run
+    assert normal_form("x = 1 + \\\n2", "python") != normal_form(
+        "x = 1 + \\ \n2", "python"
+    )  # the latter does not run
 
 
 def test_gold_code_that_is_not_chosen_moves_no_draw():
@@ -307,7 +322,10 @@ def test_draws_without_such_answers_are_those_that_they_were():
 def test_a_draw_depends_on_seed_iteration_and_question_alone():
     first = pairs_of(DRAWN, t=1)
     assert first == pairs_of(DRAWN, t=1)
-    assert len({pairs_of(DRAWN, t=1), pairs_of(DRAWN, t=2), pairs_of(DRAWN, seed=1), pairs_of(DRAWN, index=6)}) == 4
+    assert (
+        len({pairs_of(DRAWN, t=1), pairs_of(DRAWN, t=2), pairs_of(DRAWN, seed=1), pairs_of(DRAWN, index=6)})
+        == 4
+    )
 
 
 # ---- the stage ------------------------------------------------------------------------------------------------------
@@ -327,14 +345,22 @@ def stage(spider, tokenizer, tmp_path):
     return run
 
 
-VERDICTS = {0: ["correct", "wrong", "wrong"], 1: ["wrong", "error"], 2: ["correct"] * 3, 3: ["error", "correct"]}
+VERDICTS = {
+    0: ["correct", "wrong", "wrong"],
+    1: ["wrong", "error"],
+    2: ["correct"] * 3,
+    3: ["error", "correct"],
+}
 
 
 def test_the_stage_writes_pairs_and_a_summary_that_adds_up(stage):
     pairs, folder = stage(VERDICTS)
     assert [p.question for p in pairs] == [0, 1, 3]  # question 2 has nothing wrong
     rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
-    assert [QuestionPairs(r["question"], tuple(map(tuple, r["answers"])), tuple(map(tuple, r["pairs"]))) for r in rows] == pairs
+    assert [
+        QuestionPairs(r["question"], tuple(map(tuple, r["answers"])), tuple(map(tuple, r["pairs"])))
+        for r in rows
+    ] == pairs
     summary = json.loads((folder / "pairs_summary.json").read_text())
     assert Counter(summary) == Counter(
         questions=4, answers=10, answers_right=5, questions_given_gold=1, questions_without_wrong=1, pairs=12
@@ -364,7 +390,9 @@ def test_the_gold_answer_is_its_tokens_and_the_end_token(spider, tokenizer):
 
 
 def test_what_the_golds_tokens_say_counts_where_a_tokenizer_changes_it(tokenizer):
-    """NFC makes one letter of two: the text of the gold's tokens is another query, which was drawn and is wrong."""
+    """NFC makes one letter of two: the text of the gold's tokens is another query, which was drawn and is
+    wrong.
+    """
     from tokenizers import normalizers
 
     made = copy.deepcopy(tokenizer)

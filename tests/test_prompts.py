@@ -38,18 +38,25 @@ def as_llama(_):
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special + single, show_progress=False)
     made.train_from_iterator([text for row in TRAIN for text in row] + ["< / s | end >"], trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>", extra_special_tokens=MARKS
+        tokenizer_object=made,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens=MARKS,
     )
 
 
 def as_llama_2(_):
-    """As Llama-2's, Mistral's and Phi-3's: the ▁ is put before a text (and before what follows a special token) by the
-    normalizer, and decoding takes one space away. Line breaks and indentation have tokens of their own."""
+    """As Llama-2's, Mistral's and Phi-3's: the ▁ is put before a text (and before what follows a special
+    token) by the normalizer, and decoding takes one space away. Line breaks and indentation have tokens of
+    their own."""
     from tokenizers import normalizers
 
     made = as_llama(None)
     made.backend_tokenizer.pre_tokenizer = None
-    made.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.backend_tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     return made
 
 
@@ -136,7 +143,8 @@ def test_ordinary_prompts_and_code_have_the_tokenizers_own_tokens(made, question
         made.chat_template = template
         ids = prompts.code_ids(question.gold, made)
         plain = made(question.gold, add_special_tokens=False)["input_ids"]
-        # a SentencePiece tokenizer puts a space before a text, which is not there behind the prompt's line break
+        # a SentencePiece tokenizer puts a space before a text, which is not there behind the prompt's line
+        # break
         space = made.decode([*made("x")["input_ids"], *plain]) == f"x {question.gold}"
         assert (ids == (*plain, made.eos_token_id)) == (not space or template is not None)
     text = f"<|user|>{prompts.prompt(question)}<|end|><|assistant|>"
@@ -158,7 +166,14 @@ def test_a_tokenizer_that_reads_a_special_token_from_any_text_is_a_user_error(na
 
 # ---- an answer's text is what stands behind the prompt ----------------------------------------------------------------
 
-INDENTED = ["    return a", " x", "x = 1\n    y", "\tx", "   é = '日'\n", "        for a in b:\n            c"]
+INDENTED = [
+    "    return a",
+    " x",
+    "x = 1\n    y",
+    "\tx",
+    "   é = '日'\n",
+    "        for a in b:\n            c",
+]
 CHATML = CHAT + "{{ '\\n' }}"  # the answer begins a line
 
 
@@ -175,7 +190,9 @@ def test_code_behind_a_line_break_keeps_its_first_spaces(made, question, templat
 def test_the_space_with_which_a_chat_answer_begins_is_not_code(made, code):
     made.chat_template = CHAT
     assert prompts.answer_text(prompts.code_ids(code, made)[:-1], made) == code
-    ids = made(code, add_special_tokens=False)["input_ids"]  # of a SentencePiece tokenizer: with ▁ before a letter
+    ids = made(code, add_special_tokens=False)[
+        "input_ids"
+    ]  # of a SentencePiece tokenizer: with ▁ before a letter
     assert code[0] == " " or prompts.answer_text(ids, made) == code
 
 
@@ -244,9 +261,7 @@ def test_a_question_about_thinking_opens_no_thought(chat, question):
 # ---- templates that print the date -----------------------------------------------------------------------------------
 
 FORMATS = ["%d %b %Y", "%Y-%m-%d", "%A, %-d %B %y", "%j"]
-LLAMA32 = (
-    "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}"
-)
+LLAMA32 = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}"
 IN_MACRO = (
     "{% macro today() %}{{ strftime_now('%d %b %Y') }}{% endmacro %}"
     "{% if strftime_now is defined %}{{ today() }}{% endif %}"

@@ -1,4 +1,6 @@
-"""A run's prompts are part of its fixed data: its first day's date, and the same tokens whenever it is resumed."""
+"""A run's prompts are part of its fixed data: its first day's date, and the same tokens whenever it is
+resumed.
+"""
 
 import json
 import shutil
@@ -43,7 +45,9 @@ def adapter(run: Path) -> bytes:
 
 
 @pytest.mark.parametrize("place", ["before training", "inside the epoch"])
-def test_a_run_that_is_resumed_on_another_day_keeps_the_prompts_of_its_first_day(dated, tmp_path, monkeypatch, place):
+def test_a_run_that_is_resumed_on_another_day_keeps_the_prompts_of_its_first_day(
+    dated, tmp_path, monkeypatch, place
+):
     dated(tmp_path / "whole", "30 Nov 2026")
     original, steps = refine.add_gradients, []
 
@@ -67,7 +71,9 @@ def test_a_changed_template_is_refused_by_name(dated, tmp_path):
     dated(tmp_path / "run", "30 Nov 2026")
     before = adapter(tmp_path / "run")
     (dated.model / "chat_template.jinja").write_text(DATED.replace("SQL:", "Query:"))
-    with pytest.raises(UserError, match="the prompts of .*run have changed since it was begun .*chat template"):
+    with pytest.raises(
+        UserError, match="the prompts of .*run have changed since it was begun .*chat template"
+    ):
         dated(tmp_path / "run", "30 Nov 2026")
     assert adapter(tmp_path / "run") == before
     (dated.model / "chat_template.jinja").write_text(DATED)

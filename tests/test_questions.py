@@ -18,7 +18,10 @@ def test_no_training_question_left_is_one_sentence_and_no_file(spider, tmp_path)
     train, dev = (data.load("spider", spider, split)[0] for split in ("train", "dev"))
     splits = Splits([replace(q, gold="SELECT x FROM nowhere") for q in train], train[:1], dev)
     policy = SimpleNamespace(max_positions=512)
-    with Verifier(1) as verifier, pytest.raises(UserError, match="no training question is left.*question 11 .*no such table"):
+    with (
+        Verifier(1) as verifier,
+        pytest.raises(UserError, match="no training question is left.*question 11 .*no such table"),
+    ):
         choose(Config(data="spider"), policy, splits, [], tmp_path, verifier)
     assert not list(tmp_path.iterdir())
 
@@ -38,12 +41,20 @@ class NoGold(Verifier):
     ({"keep_empty": True}, [[0, 1, 2, 3], [4, 5], [0, 1]], []),
     ({"criterion": "executable", "gold": "never"}, [[0, 1, 2, 3], [4, 5], [0, 1]], []),
 ])  # fmt: skip
-def test_questions_whose_gold_gives_no_rows_are_counted_and_not_trained_on(spider, tokenizer, flags, kept, counts):
+def test_questions_whose_gold_gives_no_rows_are_counted_and_not_trained_on(
+    spider, tokenizer, flags, kept, counts
+):
     train, dev = (data.load("spider", spider, split)[0] for split in ("train", "dev"))
-    empty = {1: "SELECT name FROM owner WHERE id > 9", 2: "SELECT * FROM pet WHERE 0", 4: "SELECT id FROM owner LIMIT 0"}
+    empty = {
+        1: "SELECT name FROM owner WHERE id > 9",
+        2: "SELECT * FROM pet WHERE 0",
+        4: "SELECT id FROM owner LIMIT 0",
+    }
     train = [replace(q, gold=empty.get(q.index, q.gold)) for q in train]
     splits = Splits(train[:4], train[4:6], [replace(dev[0], gold="SELECT 1 WHERE 0"), dev[1]])
-    policy = SimpleNamespace(max_positions=4096, tokenizer=tokenizer, prompt_ids=lambda q: prompts.prompt_ids(q, tokenizer))
+    policy = SimpleNamespace(
+        max_positions=4096, tokenizer=tokenizer, prompt_ids=lambda q: prompts.prompt_ids(q, tokenizer)
+    )
     with NoGold(1) as verifier:
         if "criterion" in flags:
             verifier.forbidden = {q.gold for q in train[:4]}
@@ -66,16 +77,25 @@ def test_an_empty_result_is_one_by_the_official_preparation_or_holds_nothing_but
 
 
 @pytest.mark.parametrize("gold, left", [("if-empty", [0, 2]), ("never", [0, 1, 2])])
-def test_gold_that_the_tokenizer_changes_is_left_out_by_name_where_it_could_be_learned(spider, tokenizer, gold, left):
+def test_gold_that_the_tokenizer_changes_is_left_out_by_name_where_it_could_be_learned(
+    spider, tokenizer, gold, left
+):
     from tokenizers import normalizers
 
     made = copy.deepcopy(tokenizer)
     made.backend_tokenizer.normalizer = normalizers.NFC()
     train, dev = (data.load("spider", spider, split)[0] for split in ("train", "dev"))
     other, comment = "SELECT 'e\u0301'", "SELECT 1 -- e\u0301"  # in a comment it changes nothing
-    train = [train[0], replace(train[1], gold=other), replace(train[2], gold=comment), replace(train[3], gold=other)]
+    train = [
+        train[0],
+        replace(train[1], gold=other),
+        replace(train[2], gold=comment),
+        replace(train[3], gold=other),
+    ]
     splits = Splits(train[:3], train[3:], [replace(dev[0], gold=other)])
-    policy = SimpleNamespace(max_positions=4096, tokenizer=made, prompt_ids=lambda q: prompts.prompt_ids(q, made))
+    policy = SimpleNamespace(
+        max_positions=4096, tokenizer=made, prompt_ids=lambda q: prompts.prompt_ids(q, made)
+    )
     with Verifier(1) as verifier:
         found = fitting(Config(data="spider", gold=gold), policy, splits, [], verifier)
     assert found["kept"] == [left, [3], [0]]

@@ -25,7 +25,8 @@ LN2 = math.log(2)
 
 def test_learning_rate_by_hand():
     config = Config(lr=1.0, warmup=0.1)
-    # 20 steps: 2 of warm-up (½, 1), then 18 of cosine from 1 at step 2 over 0.1 + 0.45 = 0.55 half-way at step 11
+    # 20 steps: 2 of warm-up (½, 1), then 18 of cosine from 1 at step 2 over 0.1 + 0.45 = 0.55 half-way at
+    # step 11
     found = [learning_rate(config, step, 20) for step in range(20)]
     assert found[:3] == [0.5, 1.0, 1.0] and found[11] == pytest.approx(0.55)
     assert found[19] == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * 17 / 18)))
@@ -37,7 +38,9 @@ def test_learning_rate_by_hand():
 def some_pairs(*counts):
     """Question i has counts[i] pairs; pair j is (2 j, 2 j + 1)."""
     return [
-        QuestionPairs(10 + i, tuple((i, j) for j in range(2 * n)), tuple((2 * j, 2 * j + 1) for j in range(n)))
+        QuestionPairs(
+            10 + i, tuple((i, j) for j in range(2 * n)), tuple((2 * j, 2 * j + 1) for j in range(n))
+        )
         for i, n in enumerate(counts)
     ]
 
@@ -97,7 +100,9 @@ PAIRS = [
     )
     for i in range(4)
 ]
-BASE = Config(batch_size=16, warmup=0.0, lr=1e-3, pairs_per_tree=10, beta=0.3, lam=0.7, clip=1e9, weight_decay=0.0)
+BASE = Config(
+    batch_size=16, warmup=0.0, lr=1e-3, pairs_per_tree=10, beta=0.3, lam=0.7, clip=1e9, weight_decay=0.0
+)
 
 
 def shaken(model, seed=0):
@@ -154,7 +159,9 @@ def assert_same(one, two, tolerance=2e-5):
         assert all((p - q).norm() < tolerance * scale for p, q in zip(a, b)) and scale > 1e-3
 
 
-@pytest.mark.parametrize("objective, reduction", [("dual", "mean"), ("dual", "sum"), ("dpo", "mean"), ("sft", "mean")])
+@pytest.mark.parametrize(
+    "objective, reduction", [("dual", "mean"), ("dual", "sum"), ("dpo", "mean"), ("sft", "mean")]
+)
 def test_the_gradient_of_a_step_is_that_of_equation_6_on_plain_sequences(
     folder, reference, monkeypatch, objective, reduction
 ):
@@ -198,7 +205,9 @@ def test_how_a_step_is_computed_does_not_change_its_gradient(folder, monkeypatch
 
 
 def test_a_short_last_step_is_a_mean_over_its_own_pairs(folder, monkeypatch):
-    config = replace(BASE, batch_size=12, lr=1e-12, pairs_per_tree=4)  # 12 pairs and 4; the policy does not move
+    config = replace(
+        BASE, batch_size=12, lr=1e-12, pairs_per_tree=4
+    )  # 12 pairs and 4; the policy does not move
     seen, rows = gradients(folder, monkeypatch, config)
     whole, _ = gradients(folder, monkeypatch, replace(config, batch_size=16))
     assert len(seen) == len(rows) == 2
@@ -227,7 +236,9 @@ def test_dpo_starts_at_ln_2_in_every_iteration_and_a_wrong_reference_is_caught(f
     with torch.no_grad():
         for p, value in zip(parameters, adapters[0]):
             p.copy_(value)
-    with pytest.raises(AssertionError, match="ln 2"):  # π_1 trained against π_0, as if the adapter were switched off
+    with pytest.raises(
+        AssertionError, match="ln 2"
+    ):  # π_1 trained against π_0, as if the adapter were switched off
         trained(config, policy, first, 3)
     trained(config, policy, second, 3)  # against itself
 
@@ -235,7 +246,11 @@ def test_dpo_starts_at_ln_2_in_every_iteration_and_a_wrong_reference_is_caught(f
 def test_the_first_step_is_checked_by_hand_numbers():
     check_first_step(LN2 + 0.9e-4, 0.1, torch.float32)
     check_first_step(LN2 - 0.04, 0.1, torch.bfloat16)
-    for dpo, dtype in ((LN2 + 2e-4, torch.float32), (LN2 - 2e-4, torch.float32), (LN2 + 0.06, torch.bfloat16)):
+    for dpo, dtype in (
+        (LN2 + 2e-4, torch.float32),
+        (LN2 - 2e-4, torch.float32),
+        (LN2 + 0.06, torch.bfloat16),
+    ):
         with pytest.raises(AssertionError):
             check_first_step(dpo, 0.1, dtype)
 

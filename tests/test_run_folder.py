@@ -1,4 +1,6 @@
-"""A run's folder: what is there is read, what is missing or torn is made again, what differs is refused by name."""
+"""A run's folder: what is there is read, what is missing or torn is made again, what differs is refused by
+name.
+"""
 
 import json
 import shutil
@@ -60,7 +62,11 @@ def test_no_pairs_at_all_stop_with_one_sentence(tmp_path):
 
 def test_a_checkpoint_holds_the_steps_as_they_are_in_train_jsonl(tmp_path):
     """So that a version of the code goes on from the checkpoint of another."""
-    checkpoint, rows, applied = Checkpoint(tmp_path), [{"step": 0, "loss": 1 / 3}, {"step": 1, "loss": float("inf")}], []
+    checkpoint, rows, applied = (
+        Checkpoint(tmp_path),
+        [{"step": 0, "loss": 1 / 3}, {"step": 1, "loss": float("inf")}],
+        [],
+    )
     for row in rows:
         checkpoint.step(row)
     text = (tmp_path / "train.jsonl").read_text()
@@ -71,7 +77,9 @@ def test_a_checkpoint_holds_the_steps_as_they_are_in_train_jsonl(tmp_path):
     assert (tmp_path / "train.jsonl").read_text() == text and applied[0]["adapter"][0].equal(torch.ones(2))
 
 
-@pytest.mark.parametrize("flag, value", [("lr", "0.02"), ("answers", "5"), ("seed", "4"), ("gold", "always"), ("limit", "5")])
+@pytest.mark.parametrize(
+    "flag, value", [("lr", "0.02"), ("answers", "5"), ("seed", "4"), ("gold", "always"), ("limit", "5")]
+)
 def test_a_changed_setting_is_refused_by_name(again, finished, flag, value):
     shutil.copytree(finished, again.run)
     with pytest.raises(UserError, match=rf"made with {flag} = .*{value}"):
@@ -98,13 +106,18 @@ def test_another_number_of_iterations_or_workers_goes_on(again):
     assert again.same()
 
 
-def test_a_run_keeps_the_fingerprint_of_every_version_of_the_code_that_it_was_made_with(again, monkeypatch, capsys):
+def test_a_run_keeps_the_fingerprint_of_every_version_of_the_code_that_it_was_made_with(
+    again, monkeypatch, capsys
+):
     again("--iterations", "1")
     first = json.loads((again.run / "config.json").read_text())["code"]
     monkeypatch.setattr(run_folder, "fingerprint", lambda: "newer")
     again("--iterations", "1")
     again("--iterations", "1")
-    assert len(first) == 1 and json.loads((again.run / "config.json").read_text())["code"] == [*first, "newer"]
+    assert len(first) == 1 and json.loads((again.run / "config.json").read_text())["code"] == [
+        *first,
+        "newer",
+    ]
     assert capsys.readouterr().out.count("the code has changed") == 1
 
 
@@ -129,4 +142,6 @@ def test_commit_gives_a_name_to_whole_files_and_folders(tmp_path):
     (tmp_path / "a.part" / "x").write_text("x")
     commit(tmp_path / "a.part", tmp_path / "a")
     write(tmp_path / "b", "text")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"] and (tmp_path / "a" / "x").read_text() == "x"
+    assert (
+        sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"] and (tmp_path / "a" / "x").read_text() == "x"
+    )

@@ -105,7 +105,9 @@ def test_first_and_second_tokens_follow_the_exact_softmax(policy, reference, que
     pairs = Counter(a.ids for a in answers.values())
     cut = {ids[0] for ids in pairs if len(ids) == 1}  # the code ended at the first token, `;`
     assert_fits(total(pairs, lambda ids: ids[0]), total(exact, lambda ids: ids[0]), draws)
-    assert_fits(*(total(table, lambda ids: ids[:1] if ids[0] in cut else ids) for table in (pairs, exact)), draws)
+    assert_fits(
+        *(total(table, lambda ids: ids[:1] if ids[0] in cut else ids) for table in (pairs, exact)), draws
+    )
     outside = [ids for ids in pairs if len(ids) == 2 and exact[ids] == 0]
     assert not outside, "a token outside the top-p set was drawn"
     statistic, freedom = chi_square(pairs, exact_pairs(reference, prompt, 1.3 * temperature, top_p), draws)
@@ -144,7 +146,9 @@ def test_invert_is_exact_on_weights_made_by_hand(block):
 
 def test_invert_agrees_with_the_plain_cumulative_sum():
     generator = torch.Generator().manual_seed(0)
-    weights = torch.randint(0, 4, (500, 700), generator=generator).float()  # integers: sums are exact in any order
+    weights = torch.randint(
+        0, 4, (500, 700), generator=generator
+    ).float()  # integers: sums are exact in any order
     u = torch.rand(500, generator=generator, dtype=torch.float64)
     total = weights.double().cumsum(-1)
     expected = (total <= (u * total[:, -1])[:, None]).sum(-1)
@@ -164,8 +168,12 @@ def test_invert_never_returns_a_token_without_weight():
 def test_uniforms_depend_on_every_part_of_the_position_and_on_nothing_else():
     base = sampling.uniforms(1, 2, 3, 4, 8)
     assert np.array_equal(base, sampling.uniforms(1, 2, 3, 4, 8))
-    assert np.array_equal(base[:5], sampling.uniforms(1, 2, 3, 4, 5))  # a longer limit draws the same beginning
-    others = [sampling.uniforms(*place, 8) for place in ((0, 2, 3, 4), (1, 0, 3, 4), (1, 2, 0, 4), (1, 2, 3, 0))]
+    assert np.array_equal(
+        base[:5], sampling.uniforms(1, 2, 3, 4, 5)
+    )  # a longer limit draws the same beginning
+    others = [
+        sampling.uniforms(*place, 8) for place in ((0, 2, 3, 4), (1, 0, 3, 4), (1, 2, 0, 4), (1, 2, 3, 0))
+    ]
     assert len({tuple(x) for x in [base, *others]}) == 5
     assert ((base >= 0) & (base < 1)).all()
 
@@ -256,7 +264,9 @@ def test_finished_tells_an_end_token_from_the_length_limit(policy, questions):
 def test_the_end_token_is_kept_in_the_ids_and_left_out_of_the_text(policy, questions):
     end = policy.tokenizer.eos_token_id
     assert policy.end_ids == (end,)
-    found = [a for a in drawn(policy, questions, answers=60, max_new=25, temperature=2.0).values() if end in a.ids]
+    found = [
+        a for a in drawn(policy, questions, answers=60, max_new=25, temperature=2.0).values() if end in a.ids
+    ]
     assert len(found) >= 5
     for a in found:
         assert a.ids[-1] == end and a.finished and "<|endoftext|>" not in a.text
@@ -329,7 +339,9 @@ def test_the_bar_goes_forward_where_a_batch_does_not_fit_the_memory(policy, ques
     params = SamplingParams(answers=4, max_new=6)
     for count, batch in enumerate(sample(policy, questions[:3], params, progress="sampling"), 1):
         assert len(batch) == 12 and count == 1
-    assert shown == sorted(shown) and shown[0] == 1 and shown[-1] >= 8  # the third question, after two of 4 answers each
+    assert (
+        shown == sorted(shown) and shown[0] == 1 and shown[-1] >= 8
+    )  # the third question, after two of 4 answers each
     assert bars[0].n == 12
 
 
@@ -340,7 +352,10 @@ def test_batches_hold_every_question_once_within_the_limit():
     for batch in found:  # tokens held in the cache: a shared prefix once
         tree = Tree([prompts[i] for i in batch])
         assert tree.ids.shape[1] + 20 * len(batch) <= 100
-    assert sampling_batches([[1] * 500, [2]], answers=1, max_new=1, batch_tokens=50) == [[1], [0]]  # too large: alone
+    assert sampling_batches([[1] * 500, [2]], answers=1, max_new=1, batch_tokens=50) == [
+        [1],
+        [0],
+    ]  # too large: alone
     # like lengths meet, so that little is padded; within them, one schema's questions
     assert sampling_batches([[5] * 300, [7] * 20, [6] * 300, [5] * 299 + [9]], 1, 1, 1000) == [[1, 0, 3, 2]]
 
@@ -377,7 +392,9 @@ def test_a_model_that_adds_a_bias_to_its_attention_is_refused(tokenizer, tmp_pat
             load_policy(str(tmp_path), "bfloat16", "cpu")
 
 
-@pytest.mark.parametrize("device", ["hpu", "privateuseone", "meta", "xla", "mtia", "fpga", "nothing", "", "cuda:99", "cpu:-1"])
+@pytest.mark.parametrize(
+    "device", ["hpu", "privateuseone", "meta", "xla", "mtia", "fpga", "nothing", "", "cuda:99", "cpu:-1"]
+)
 def test_a_device_that_cannot_be_used_is_a_user_error(device):
     with pytest.raises(UserError) as error:
         settle_device(device, "auto")
@@ -392,7 +409,9 @@ def test_a_name_that_is_no_model_is_a_user_error(name):
 
 def test_a_hub_that_cannot_be_reached_is_a_user_error_that_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match="neither in the local cache nor reachable.*hf download meta-llama/Meta-Llama-3-8B"):
+    with pytest.raises(
+        UserError, match="neither in the local cache nor reachable.*hf download meta-llama/Meta-Llama-3-8B"
+    ):
         locate("meta-llama/Meta-Llama-3-8B")
 
 
@@ -409,9 +428,7 @@ def test_the_policy_is_frozen_float32_and_without_dropout(policy):
 def test_a_chat_template_is_used_where_there_is_one(policy, questions):
     plain = policy.tokenizer.decode(prompts.prompt_ids(questions[0], policy.tokenizer))
     assert plain.endswith("\nSQL:\n")
-    policy.tokenizer.chat_template = (
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"
-    )
+    policy.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"
     question = replace(questions[0], evidence="old means more than 5 years")
     chat = policy.tokenizer.decode(prompts.prompt_ids(question, policy.tokenizer))
     assert chat == f"<user>{prompts.prompt(question)}<reply>"

@@ -72,7 +72,9 @@ def test_layout_and_sizes():
     files = [p for p in SHOP.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) < 600_000
     for p in (SHOP / "database").rglob("*"):
-        assert p.is_dir() or (p.suffix == ".sqlite" and p.stat().st_size < 30_000), p  # and no journal left behind
+        assert p.is_dir() or (p.suffix == ".sqlite" and p.stat().st_size < 30_000), (
+            p
+        )  # and no journal left behind
 
 
 @pytest.mark.parametrize("entry", TABLES, ids=DBS)
@@ -80,7 +82,9 @@ def test_database(entry):
     with connect(entry["db_id"]) as con:
         tables = dict(con.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'"))
         assert 2 <= len(tables) <= 3 and entry["table_names_original"] == list(tables) == entry["table_names"]
-        assert 200 <= sum(map(len, tables.values())) <= 600  # a tiny model has to read it: about 50 to 150 tokens
+        assert (
+            200 <= sum(map(len, tables.values())) <= 600
+        )  # a tiny model has to read it: about 50 to 150 tokens
         assert con.execute("PRAGMA page_size").fetchone()[0] in (1024, 4096)
         assert con.execute("PRAGMA journal_mode").fetchone()[0] == "delete"
         assert con.execute("PRAGMA foreign_key_check").fetchall() == []
@@ -145,7 +149,9 @@ def test_near_misses_are_wrong(maker):
 
 
 def test_gold_style():
-    keyword = r"\b(select|from|where|join|on|group by|order by|limit|having|count|avg|sum|min|max|and|or|not|in)\b"
+    keyword = (
+        r"\b(select|from|where|join|on|group by|order by|limit|having|count|avg|sum|min|max|and|or|not|in)\b"
+    )
     for item in TRAIN + DEV:
         query = item["query"]
         assert query.startswith("SELECT ") and query == " ".join(query.split())

@@ -1,4 +1,6 @@
-"""The packed tree gives what one-by-one sequences give through transformers' own attention: values and gradients."""
+"""The packed tree gives what one-by-one sequences give through transformers' own attention: values and
+gradients.
+"""
 
 import math
 import random
@@ -26,9 +28,15 @@ CASES = {
     "one prompt, one answer": ([draw(7)], [[draw(5)]]),
     "one prompt of one token, answers of one token": ([draw(1)], [[draw(1), draw(1)]]),
     "many answers, unequal lengths": ([draw(20)], [[draw(n) for n in (1, 9, 3, 17, 1, 6)]]),
-    "questions on two schemas and one alone": (PROMPTS, [[draw(n) for n in (4, 1, 11)[: k % 4]] for k in range(1, 7)]),
+    "questions on two schemas and one alone": (
+        PROMPTS,
+        [[draw(n) for n in (4, 1, 11)[: k % 4]] for k in range(1, 7)],
+    ),
     "identical prompts": ([TWIN, TWIN, TWIN], [[draw(3)], [draw(8), draw(2)], [draw(1)]]),
-    "a prompt that begins another": ([TWIN, TWIN + draw(6), TWIN[:20]], [[draw(3)], [draw(4)], [draw(5), draw(2)]]),
+    "a prompt that begins another": (
+        [TWIN, TWIN + draw(6), TWIN[:20]],
+        [[draw(3)], [draw(4)], [draw(5), draw(2)]],
+    ),
     "a question without answers among others": (PROMPTS[:3], [[draw(4)], [], [draw(2), draw(6)]]),
 }
 
@@ -73,7 +81,11 @@ def test_without_answers_the_logits_are_those_after_each_prompt(policy, referenc
     tree = Tree(PROMPTS)
     with torch.no_grad():
         logits = policy.model(
-            input_ids=tree.ids, position_ids=tree.positions, layout=tree, logits_to_keep=tree.keep, use_cache=False
+            input_ids=tree.ids,
+            position_ids=tree.positions,
+            layout=tree,
+            logits_to_keep=tree.keep,
+            use_cache=False,
         ).logits[0]
         expected = torch.stack([reference(input_ids=torch.tensor([p])).logits[0, -1] for p in PROMPTS])
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
@@ -104,7 +116,10 @@ def test_chunked_projection_is_log_softmax_with_its_gradient(chunk, biased):
     hidden = torch.randn(7, 5, generator=generator, requires_grad=True)
     weight, bias = torch.randn(11, 5, generator=generator), torch.randn(11)
     bias = bias if biased else None
-    source, target = torch.tensor([0, 0, 0, 2, 3, 6, 6]), torch.tensor([1, 4, 4, 10, 0, 3, 2])  # 1, 4 and 5 predict nothing
+    source, target = (
+        torch.tensor([0, 0, 0, 2, 3, 6, 6]),
+        torch.tensor([1, 4, 4, 10, 0, 3, 2]),
+    )  # 1, 4 and 5 predict nothing
     scale = torch.randn(7, generator=generator)
     logps = TokenLogps.apply(hidden, weight, bias, source, target, chunk)
     expected = torch.nn.functional.linear(hidden, weight, bias).log_softmax(-1)[source, target]
@@ -143,7 +158,9 @@ def test_every_group_shares_its_prefix_and_every_prompt_is_in_one_group():
     rng = random.Random(3)
     for _ in range(200):
         stems = [[rng.randrange(4) for _ in range(rng.randrange(40))] for _ in range(3)]
-        prompts = [rng.choice(stems) + [rng.randrange(4) for _ in range(rng.randrange(1, 20))] for _ in range(9)]
+        prompts = [
+            rng.choice(stems) + [rng.randrange(4) for _ in range(rng.randrange(1, 20))] for _ in range(9)
+        ]
         groups = share_prefixes(prompts)
         assert sorted(i for _, members in groups for i in members) == list(range(9))
         for prefix, members in groups:
@@ -160,7 +177,11 @@ def test_a_model_in_tree_attention_refuses_a_call_without_layout(policy):
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_attention_in_parts_is_plain_attention_over_everything_above(kv_heads):
     generator = torch.Generator().manual_seed(0)
-    prompts = [[*range(40), 50, 51, 52], [*range(40), 60], [7, 8, 9, 10]]  # two share a prefix, one stands alone
+    prompts = [
+        [*range(40), 50, 51, 52],
+        [*range(40), 60],
+        [7, 8, 9, 10],
+    ]  # two share a prefix, one stands alone
     tree = Tree(prompts, [[[1, 2, 3], [4]], [[5, 6]], [[1], [2, 3, 4, 5]]])
     count = tree.ids.shape[1]
     query, key, value = (torch.randn(count, h, 8, generator=generator).requires_grad_()
@@ -173,7 +194,9 @@ def test_attention_in_parts_is_plain_attention_over_everything_above(kv_heads):
             sees[segment[:, None], segment] = segment[:, None] >= segment
     repeat = 4 // kv_heads
     scores = torch.einsum("nhd,mhd->hnm", query, key.repeat_interleave(repeat, 1)) / 8**0.5
-    plain = torch.einsum("hnm,mhd->nhd", scores.masked_fill(~sees, -math.inf).softmax(-1), value.repeat_interleave(repeat, 1))
+    plain = torch.einsum(
+        "hnm,mhd->nhd", scores.masked_fill(~sees, -math.inf).softmax(-1), value.repeat_interleave(repeat, 1)
+    )
     weight = torch.randn(plain.shape, generator=generator)
     expected = torch.autograd.grad((plain * weight).sum(), (query, key, value))
     parts = TreeAttention.apply(query, key, value, tree.siblings, 8**-0.5)
@@ -188,7 +211,10 @@ def test_queries_and_keys_that_are_normalised_in_float32_are_attended_to_in_the_
     query, key, value = (torch.randn(1, h, count, 12, generator=generator) for h in (4, 2, 2))
     value = value.bfloat16()
     module, out = SimpleNamespace(layer_idx=0), []
-    for q, k, layout in ((query, key, tree), (query.bfloat16(), key.bfloat16(), Tree(PROMPTS[:3], keep_cache=True))):
+    for q, k, layout in (
+        (query, key, tree),
+        (query.bfloat16(), key.bfloat16(), Tree(PROMPTS[:3], keep_cache=True)),
+    ):
         with torch.no_grad():
             out.append(attention(module, q, k, value, layout=layout)[0])
     assert torch.equal(*out) and out[0].dtype == torch.bfloat16 and out[0].shape == (1, count, 4, 12)

@@ -1,4 +1,6 @@
-"""The package `verifier`: it needs the standard library alone, and each process loads its own side and no other."""
+"""The package `verifier`: it needs the standard library alone, and each process loads its own side and no
+other.
+"""
 
 import ast
 import os
@@ -42,10 +44,13 @@ def test_imports_are_of_the_standard_library_and_of_this_package(path):
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             inside |= set(imports(node))
-    # Behind the walls the project's folder cannot be read: by then all of the package must have been imported.
+    # Behind the walls the project's folder cannot be read: by then all of the package must have been
+    # imported.
     assert "verifier" not in inside
     libraries = everywhere - sys.stdlib_module_names - {"verifier"}
-    assert libraries <= (inside & {"numpy", "pandas", "scipy", "torch", "tensorflow"} if path.stem == "unpack" else set())
+    assert libraries <= (
+        inside & {"numpy", "pandas", "scipy", "torch", "tensorflow"} if path.stem == "unpack" else set()
+    )
 
 
 def test_the_package_itself_imports_nothing():
@@ -61,7 +66,9 @@ def test_no_file_of_the_project_hides_one_of_the_standard_library():
 
 
 def loaded(module):
-    shown = python(f"import {module}; print(*(m[9:] for m in sys.modules if m.startswith('verifier.')))", "-S", "-I")
+    shown = python(
+        f"import {module}; print(*(m[9:] for m in sys.modules if m.startswith('verifier.')))", "-S", "-I"
+    )
     return set(shown.split())
 
 
@@ -100,7 +107,11 @@ def test_the_other_interpreter_may_have_something_else_called_verifier(tmp_path,
         "    given, wanted = generate_test_case(1)\n    names = {'test_input': given}\n"
         "    exec('x = test_input\\n' + solution, names)\n    assert names['result'] == wanted\n"
     )
-    answers = ["result = x * 2", f"import sys\nresult = 14 if {str(ROOT)!r} not in sys.path else 0", "result = 1"]
+    answers = [
+        "result = x * 2",
+        f"import sys\nresult = 14 if {str(ROOT)!r} not in sys.path else 0",
+        "result = 1",
+    ]
     with Verifier(1, python=str(script), allow_unsandboxed=True) as verifier:
         verdicts = verifier.run([PythonJob(context, answer, 30.0) for answer in answers])
     assert [v.verdict for v in verdicts] == ["correct", "correct", "wrong"], verdicts

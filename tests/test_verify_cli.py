@@ -44,15 +44,29 @@ def run(tmp_path):
 
     def run(*jobs, arguments=(), env=None):
         text = "".join((job if isinstance(job, str) else json.dumps(job)) + "\n" for job in jobs)
-        ended = subprocess.run([sys.executable, str(ROOT / "verify.py"), *arguments], input=text, text=True, cwd=tmp_path,
-                               capture_output=True, timeout=90, env=env)
+        ended = subprocess.run(
+            [sys.executable, str(ROOT / "verify.py"), *arguments],
+            input=text,
+            text=True,
+            cwd=tmp_path,
+            capture_output=True,
+            timeout=90,
+            env=env,
+        )
         return ended.returncode, [json.loads(line) for line in ended.stdout.splitlines()], ended.stderr
 
     return run
 
 
 def sql(number, answer, **more):
-    return {"id": number, "kind": "sql", "database": "t.sqlite", "gold": "SELECT a FROM t", "answer": answer, **more}
+    return {
+        "id": number,
+        "kind": "sql",
+        "database": "t.sqlite",
+        "gold": "SELECT a FROM t",
+        "answer": answer,
+        **more,
+    }
 
 
 def python(number, answer, **more):
@@ -61,8 +75,14 @@ def python(number, answer, **more):
 
 def test_sql_in_order_with_a_relative_path(run):
     slow = "WITH RECURSIVE s(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM s) SELECT count(*) FROM s"
-    code, verdicts, errors = run(sql("slow", slow, timeout=0.5), sql(1, "SELECT a FROM t", comparison="bird"), "",
-                                 sql(2, "SELECT 1"), sql([3], "SELEKT"), sql(None, "DROP TABLE t"))
+    code, verdicts, errors = run(
+        sql("slow", slow, timeout=0.5),
+        sql(1, "SELECT a FROM t", comparison="bird"),
+        "",
+        sql(2, "SELECT 1"),
+        sql([3], "SELEKT"),
+        sql(None, "DROP TABLE t"),
+    )
     assert code == 0, errors
     assert [(v["id"], v["verdict"]) for v in verdicts] == [
         ("slow", "timeout"), (1, "correct"), (2, "wrong"), ([3], "error"), (None, "denied")]  # fmt: skip
@@ -72,8 +92,13 @@ def test_sql_in_order_with_a_relative_path(run):
 
 @strict
 def test_both_kinds_and_the_tier(run):
-    code, verdicts, errors = run(python(1, "result = x * 2"), sql(2, "SELECT a FROM t"), python(3, "result = 'y'"),
-                                 python(4, "while True: pass", timeout=0.5), arguments=("--workers", "1"))
+    code, verdicts, errors = run(
+        python(1, "result = x * 2"),
+        sql(2, "SELECT a FROM t"),
+        python(3, "result = 'y'"),
+        python(4, "while True: pass", timeout=0.5),
+        arguments=("--workers", "1"),
+    )
     assert code == 0, errors
     assert [v["verdict"] for v in verdicts] == ["correct", "correct", "wrong", "timeout"]
     assert "strict: landlock" in errors
@@ -90,8 +115,11 @@ def test_the_interpreter_may_be_a_relative_path_or_a_name(run, tmp_path):
 
 
 def test_a_fault_is_no_verdict(run):
-    code, verdicts, _ = run(sql(1, "SELECT a FROM t", database="none.sqlite"), sql(2, "SELECT a FROM t"),
-                            sql(3, "SELECT 1", gold="SELEKT"))
+    code, verdicts, _ = run(
+        sql(1, "SELECT a FROM t", database="none.sqlite"),
+        sql(2, "SELECT a FROM t"),
+        sql(3, "SELECT 1", gold="SELEKT"),
+    )
     assert code == 1
     assert [v["verdict"] for v in verdicts] == [None, "correct", None]
     assert "none.sqlite" in verdicts[0]["message"] and "gold query fails" in verdicts[2]["message"]
@@ -138,18 +166,27 @@ def test_a_bad_line_is_named(run, line, complaint):
 
 
 def test_help_and_flags():
-    ended = subprocess.run([sys.executable, str(ROOT / "verify.py"), "--help"], capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "verify.py"), "--help"], capture_output=True, text=True
+    )
     assert ended.returncode == 0
     for flag in ("--workers", "--python", "--allow-unsandboxed"):
         assert flag in ended.stdout
-    ended = subprocess.run([sys.executable, str(ROOT / "verify.py"), "--workers", "0"], capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "verify.py"), "--workers", "0"], capture_output=True, text=True
+    )
     assert ended.returncode == 2 and "--workers" in ended.stderr
 
 
 def test_torch_is_not_needed():
     """The command runs where no package at all is installed."""
-    ended = subprocess.run([sys.executable, "-S", str(ROOT / "verify.py")], input="", text=True, capture_output=True,
-                           env={"PATH": os.environ["PATH"]})
+    ended = subprocess.run(
+        [sys.executable, "-S", str(ROOT / "verify.py")],
+        input="",
+        text=True,
+        capture_output=True,
+        env={"PATH": os.environ["PATH"]},
+    )
     assert ended.returncode == 0, ended.stderr
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import verify; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

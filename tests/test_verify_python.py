@@ -1,8 +1,10 @@
-"""The Python verifier against programs that cheat, hang, grow, escape or break, and against results that only look equal.
+"""The Python verifier against programs that cheat, hang, grow, escape or break, and against results that only
+look equal.
 
-Attacks on the verifier are numbered through all its tests; a name begins with its number. Contexts have DS-1000's
-shape and need numpy alone; tests of pandas, Matplotlib and scikit-learn are skipped where the interpreter does not
-have them. DS1000_PYTHON names another interpreter to test with, for example .venv-ds1000/bin/python.
+Attacks on the verifier are numbered through all its tests; a name begins with its number. Contexts have
+DS-1000's shape and need numpy alone; tests of pandas, Matplotlib and scikit-learn are skipped where the
+interpreter does not have them. DS1000_PYTHON names another interpreter to test with, for example
+.venv-ds1000/bin/python.
 """
 
 import collections
@@ -31,13 +33,23 @@ from verifier.interpreter import WALL, Interpreter  # noqa: E402
 from verify import GoldError, InfrastructureError, PythonJob, Verifier  # noqa: E402
 
 PYTHON = os.environ.get("DS1000_PYTHON", sys.executable)
-pytestmark = pytest.mark.skipif(not walls.is_strict(), reason=f"not all walls on this machine: {walls.tier()}")
+pytestmark = pytest.mark.skipif(
+    not walls.is_strict(), reason=f"not all walls on this machine: {walls.tier()}"
+)
 
 SECRET = 987654321012345  # the expected value where an attack must not find it by chance
 
 
-def context(expected="x * 2", value="7", check="assert result == ans", cases=1, before="x = test_input", after="",
-            imports="import copy", string=""):
+def context(
+    expected="x * 2",
+    value="7",
+    check="assert result == ans",
+    cases=1,
+    before="x = test_input",
+    after="",
+    imports="import copy",
+    string="",
+):
     """A tiny test in the official shape."""
     return f'''
 {imports}
@@ -80,11 +92,18 @@ def test_execution(solution: str):
 
 PLAIN = context()
 HIDDEN = context(expected=f"{SECRET} + x", imports="import copy\nimport numpy as np")
-NUMPY = context(expected="np.arange(4) * x", imports="import copy\nimport numpy as np",
-                check="np.testing.assert_array_equal(result, ans)", before="import numpy as np\nx = test_input")
-FRAME = context(expected="pd.DataFrame({'a': [x, 2]})", imports="import copy\nimport pandas as pd",
-                check="pd.testing.assert_frame_equal(result, ans, check_dtype=False)",
-                before="import pandas as pd\nx = test_input")
+NUMPY = context(
+    expected="np.arange(4) * x",
+    imports="import copy\nimport numpy as np",
+    check="np.testing.assert_array_equal(result, ans)",
+    before="import numpy as np\nx = test_input",
+)
+FRAME = context(
+    expected="pd.DataFrame({'a': [x, 2]})",
+    imports="import copy\nimport pandas as pd",
+    check="pd.testing.assert_frame_equal(result, ans, check_dtype=False)",
+    before="import pandas as pd\nx = test_input",
+)
 
 
 def has(module):
@@ -111,7 +130,9 @@ def judge(verifier):
 
 
 def processes():
-    """Processes of any supervisor, judge or candidate of this run: all have this one as an ancestor, or none at all."""
+    """Processes of any supervisor, judge or candidate of this run: all have this one as an ancestor, or none
+    at all.
+    """
     found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -130,7 +151,8 @@ def folders():
     return {path.name for path in Path(tempfile.gettempdir()).glob("codelutra-*")}
 
 
-# --- right and wrong --------------------------------------------------------------------------------------------------
+# --- right and wrong
+# --------------------------------------------------------------------------------------------------
 
 
 def test_right_and_wrong(judge):
@@ -155,8 +177,12 @@ def test_text_of_the_answer_is_tested(judge):
 
 
 def test_a_broken_test_is_no_verdict_and_no_fault_of_the_machine(judge):
-    for test in (context(expected="1 / 0"), context(imports="import copy\nimport no_such_library"), "this is no test",
-                 "x = 1"):
+    for test in (
+        context(expected="1 / 0"),
+        context(imports="import copy\nimport no_such_library"),
+        "this is no test",
+        "x = 1",
+    ):
         with pytest.raises(GoldError, match="test itself"):
             judge("result = x * 2", test)
     assert judge("result = x * 2").verdict == "correct"
@@ -168,19 +194,28 @@ def test_a_broken_test_names_the_libraries_that_the_interpreter_lacks(tmp_path):
     bare.chmod(0o755)
     with Verifier(workers=1, python=str(bare)) as verifier:
         assert verifier.run([PythonJob(PLAIN, "result = x * 2")])[0].verdict == "correct"
-        with pytest.raises(InfrastructureError, match="'numpy'.*/python lacks numpy, pandas, .*torch.*make ds1000"):
+        with pytest.raises(
+            InfrastructureError, match="'numpy'.*/python lacks numpy, pandas, .*torch.*make ds1000"
+        ):
             verifier.run([PythonJob(NUMPY, "result = x * 2")])
 
 
 def test_random_numbers_continue_as_in_one_process(judge):
-    test = context(value="np.random.seed(5)", expected="np.random.RandomState(5).rand(3)", before="import numpy as np",
-                   imports="import copy\nimport numpy as np", check="np.testing.assert_array_equal(result, ans)")
+    test = context(
+        value="np.random.seed(5)",
+        expected="np.random.RandomState(5).rand(3)",
+        before="import numpy as np",
+        imports="import copy\nimport numpy as np",
+        check="np.testing.assert_array_equal(result, ans)",
+    )
     assert judge("result = np.random.rand(3)", test).verdict == "correct"
     assert judge("np.random.seed(6)\nresult = np.random.rand(3)", test).verdict == "wrong"
 
 
 def test_a_program_that_draws_without_a_seed_gets_the_same_verdict_from_every_pool():
-    test = context(imports="import copy\nimport random\nimport numpy as np", check="raise AssertionError(result)")
+    test = context(
+        imports="import copy\nimport random\nimport numpy as np", check="raise AssertionError(result)"
+    )
     answer = "import random\nimport numpy as np\nresult = [random.random(), float(np.random.rand())]"
     seen = set()
     for _ in range(2):
@@ -190,9 +225,13 @@ def test_a_program_that_draws_without_a_seed_gets_the_same_verdict_from_every_po
 
 
 def test_torchs_random_numbers_continue_as_in_one_process(judge):
-    test = context(value="[torch.manual_seed(7)] and 1", expected="[torch.manual_seed(5), torch.rand(3).tolist(), "
-                     "torch.manual_seed(5)][1]", before="import torch", imports="import copy\nimport torch",
-                     check="assert result == ans")
+    test = context(
+        value="[torch.manual_seed(7)] and 1",
+        expected="[torch.manual_seed(5), torch.rand(3).tolist(), torch.manual_seed(5)][1]",
+        before="import torch",
+        imports="import copy\nimport torch",
+        check="assert result == ans",
+    )
     assert judge("result = torch.rand(3).tolist()", test).verdict == "correct"
 
 
@@ -214,19 +253,38 @@ def test_a_module_is_not_there_before_it_is_imported(judge):
 
 def test_types_that_tests_compare(judge):
     np = pytest.importorskip("numpy")
-    values = ["{1, 2}", "frozenset([1])", "2 + 3j", "range(3)", "[None, ..., b'x']", "10 ** 40", "{'a': {'b': (1, [2])}}",
-              "np.datetime64('2020-01-01')", "np.float32(2.5)", "np.dtype('f4')", "np.float64", "slice(1, 2)",
-              "__import__('datetime').datetime(2020, 1, 2, 3)", "__import__('decimal').Decimal('1.5')",
-              "__import__('collections').Counter('aab')", "__import__('fractions').Fraction(1, 3)"]
+    values = [
+        "{1, 2}",
+        "frozenset([1])",
+        "2 + 3j",
+        "range(3)",
+        "[None, ..., b'x']",
+        "10 ** 40",
+        "{'a': {'b': (1, [2])}}",
+        "np.datetime64('2020-01-01')",
+        "np.float32(2.5)",
+        "np.dtype('f4')",
+        "np.float64",
+        "slice(1, 2)",
+        "__import__('datetime').datetime(2020, 1, 2, 3)",
+        "__import__('decimal').Decimal('1.5')",
+        "__import__('collections').Counter('aab')",
+        "__import__('fractions').Fraction(1, 3)",
+    ]
     for value in values:
-        test = context(expected=value, imports="import copy\nimport numpy as np", before="import numpy as np",
-                       check="assert type(result) == type(ans) and result == ans")
+        test = context(
+            expected=value,
+            imports="import copy\nimport numpy as np",
+            before="import numpy as np",
+            check="assert type(result) == type(ans) and result == ans",
+        )
         assert judge(f"result = {value}", test).verdict == "correct", value
         assert judge("result = 'something else'", test).verdict == "wrong", value
     assert np is not None
 
 
-# --- 37 to 45: pretending to be right ---------------------------------------------------------------------------------
+# --- 37 to 45: pretending to be right
+# ---------------------------------------------------------------------------------
 
 CHEATS = {
     "37 exit before": "import sys\nsys.exit(0)\nresult = x * 2",
@@ -268,55 +326,79 @@ def test_a_wrong_answer_does_not_pass(judge, name):
 
 
 def test_41_patched_numpy_does_not_reach_the_judge(judge):
-    answer = ("np.testing.assert_array_equal = np.allclose = np.array_equal = lambda *a, **k: True\n"
-              "result = np.zeros(4)")
+    answer = (
+        "np.testing.assert_array_equal = np.allclose = np.array_equal = lambda *a, **k: True\n"
+        "result = np.zeros(4)"
+    )
     assert judge(answer, NUMPY).verdict == "wrong"
     assert judge("result = np.arange(4) * x", NUMPY).verdict == "correct"
 
 
 def test_39_array_subclass_arrives_as_a_plain_array(judge):
-    answer = ("class Equal(np.ndarray):\n    def __eq__(self, other): return np.ones(4, bool)\n"
-              "    def __array_function__(self, *a, **k): return True\nresult = np.{}.view(Equal)")
+    answer = (
+        "class Equal(np.ndarray):\n    def __eq__(self, other): return np.ones(4, bool)\n"
+        "    def __array_function__(self, *a, **k): return True\nresult = np.{}.view(Equal)"
+    )
     assert judge(answer.format("zeros(4)"), NUMPY).verdict == "wrong"
-    assert judge(answer.format("arange(4) * x").replace("np.arange(4) * x.view", "(np.arange(4) * x).view"),
-                 NUMPY).verdict == "correct"  # what it holds is right, officially too
+    assert (
+        judge(
+            answer.format("arange(4) * x").replace("np.arange(4) * x.view", "(np.arange(4) * x).view"), NUMPY
+        ).verdict
+        == "correct"
+    )  # what it holds is right, officially too
 
 
 @needs("pandas")
 def test_40_frame_subclass_with_its_own_comparison(judge):
-    answer = ("class Equal(pd.DataFrame):\n    __eq__ = lambda s, o: True\n    def equals(self, o): return True\n"
-              "result = Equal({'a': [1, 1]})")
+    answer = (
+        "class Equal(pd.DataFrame):\n    __eq__ = lambda s, o: True\n    def equals(self, o): return True\n"
+        "result = Equal({'a': [1, 1]})"
+    )
     assert judge(answer, FRAME).verdict == "wrong"
-    assert judge("pd.testing.assert_frame_equal = lambda *a, **k: None\nresult = pd.DataFrame()", FRAME).verdict == "wrong"
+    assert (
+        judge("pd.testing.assert_frame_equal = lambda *a, **k: None\nresult = pd.DataFrame()", FRAME).verdict
+        == "wrong"
+    )
     assert judge("result = pd.DataFrame({'a': [x, 2]})", FRAME).verdict == "correct"
 
 
 @needs("pandas")
 def test_pandas_results_arrive_as_they_were(judge):
-    frames = ["pd.DataFrame({'a': [1, None], 'b': ['x', None], 'c': pd.to_datetime(['2020', '2021'])})",
-              "pd.DataFrame([[1, 2]], columns=['a', 'a'])", "pd.DataFrame(index=range(3))",
-              "pd.DataFrame({'t': pd.date_range('2020', periods=2, tz='US/Eastern')}, "
-              "index=pd.period_range('2020', periods=2, freq='M'))",
-              "pd.DataFrame({'c': pd.Categorical(['u', 'v'])}, "
-              "index=pd.MultiIndex.from_tuples([('a', 1), ('b', 2)], names=['k', None]))",
-              "pd.DataFrame({'i': pd.array([1, None], dtype='Int64'), 's': pd.array(['a', None], dtype='string')})",
-              "pd.cut(pd.Series([1, 2, 3]), 2).value_counts().to_frame()",
-              "pd.DataFrame({'a': [1, 2]}, index=pd.date_range('2020', periods=2))"]
+    frames = [
+        "pd.DataFrame({'a': [1, None], 'b': ['x', None], 'c': pd.to_datetime(['2020', '2021'])})",
+        "pd.DataFrame([[1, 2]], columns=['a', 'a'])",
+        "pd.DataFrame(index=range(3))",
+        "pd.DataFrame({'t': pd.date_range('2020', periods=2, tz='US/Eastern')}, "
+        "index=pd.period_range('2020', periods=2, freq='M'))",
+        "pd.DataFrame({'c': pd.Categorical(['u', 'v'])}, "
+        "index=pd.MultiIndex.from_tuples([('a', 1), ('b', 2)], names=['k', None]))",
+        "pd.DataFrame({'i': pd.array([1, None], dtype='Int64'), 's': pd.array(['a', None], dtype='string')})",
+        "pd.cut(pd.Series([1, 2, 3]), 2).value_counts().to_frame()",
+        "pd.DataFrame({'a': [1, 2]}, index=pd.date_range('2020', periods=2))",
+    ]
     for value in frames:
-        test = context(expected=value, imports="import copy\nimport pandas as pd", before="import pandas as pd",
-                       check="pd.testing.assert_frame_equal(result, ans)")
+        test = context(
+            expected=value,
+            imports="import copy\nimport pandas as pd",
+            before="import pandas as pd",
+            check="pd.testing.assert_frame_equal(result, ans)",
+        )
         verdict = judge(f"result = {value}", test)
         assert verdict.verdict == "correct", (value, verdict)
 
 
 @needs("dateutil")
 @needs("pandas")
-@pytest.mark.parametrize("value", [
-    "pd.Timestamp('2020-07-01', tz='dateutil/Europe/Paris')", "pd.Timestamp('2020-07-01', tz=tz.tzutc())",
-    "pd.DatetimeIndex(['2020-01-01', '2020-07-01'], tz='dateutil/Europe/Paris')",
-    "pd.DataFrame({'a': pd.date_range('2020', periods=2, tz=tz.gettz('America/New_York'))})",
-    "pd.Timestamp('2020-07-01', tz=tz.tzoffset(None, 3600))",
-])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "pd.Timestamp('2020-07-01', tz='dateutil/Europe/Paris')",
+        "pd.Timestamp('2020-07-01', tz=tz.tzutc())",
+        "pd.DatetimeIndex(['2020-01-01', '2020-07-01'], tz='dateutil/Europe/Paris')",
+        "pd.DataFrame({'a': pd.date_range('2020', periods=2, tz=tz.gettz('America/New_York'))})",
+        "pd.Timestamp('2020-07-01', tz=tz.tzoffset(None, 3600))",
+    ],
+)
 def test_time_zones_of_dateutil_arrive(judge, value):
     imports = "import copy\nimport numpy as np\nimport pandas as pd\nfrom dateutil import tz"
     check = "assert np.all(result == ans) and str(result) == str(ans)"
@@ -325,35 +407,96 @@ def test_time_zones_of_dateutil_arrive(judge, value):
     assert judge("from dateutil import tz\nresult = pd.Timestamp('2021')", test).verdict == "wrong"
     # One of no name goes where a test does not look at it.
     odd = "class Odd(datetime.tzinfo):\n    def utcoffset(self, at): return at and datetime.timedelta(hours=1)\n"
-    found = judge(f"import datetime\n{odd}result = datetime.datetime(2020, 1, 1, tzinfo=Odd())", context(check="assert ans"))
+    found = judge(
+        f"import datetime\n{odd}result = datetime.datetime(2020, 1, 1, tzinfo=Odd())",
+        context(check="assert ans"),
+    )
     assert found.verdict == "correct"
 
 
 @needs("pandas")
 def test_input_behaves_as_in_one_process(judge):
-    """pandas 1.5 writes into an unpickled object column in `astype(str)`; the official process never unpickles."""
-    test = context(value="pd.DataFrame({'a': [1.5, 2, 'and']})", expected="[1.5, 'and']",
-                   imports="import copy\nimport pandas as pd")
+    """pandas 1.5 writes into an unpickled object column in `astype(str)`; the official process never
+    unpickles.
+    """
+    test = context(
+        value="pd.DataFrame({'a': [1.5, 2, 'and']})",
+        expected="[1.5, 'and']",
+        imports="import copy\nimport pandas as pd",
+    )
     assert judge("result = x.loc[~x['a'].astype(str).str.isdigit(), 'a'].tolist()", test).verdict == "correct"
 
 
-# --- results without elements ---------------------------------------------------------------------------------------
+# --- results without elements
+# ---------------------------------------------------------------------------------------
 
-NOTHING = ["[]", "()", "{}", "set()", "frozenset()", "range(0)", "iter([])", "map(int, [])", "{}.keys()",
-           "{}.values()", "collections.deque()", "[[]]", "[(), {}]", "np.array([])",
-           "np.empty((0, 1, 1, 1))", "np.empty((3, 0))", "np.empty(0, object)", "np.array([], 'U3')",
-           "np.zeros(3, [('a', 'f8', (0,))])", "np.matrix([[]])", "np.ma.array([])", "[np.array([])]",
-           "np.array([[], None], object)[:1]", "pd.Series([], dtype=float)", "pd.Series([[], []])",
-           "pd.DataFrame()", "pd.DataFrame({'a': []})", "pd.DataFrame(index=range(2))",
-           "pd.DataFrame({'a': [[], ()]})", "pd.Index([])", "pd.RangeIndex(0)",
-           "pd.MultiIndex.from_tuples([], names=['a', 'b'])", "pd.Categorical([])",
-           "pd.array([], dtype='Int64')", "pd.date_range('2020', periods=0)", "torch.empty(0)",
-           "torch.empty(2, 0, 3)", "torch.Size([])"]
-SOMETHING = ["5", "None", "''", "'a'", "float('nan')", "[0]", "(None,)", "{'a': 1}", "{1}", "range(2)",
-             "np.arange(3)", "np.float64(5)", "np.str_('')", "np.array([''])", "np.array(5)",
-             "np.zeros((1, 1))", "np.array([[], [1]], object)", "[[], [1]]", "pd.Series([1])",
-             "pd.DataFrame({'a': [[], 1]})", "pd.Index(['a'])", "pd.Timestamp('2020')", "pd.NA",
-             "torch.ones(1)", "torch.tensor(5)"]
+NOTHING = [
+    "[]",
+    "()",
+    "{}",
+    "set()",
+    "frozenset()",
+    "range(0)",
+    "iter([])",
+    "map(int, [])",
+    "{}.keys()",
+    "{}.values()",
+    "collections.deque()",
+    "[[]]",
+    "[(), {}]",
+    "np.array([])",
+    "np.empty((0, 1, 1, 1))",
+    "np.empty((3, 0))",
+    "np.empty(0, object)",
+    "np.array([], 'U3')",
+    "np.zeros(3, [('a', 'f8', (0,))])",
+    "np.matrix([[]])",
+    "np.ma.array([])",
+    "[np.array([])]",
+    "np.array([[], None], object)[:1]",
+    "pd.Series([], dtype=float)",
+    "pd.Series([[], []])",
+    "pd.DataFrame()",
+    "pd.DataFrame({'a': []})",
+    "pd.DataFrame(index=range(2))",
+    "pd.DataFrame({'a': [[], ()]})",
+    "pd.Index([])",
+    "pd.RangeIndex(0)",
+    "pd.MultiIndex.from_tuples([], names=['a', 'b'])",
+    "pd.Categorical([])",
+    "pd.array([], dtype='Int64')",
+    "pd.date_range('2020', periods=0)",
+    "torch.empty(0)",
+    "torch.empty(2, 0, 3)",
+    "torch.Size([])",
+]
+SOMETHING = [
+    "5",
+    "None",
+    "''",
+    "'a'",
+    "float('nan')",
+    "[0]",
+    "(None,)",
+    "{'a': 1}",
+    "{1}",
+    "range(2)",
+    "np.arange(3)",
+    "np.float64(5)",
+    "np.str_('')",
+    "np.array([''])",
+    "np.array(5)",
+    "np.zeros((1, 1))",
+    "np.array([[], [1]], object)",
+    "[[], [1]]",
+    "pd.Series([1])",
+    "pd.DataFrame({'a': [[], 1]})",
+    "pd.Index(['a'])",
+    "pd.Timestamp('2020')",
+    "pd.NA",
+    "torch.ones(1)",
+    "torch.tensor(5)",
+]
 PLACES = {
     "alone": "v", "in a list": "[1, v]", "in a tuple": "(v, 1)", "in a dictionary": "{'k': v, 'l': 1}", "deep": "[{'k': (v,)}]",
     "in a deque": "collections.deque([v])", "in an iterator": "iter([v])", "in a slice": "slice(1, v)",
@@ -416,8 +559,13 @@ def test_what_has_no_elements_in_libraries_that_are_not_here(monkeypatch):
 
     sparse.issparse = lambda value: isinstance(value, Sparse)
     monkeypatch.setitem(sys.modules, "scipy.sparse", sparse)
-    for nothing, something in ((Tensor(0), Tensor(2)), (Tensor(2, 0), Tensor()), (Sparse(1, 0, 3), Sparse(1, 3, 3)),
-                               (Sparse([], 3, 3), Sparse(0, 3, 3)), (Sparse(np.array([]), 1, 1), Sparse(5, 1, 1))):
+    for nothing, something in (
+        (Tensor(0), Tensor(2)),
+        (Tensor(2, 0), Tensor()),
+        (Sparse(1, 0, 3), Sparse(1, 3, 3)),
+        (Sparse([], 3, 3), Sparse(0, 3, 3)),
+        (Sparse(np.array([]), 1, 1), Sparse(5, 1, 1)),
+    ):
         for place in (lambda v: v, lambda v: [v], lambda v: {"k": (1, v)}):
             assert emptiness.differs(place(nothing), place(something))
             assert emptiness.differs(place(something), place(nothing))
@@ -427,21 +575,59 @@ def test_what_has_no_elements_in_libraries_that_are_not_here(monkeypatch):
 
 def test_results_that_hold_both_are_like_themselves():
     alike = [([[], [1]], [[], [1]]), ({"a": [], "b": 1}, {"b": 1, "a": []}), ([(), {1, ()}], [(), {(), 1}])]
-    unlike = [([[], [1]], [[1], []]), ({"a": [], "b": 1}, {"a": 1, "b": []}), ([[], []], [[], [1]]), ({()}, {1})]
-    assert not any(emptiness.differs(*pair) for pair in alike) and all(emptiness.differs(*pair) for pair in unlike)
+    unlike = [
+        ([[], [1]], [[1], []]),
+        ({"a": [], "b": 1}, {"a": 1, "b": []}),
+        ([[], []], [[], [1]]),
+        ({()}, {1}),
+    ]
+    assert not any(emptiness.differs(*pair) for pair in alike) and all(
+        emptiness.differs(*pair) for pair in unlike
+    )
 
 
 TEXTLESS = ["''", "b''", "bytearray()", "np.str_('')", "np.bytes_(b'')"]
-COLLECTIONS = ["[1]", "(None,)", "{'a': 1}", "{1}", "['a']", "range(2)", "np.arange(3)", "np.array(['a'])", "iter([1])",
-               "np.zeros((2, 2))", "pd.Series([1])", "pd.DataFrame({'a': [1]})", "pd.Index(['a'])", "torch.ones(1)",
-               "pd.array([1], dtype='Int64')", "torch.Size([1])", "collections.deque([1])", "[['']]"]
-NO_COLLECTIONS = ["'a'", "''", "b'a'", "5", "None", "float('nan')", "np.float64(5)", "np.str_('a')", "torch.tensor(5)"]
+COLLECTIONS = [
+    "[1]",
+    "(None,)",
+    "{'a': 1}",
+    "{1}",
+    "['a']",
+    "range(2)",
+    "np.arange(3)",
+    "np.array(['a'])",
+    "iter([1])",
+    "np.zeros((2, 2))",
+    "pd.Series([1])",
+    "pd.DataFrame({'a': [1]})",
+    "pd.Index(['a'])",
+    "torch.ones(1)",
+    "pd.array([1], dtype='Int64')",
+    "torch.Size([1])",
+    "collections.deque([1])",
+    "[['']]",
+]
+NO_COLLECTIONS = [
+    "'a'",
+    "''",
+    "b'a'",
+    "5",
+    "None",
+    "float('nan')",
+    "np.float64(5)",
+    "np.str_('a')",
+    "torch.tensor(5)",
+]
 
 
-@pytest.mark.parametrize("place", ["alone", "deep", "in an iterator", "in a series", "in all cells", "as a label"])
+@pytest.mark.parametrize(
+    "place", ["alone", "deep", "in an iterator", "in a series", "in all cells", "as a label"]
+)
 def test_an_empty_text_is_like_no_collection_that_has_elements(place):
     """A test that goes through both side by side would see no difference."""
-    ours, theirs = ({value: sent(place, value) for value in TEXTLESS + COLLECTIONS + NO_COLLECTIONS} for _ in range(2))
+    ours, theirs = (
+        {value: sent(place, value) for value in TEXTLESS + COLLECTIONS + NO_COLLECTIONS} for _ in range(2)
+    )
     for text in TEXTLESS:
         for other in COLLECTIONS:
             assert emptiness.differs(ours[text], theirs[other]), (text, other)
@@ -482,45 +668,79 @@ def test_large_deep_and_looping_results_are_looked_through_in_no_time():
     loop.append(loop)
     started = time.monotonic()
     for nothing in (deep, doubled, loop):
-        assert not emptiness.differs(nothing, nothing) and emptiness.differs(nothing, 5) and emptiness.differs(5, nothing)
+        assert (
+            not emptiness.differs(nothing, nothing)
+            and emptiness.differs(nothing, 5)
+            and emptiness.differs(5, nothing)
+        )
     for something in ([0] * 300_000 + [[]], [[1, 2, 3] for _ in range(5000)], [deep, doubled, loop, 1]):
         assert not emptiness.differs(something, something) and emptiness.differs(something, [])
     assert time.monotonic() - started < 20  # 0.5 s where nothing else runs
 
 
-EMPTY_CELLS = ["np.array([])", "np.empty((0, 1, 1, 1))", "[]", "pd.Series([], dtype=object)", "np.empty(0, object)",
-               "[np.array([])]"]
+EMPTY_CELLS = [
+    "np.array([])",
+    "np.empty((0, 1, 1, 1))",
+    "[]",
+    "pd.Series([], dtype=object)",
+    "np.empty(0, object)",
+    "[np.array([])]",
+]
 
 
 @needs("pandas")
 @pytest.mark.parametrize("cell", EMPTY_CELLS)
 def test_a_frame_of_cells_without_elements_is_not_right(judge, cell):
     for which in ("[0, 1]", "[1]"):  # in every cell, in one
-        code = (f"import numpy as np\na = np.empty((2, 1), object)\na[:, 0] = [x, 2]\nfor i in {which}: a[i, 0] = {cell}\n"
-                "result = pd.DataFrame(a, columns=['a'])")
+        code = (
+            f"import numpy as np\na = np.empty((2, 1), object)\na[:, 0] = [x, 2]\nfor i in {which}: a[i, 0] = {cell}\n"
+            "result = pd.DataFrame(a, columns=['a'])"
+        )
         assert judge(code, FRAME).verdict == "wrong"
 
 
-@pytest.mark.parametrize("check", ["np.testing.assert_array_equal(result, ans)", "np.testing.assert_allclose(result, ans)",
-                                   "assert np.all(np.asarray(result) == ans)", "assert all(a == ans for a in result)",
-                                   "np.testing.assert_equal(np.asarray(result), ans)", "return 1"])
-@pytest.mark.parametrize("answer", ["np.array([])", "[]", "np.empty((0, 1, 1, 1))", "iter([])", "{}.keys()", "range(0)"])
+@pytest.mark.parametrize(
+    "check",
+    [
+        "np.testing.assert_array_equal(result, ans)",
+        "np.testing.assert_allclose(result, ans)",
+        "assert np.all(np.asarray(result) == ans)",
+        "assert all(a == ans for a in result)",
+        "np.testing.assert_equal(np.asarray(result), ans)",
+        "return 1",
+    ],
+)
+@pytest.mark.parametrize(
+    "answer", ["np.array([])", "[]", "np.empty((0, 1, 1, 1))", "iter([])", "{}.keys()", "range(0)"]
+)
 def test_a_result_without_elements_says_nothing(judge, check, answer):
-    test = context(expected="x * 2.0", imports="import copy\nimport numpy as np", before="import numpy as np", check=check)
+    test = context(
+        expected="x * 2.0",
+        imports="import copy\nimport numpy as np",
+        before="import numpy as np",
+        check=check,
+    )
     assert judge(f"result = {answer}", test).verdict == "wrong"
-    both = context(expected="np.array([])", imports="import copy\nimport numpy as np", before="import numpy as np",
-                   check="assert len(list(result)) == 0")
+    both = context(
+        expected="np.array([])",
+        imports="import copy\nimport numpy as np",
+        before="import numpy as np",
+        check="assert len(list(result)) == 0",
+    )
     assert judge(f"result = {answer}", both).verdict == "correct"
 
 
 def test_every_case_is_looked_at_for_elements(judge):
-    test = context(expected="[[], [1]][x - 1]", value="test_case_id", cases=2, check="assert all(a == 1 for a in result)")
+    test = context(
+        expected="[[], [1]][x - 1]", value="test_case_id", cases=2, check="assert all(a == 1 for a in result)"
+    )
     assert judge("result = [1] * (x - 1)", test).verdict == "correct"
     assert judge("result = []", test).verdict == "wrong"
     assert judge("result = [1]", test).verdict == "wrong"
 
 
-# --- 46 to 57, 64 to 72: hanging, growing, crashing -------------------------------------------------------------------
+# --- 46 to 57, 64 to 72: hanging, growing, crashing
+# -------------------------------------------------------------------
 
 HANGS = {
     "46 loop": "while True: pass",
@@ -544,7 +764,9 @@ WAITS = {
 
 
 def most(timeout):
-    """The most seconds by the clock until a verdict: twice WALL times the deadline, and some for a busy machine."""
+    """The most seconds by the clock until a verdict: twice WALL times the deadline, and some for a busy
+    machine.
+    """
     return 2 * WALL * timeout + 2.5
 
 
@@ -556,8 +778,14 @@ def test_it_ends_at_the_deadline(judge, name):
     assert time.monotonic() - started < most(0.5)
 
 
-@pytest.mark.parametrize("name, test", [*((name, PLAIN) for name in WAITS), ("49 stops itself", PLAIN + "# plt.gcf("),
-                                        ("80 sleeps", PLAIN + "# plt.gcf(")])  # the last two in the judge's process
+@pytest.mark.parametrize(
+    "name, test",
+    [
+        *((name, PLAIN) for name in WAITS),
+        ("49 stops itself", PLAIN + "# plt.gcf("),
+        ("80 sleeps", PLAIN + "# plt.gcf("),
+    ],
+)  # the last two in the judge's process
 def test_what_waits_for_ever_ends_by_the_clock(judge, name, test):
     started = time.monotonic()
     verdict = judge(WAITS[name], test, timeout=0.2)
@@ -565,7 +793,9 @@ def test_what_waits_for_ever_ends_by_the_clock(judge, name, test):
     assert time.monotonic() - started < most(0.2)
 
 
-@pytest.mark.parametrize("test", [PLAIN, PLAIN + "# plt.gcf("], ids=["beside its judge", "in its judge's process"])
+@pytest.mark.parametrize(
+    "test", [PLAIN, PLAIN + "# plt.gcf("], ids=["beside its judge", "in its judge's process"]
+)
 def test_waiting_does_not_count_as_use(judge, test):
     """On a busy machine a program waits for a processor, here it waits for the time to pass."""
     assert judge("import time\ntime.sleep(1.2)\nresult = x * 2", test, timeout=0.8).verdict == "correct"
@@ -611,13 +841,18 @@ def test_processor_time_of_a_process_its_threads_and_its_children():
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert processor_seconds(process.pid) > 0.25  # dead and not yet collected
     assert 0.5 < processor_seconds(os.getpid()) - before < 4
-    assert processor_seconds(2 ** 30) == 0
+    assert processor_seconds(2**30) == 0
 
 
 def test_only_what_is_ready_to_run_waits_for_a_processor():
     """Two programs that compute on one processor, one that sleeps and one that was stopped."""
     one = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})\n"
-    codes = [one + BURN + "burn(60)", one + BURN + "burn(60)", one + "import time; time.sleep(60)", BURN + "burn(60)"]
+    codes = [
+        one + BURN + "burn(60)",
+        one + BURN + "burn(60)",
+        one + "import time; time.sleep(60)",
+        BURN + "burn(60)",
+    ]
     running = [subprocess.Popen([sys.executable, "-c", code]) for code in codes]
     try:
         time.sleep(1)
@@ -630,7 +865,7 @@ def test_only_what_is_ready_to_run_waits_for_a_processor():
         for process in running:
             process.kill()
             process.wait()
-    assert delay_seconds(2 ** 30) == 0
+    assert delay_seconds(2**30) == 0
 
 
 @pytest.mark.parametrize("name", ["49 stops itself", "80 sleeps", "80 deadlock"])
@@ -656,7 +891,9 @@ def test_where_the_kernel_does_not_say_who_waited_all_the_time_counts(monkeypatc
 
 
 class Replies:
-    """In the place of the other interpreter: each program has its replies, and how many run at a time is written down."""
+    """In the place of the other interpreter: each program has its replies, and how many run at a time is
+    written down.
+    """
 
     def __init__(self, replies):
         self.replies, self.lock, self.running, self.seen = replies, threading.Lock(), [], []
@@ -669,8 +906,10 @@ class Replies:
         time.sleep(0.1)
         with self.lock:
             self.running.remove(answer)
-            self.seen[:] = [(name, sorted({*beside, answer})) if name in self.running else (name, beside)
-                            for name, beside in self.seen]
+            self.seen[:] = [
+                (name, sorted({*beside, answer})) if name in self.running else (name, beside)
+                for name, beside in self.seen
+            ]
         return reply
 
     def stop(self):
@@ -678,9 +917,19 @@ class Replies:
 
 
 def test_a_timeout_that_may_be_the_machines_fault_is_tried_once_more_alone():
-    right, waited, busy = ["correct", "", 0.1, 0.0], ["timeout", "waited", 0.2, 3.6], ["timeout", "busy", 1.0, 0.7]
+    right, waited, busy = (
+        ["correct", "", 0.1, 0.0],
+        ["timeout", "waited", 0.2, 3.6],
+        ["timeout", "busy", 1.0, 0.7],
+    )
     used, slept = ["timeout", "used", 1.05, 0.1], ["timeout", "slept", 0.1, 0.9]
-    replies = {"good": [waited, right], "late": [busy, right], "hangs": [waited, waited], "loops": [used], "sleeps": [slept]}
+    replies = {
+        "good": [waited, right],
+        "late": [busy, right],
+        "hangs": [waited, waited],
+        "loops": [used],
+        "sleeps": [slept],
+    }
     replies |= {f"other {i}": [right] for i in range(12)}
     with Verifier(workers=4) as verifier:
         fake = verifier.python = Replies(replies)
@@ -736,11 +985,15 @@ def test_56_large_result(judge):
 def test_57_disk(judge):
     one = "f = open('big', 'wb')\nfor _ in range(10000): f.write(b'x' * (1 << 20))\nf.close()\nresult = x * 2"
     assert judge(one, timeout=20).verdict == "error"
-    many = ("for i in range(1000):\n    with open(str(i), 'wb') as f: f.write(b'x' * (20 << 20))\n"
-            "import time\ntime.sleep(20)\nresult = x * 2")
+    many = (
+        "for i in range(1000):\n    with open(str(i), 'wb') as f: f.write(b'x' * (20 << 20))\n"
+        "import time\ntime.sleep(20)\nresult = x * 2"
+    )
     assert judge(many, timeout=30).message.startswith("more than")
-    unlinked = ("import os, time\nopened = []\nfor i in range(200):\n    f = open('a', 'wb')\n    f.write(b'x' * (20 << 20))\n"
-                "    os.remove('a')\n    opened.append(f)\ntime.sleep(20)\nresult = x * 2")
+    unlinked = (
+        "import os, time\nopened = []\nfor i in range(200):\n    f = open('a', 'wb')\n    f.write(b'x' * (20 << 20))\n"
+        "    os.remove('a')\n    opened.append(f)\ntime.sleep(20)\nresult = x * 2"
+    )
     assert judge(unlinked, timeout=30).message.startswith("more than")
     files = "for i in range(10 ** 6): open(str(i), 'w').close()\nresult = x * 2"
     assert judge(files, timeout=30).message.startswith("more than")
@@ -748,7 +1001,9 @@ def test_57_disk(judge):
 
 def test_65_66_67_68_69_crashes_and_odd_texts(judge):
     assert judge("def f(): return f()\nresult = f()").message.startswith("RecursionError")
-    deep = judge("import sys\nsys.setrecursionlimit(10 ** 9)\nf = lambda n: f(n + 1)\nresult = f(0)", timeout=3)
+    deep = judge(
+        "import sys\nsys.setrecursionlimit(10 ** 9)\nf = lambda n: f(n + 1)\nresult = f(0)", timeout=3
+    )
     assert deep.verdict in ("error", "crash", "timeout")
     assert judge("import ctypes\nctypes.string_at(0)").verdict == "crash"
     assert judge("import os\nos.abort()").verdict == "crash"
@@ -767,7 +1022,8 @@ def test_71_changing_the_input_does_not_change_the_test(judge):
     assert judge("result = x[:]\nx.clear()", test).verdict == "correct"
 
 
-# --- 50 to 52, 58 to 64: reaching out ---------------------------------------------------------------------------------
+# --- 50 to 52, 58 to 64: reaching out
+# ---------------------------------------------------------------------------------
 
 DENIED = {
     "50 kill parent": "import os\nos.kill(os.getppid(), 9)",
@@ -820,7 +1076,9 @@ DENIED = {
 def test_the_walls_stand(judge, name):
     verdict = judge(DENIED[name] + "\nresult = x * 2")
     assert verdict.verdict == "denied", verdict
-    assert not any(Path(folder, "codelutra_outside").exists() for folder in ("/tmp", "/root", "/dev/shm", "/"))
+    assert not any(
+        Path(folder, "codelutra_outside").exists() for folder in ("/tmp", "/root", "/dev/shm", "/")
+    )
 
 
 # System calls without a function in Python: name, number on x86-64 and on 64-bit ARM, arguments.
@@ -843,7 +1101,9 @@ RAW = {
 
 def test_51_62_system_calls_that_fail(judge):
     column = 0 if os.uname().machine == "x86_64" else 1
-    calls = {name: (numbers[column], *numbers[2:]) for name, numbers in RAW.items() if numbers[column] is not None}
+    calls = {
+        name: (numbers[column], *numbers[2:]) for name, numbers in RAW.items() if numbers[column] is not None
+    }
     answer = f"""
 import ctypes, os
 libc = ctypes.CDLL(None, use_errno=True)
@@ -864,14 +1124,28 @@ result = x * 2
 
 def test_modes_times_and_attributes_do_not_change(judge):
     """Landlock does not cover them. They seem to work, as programs that copy a file need, and do nothing."""
-    file = Path(subprocess.run([PYTHON, "-s", "-c", "import json; print(json.__file__)"], cwd="/", text=True,
-                               capture_output=True, check=True).stdout.strip())
+    file = Path(
+        subprocess.run(
+            [PYTHON, "-s", "-c", "import json; print(json.__file__)"],
+            cwd="/",
+            text=True,
+            capture_output=True,
+            check=True,
+        ).stdout.strip()
+    )
     before = file.stat()
     for call in ("os.chmod(f, 0o777)", "os.chmod(os.open(f, os.O_RDONLY), 0o777)", "os.utime(f, (1, 1))"):
         assert judge(f"import json, os\nf = json.__file__\n{call}\nresult = x * 2").verdict == "correct"
-    assert judge("import json, os\nos.setxattr(json.__file__, 'user.x', b'1')\nresult = x * 2").verdict == "error"
+    assert (
+        judge("import json, os\nos.setxattr(json.__file__, 'user.x', b'1')\nresult = x * 2").verdict
+        == "error"
+    )
     after = file.stat()
-    assert (before.st_mode, before.st_mtime_ns, before.st_ctime_ns) == (after.st_mode, after.st_mtime_ns, after.st_ctime_ns)
+    assert (before.st_mode, before.st_mtime_ns, before.st_ctime_ns) == (
+        after.st_mode,
+        after.st_mtime_ns,
+        after.st_ctime_ns,
+    )
     copy = "import shutil\nopen('a', 'w').write('b')\nshutil.copy2('a', 'c')\nresult = x * len(open('c').read() * 2)"
     assert judge(copy).verdict == "correct"
 
@@ -885,38 +1159,59 @@ def test_its_limits_stay(judge):
 def test_60_no_file_of_the_project_the_home_or_the_data_is_read(judge, tmp_path):
     secret = tmp_path / "ds1000.jsonl"
     secret.write_text("the reference")
-    paths = [secret, ROOT / "verify.py", ROOT / "verifier" / "judge.py", ROOT / "tests" / "test_verify_python.py",
-             "/etc/passwd", "/etc/shadow", Path.home() / ".bashrc", ROOT / ".git" / "config"]
+    paths = [
+        secret,
+        ROOT / "verify.py",
+        ROOT / "verifier" / "judge.py",
+        ROOT / "tests" / "test_verify_python.py",
+        "/etc/passwd",
+        "/etc/shadow",
+        Path.home() / ".bashrc",
+        ROOT / ".git" / "config",
+    ]
     for path in paths:
         assert judge(f"open({str(path)!r}).read()\nresult = x * 2").verdict in ("denied", "error"), path
     assert judge(f"import os\nos.listdir({str(ROOT)!r})\nresult = x * 2").verdict == "denied"
-    assert judge(f"import sys\nsys.path.append({str(ROOT)!r})\nimport exact_match\nresult = x * 2").verdict != "correct"
+    assert (
+        judge(f"import sys\nsys.path.append({str(ROOT)!r})\nimport exact_match\nresult = x * 2").verdict
+        != "correct"
+    )
 
 
 def test_64_no_secret_in_the_environment(monkeypatch):
     for name in ("HF_TOKEN", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "hf_secret_value")
-    answer = ("import os\nassert not any('secret' in v for v in os.environ.values()), 'seen'\n"
-              "libc = __import__('ctypes').CDLL(None)\nlibc.getenv.restype = __import__('ctypes').c_char_p\n"
-              "assert libc.getenv(b'HF_TOKEN') is None\nresult = x * 2")
+    answer = (
+        "import os\nassert not any('secret' in v for v in os.environ.values()), 'seen'\n"
+        "libc = __import__('ctypes').CDLL(None)\nlibc.getenv.restype = __import__('ctypes').c_char_p\n"
+        "assert libc.getenv(b'HF_TOKEN') is None\nresult = x * 2"
+    )
     with Verifier(workers=1, python=PYTHON) as verifier:
         assert verifier.run([PythonJob(PLAIN, answer)])[0].verdict == "correct"
 
 
 def test_only_its_own_files_are_open(judge):
-    answer = ("import os\nopened = []\nfor fd in range(256):\n    try: os.fstat(fd)\n    except OSError: continue\n"
-              "    opened.append(fd)\nassert len(opened) <= 10, opened\n"
-              "assert not [fd for fd in opened if __import__('stat').S_ISSOCK(os.fstat(fd).st_mode)]\nresult = x * 2")
+    answer = (
+        "import os\nopened = []\nfor fd in range(256):\n    try: os.fstat(fd)\n    except OSError: continue\n"
+        "    opened.append(fd)\nassert len(opened) <= 10, opened\n"
+        "assert not [fd for fd in opened if __import__('stat').S_ISSOCK(os.fstat(fd).st_mode)]\nresult = x * 2"
+    )
     assert judge(answer).verdict == "correct"
 
 
 def test_one_program_leaves_nothing_for_the_next(judge):
-    assert judge("open('left', 'w').write('1')\nimport numpy\nnumpy.left = 1\nresult = x * 2").verdict == "correct"
-    answer = "import os, numpy\nassert not os.listdir('.') and not hasattr(numpy, 'left')\nresult = x * 2  # next"
+    assert (
+        judge("open('left', 'w').write('1')\nimport numpy\nnumpy.left = 1\nresult = x * 2").verdict
+        == "correct"
+    )
+    answer = (
+        "import os, numpy\nassert not os.listdir('.') and not hasattr(numpy, 'left')\nresult = x * 2  # next"
+    )
     assert judge(answer).verdict == "correct"
 
 
-# --- what must pass ---------------------------------------------------------------------------------------------------
+# --- what must pass
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_73_74_75_harmless_habits(judge):
@@ -925,12 +1220,14 @@ def test_73_74_75_harmless_habits(judge):
     assert judge(thread.format(True)).verdict == "correct"
     assert judge(thread.format(False)).verdict == "correct"
     assert time.monotonic() - started < 8
-    habits = ("print('hello')\nimport xml.dom.minidom, zoneinfo, tempfile, os, json\nopen('a.txt', 'w').write('b')\n"
-              "os.makedirs('d/e')\nos.rename('a.txt', 'd/b.txt')\n"
-              "with tempfile.TemporaryDirectory() as t: open(t + '/f', 'w').write('x')\n"
-              "with tempfile.TemporaryFile() as f: f.write(b'x')\nassert zoneinfo.ZoneInfo('UTC')\n"
-              "from concurrent.futures import ThreadPoolExecutor\n"
-              "result = list(ThreadPoolExecutor(4).map(lambda v: v * 2, [x]))[0]")
+    habits = (
+        "print('hello')\nimport xml.dom.minidom, zoneinfo, tempfile, os, json\nopen('a.txt', 'w').write('b')\n"
+        "os.makedirs('d/e')\nos.rename('a.txt', 'd/b.txt')\n"
+        "with tempfile.TemporaryDirectory() as t: open(t + '/f', 'w').write('x')\n"
+        "with tempfile.TemporaryFile() as f: f.write(b'x')\nassert zoneinfo.ZoneInfo('UTC')\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "result = list(ThreadPoolExecutor(4).map(lambda v: v * 2, [x]))[0]"
+    )
     assert judge(habits).verdict == "correct"
 
 
@@ -942,9 +1239,11 @@ def test_74_savefig_in_its_folder(judge):
 
 @needs("sklearn")
 def test_75_n_jobs(judge):
-    answer = ("from sklearn.ensemble import RandomForestClassifier as F\nfrom sklearn.model_selection import cross_val_score\n"
-              "X = [[i] for i in range(20)]\ny = [i % 2 for i in range(20)]\n"
-              "cross_val_score(F(4, n_jobs=-1), X, y, cv=2, n_jobs=-1)\nresult = x * 2")
+    answer = (
+        "from sklearn.ensemble import RandomForestClassifier as F\nfrom sklearn.model_selection import cross_val_score\n"
+        "X = [[i] for i in range(20)]\ny = [i % 2 for i in range(20)]\n"
+        "cross_val_score(F(4, n_jobs=-1), X, y, cv=2, n_jobs=-1)\nresult = x * 2"
+    )
     assert judge(answer).verdict == "correct"
 
 
@@ -955,9 +1254,14 @@ def test_75_joblib(judge):
         assert judge(answer).verdict == "correct"
 
 
-FIGURE = context(value="None", expected="None", imports="import copy\nimport matplotlib.pyplot as plt",
-                 before="import matplotlib.pyplot as plt", after="plt.savefig('output.png')\nresult = None",
-                 check="assert plt.gca().get_title() == 'right'")
+FIGURE = context(
+    value="None",
+    expected="None",
+    imports="import copy\nimport matplotlib.pyplot as plt",
+    before="import matplotlib.pyplot as plt",
+    after="plt.savefig('output.png')\nresult = None",
+    check="assert plt.gca().get_title() == 'right'",
+)
 
 
 @needs("matplotlib")
@@ -972,8 +1276,10 @@ def test_figures_are_judged_in_one_process_and_say_so(judge):
     assert judge("open('/tmp/codelutra_outside', 'w')", FIGURE).verdict == "denied"
     assert judge("while True: pass", FIGURE, timeout=0.5).verdict == "timeout"
     assert judge("from verifier import judge\nraise judge.Decided('correct', '')", FIGURE).verdict == "error"
-    report = ("import os, json, signal\nfor fd in range(3, 99):\n    data = json.dumps(['candidate', 1]).encode()\n"
-              "    try: os.write(fd, len(data).to_bytes(8, 'little') + data)\n    except OSError: pass\n")
+    report = (
+        "import os, json, signal\nfor fd in range(3, 99):\n    data = json.dumps(['candidate', 1]).encode()\n"
+        "    try: os.write(fd, len(data).to_bytes(8, 'little') + data)\n    except OSError: pass\n"
+    )
     assert judge(report, FIGURE).verdict in ("error", "wrong")
 
 
@@ -984,14 +1290,26 @@ def test_an_input_that_cannot_be_sent_is_judged_in_one_process(judge):
     assert judge("result = x(2)", test).verdict == "wrong"
 
 
-# --- the way of a result ----------------------------------------------------------------------------------------------
+# --- the way of a result
+# ----------------------------------------------------------------------------------------------
 
 
 def test_no_pickle_runs_code():
     """Hand-made pickles: what is not plain data is refused before anything happens."""
-    refused = [pickle.dumps(os.system), pickle.dumps(Path("x")), pickle.dumps(slice(1)), b"cos\nsystem\n(S'true'\ntR.",
-               b"c__builtin__\neval\n(S'1'\ntR.", b"(S'true'\nios\nsystem\n.", b"\x80\x04P1\n.", b"\x82\x01.",
-               pickle.dumps(verify.Verdict("correct")), b"\x80\x04\x8c\x08builtins\x8c\x04exec\x93.", b"", b"garbage"]
+    refused = [
+        pickle.dumps(os.system),
+        pickle.dumps(Path("x")),
+        pickle.dumps(slice(1)),
+        b"cos\nsystem\n(S'true'\ntR.",
+        b"c__builtin__\neval\n(S'1'\ntR.",
+        b"(S'true'\nios\nsystem\n.",
+        b"\x80\x04P1\n.",
+        b"\x82\x01.",
+        pickle.dumps(verify.Verdict("correct")),
+        b"\x80\x04\x8c\x08builtins\x8c\x04exec\x93.",
+        b"",
+        b"garbage",
+    ]
     for data in refused:
         with pytest.raises(Exception):  # noqa: B017 (of whatever kind: nothing is returned)
             print(unpack.unpack(data))
@@ -1006,15 +1324,27 @@ def named(name):
 
 
 def test_a_result_cannot_patch_what_is_shared():
-    """BUILD (b) sets attributes, on a class or a builder too; SETITEMS and APPENDS call methods of what they find."""
+    """BUILD (b) sets attributes, on a class or a builder too; SETITEMS and APPENDS call methods of what they
+    find.
+    """
     before = {name: (id(f), f.__defaults__) for name, f in unpack.BUILDERS.items()}
     builtin = named("type_named") + b"\x8c\x08builtins\x8c\x03int\x86R"
-    attacks = [build(named("opaque"), b"}\x8c\x0c__defaults__K\x01sb"),
-               build(named("opaque"), b"N}\x8c\x0c__defaults__)s\x86b"),
-               build(builtin, b"}\x8c\x01aK\x01sb"), build(builtin, b"(K\x01e"), build(builtin, b"K\x01a"),
-               build(builtin, b"\x8c\x01aK\x01s"), build(builtin, b"(K\x01K\x02u"), build(builtin, b"(K\x01\x90"),
-               build(builtin, b")R"), build(builtin, b")\x81"), build(b"\x8c\x01xK\x01\x85R"),
-               build(named("opaque"), b"K\x01R"), build(named("find_class")), build(named("Opaque"))]
+    attacks = [
+        build(named("opaque"), b"}\x8c\x0c__defaults__K\x01sb"),
+        build(named("opaque"), b"N}\x8c\x0c__defaults__)s\x86b"),
+        build(builtin, b"}\x8c\x01aK\x01sb"),
+        build(builtin, b"(K\x01e"),
+        build(builtin, b"K\x01a"),
+        build(builtin, b"\x8c\x01aK\x01s"),
+        build(builtin, b"(K\x01K\x02u"),
+        build(builtin, b"(K\x01\x90"),
+        build(builtin, b")R"),
+        build(builtin, b")\x81"),
+        build(b"\x8c\x01xK\x01\x85R"),
+        build(named("opaque"), b"K\x01R"),
+        build(named("find_class")),
+        build(named("Opaque")),
+    ]
     for data in attacks:
         with pytest.raises(Exception):  # noqa: B017
             unpack.unpack(data)
@@ -1024,8 +1354,15 @@ def test_a_result_cannot_patch_what_is_shared():
 
 def test_hostile_arrays():
     np = pytest.importorskip("numpy")
-    for arguments in (("<f8", (10,), b"123"), ("|O", (2,), [1]), ("<f8", (2 ** 62,), b"x" * 8), ("<f8", (-1,), b"x" * 8),
-                      ([("a", "|O")], (1,), b"x" * 8), ("<f8", [1], b"x" * 8), ("<f8", (1,), bytearray(8))):
+    for arguments in (
+        ("<f8", (10,), b"123"),
+        ("|O", (2,), [1]),
+        ("<f8", (2**62,), b"x" * 8),
+        ("<f8", (-1,), b"x" * 8),
+        ([("a", "|O")], (1,), b"x" * 8),
+        ("<f8", [1], b"x" * 8),
+        ("<f8", (1,), bytearray(8)),
+    ):
         with pytest.raises(Exception):  # noqa: B017
             unpack.array(*arguments)
     assert unpack.array("<i4", (2,), b"\1\0\0\0\2\0\0\0").tolist() == [1, 2]
@@ -1043,14 +1380,17 @@ def test_a_failing_test_says_that_a_result_was_not_carried(judge):
 
 def test_a_forged_result_is_only_data(judge):
     """The candidate may write to the pipe itself; a class made there does not exist here."""
-    answer = ("from verifier import pack\nclass Fake: pass\n"
-              "pack.pack = lambda r: b'\\x80\\x04\\x8c\\x02os\\x8c\\x06system\\x93'"
-              "+ b'\\x8c\\x04true\\x85R.'\nresult = 1")
+    answer = (
+        "from verifier import pack\nclass Fake: pass\n"
+        "pack.pack = lambda r: b'\\x80\\x04\\x8c\\x02os\\x8c\\x06system\\x93'"
+        "+ b'\\x8c\\x04true\\x85R.'\nresult = 1"
+    )
     verdict = judge(answer)
     assert verdict.verdict == "error" and "not allowed" in verdict.message
 
 
-# --- messages ---------------------------------------------------------------------------------------------------------
+# --- messages
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_messages_of_any_size():
@@ -1082,7 +1422,8 @@ def test_a_message_meets_its_deadline_in_both_directions():
         assert time.monotonic() - started < 5
 
 
-# --- faults and the end -----------------------------------------------------------------------------------------------
+# --- faults and the end
+# -----------------------------------------------------------------------------------------------
 
 
 def test_killed_workers_are_replaced(verifier, judge):
@@ -1099,8 +1440,8 @@ def test_killed_workers_are_replaced(verifier, judge):
 
 
 def test_jobs_in_flight_survive_a_killed_zygote():
-    # a verifier of its own: the shared one may still be replacing a worker that an earlier test killed, and two kills in a
-    # row are a fault
+    # a verifier of its own: the shared one may still be replacing a worker that an earlier test killed, and
+    # two kills in a row are a fault
     with Verifier(2, python=PYTHON) as own:
         assert own.run([PythonJob(PLAIN, "result = x * 2  # up")])[0].verdict == "correct"
         jobs = [PythonJob(PLAIN, f"import time\ntime.sleep(0.5)\nresult = x * 2  # {i}") for i in range(4)]
@@ -1111,9 +1452,15 @@ def test_jobs_in_flight_survive_a_killed_zygote():
 
 
 def test_an_interpreter_that_is_none():
-    with Verifier(workers=1, python="/no/such/python") as verifier, pytest.raises(InfrastructureError, match="/no/such"):
+    with (
+        Verifier(workers=1, python="/no/such/python") as verifier,
+        pytest.raises(InfrastructureError, match="/no/such"),
+    ):
         verifier.run([PythonJob(PLAIN, "result = x * 2")])
-    with Verifier(workers=1, python="/bin/false") as verifier, pytest.raises(InfrastructureError, match="did not start"):
+    with (
+        Verifier(workers=1, python="/bin/false") as verifier,
+        pytest.raises(InfrastructureError, match="did not start"),
+    ):
         verifier.run([PythonJob(PLAIN, "result = x * 2")])
 
 
@@ -1141,21 +1488,27 @@ def test_strict_means_that_all_walls_stand_whatever_is_said_of_them(monkeypatch,
 def test_closing_in_the_middle_leaves_nothing():
     before, temporary = processes(), folders()
     verifier = Verifier(workers=2, python=PYTHON)
-    futures = [verifier.submit(PythonJob(PLAIN, f"open('f', 'w')\nwhile True: pass  # {i}", 60)) for i in range(4)]
+    futures = [
+        verifier.submit(PythonJob(PLAIN, f"open('f', 'w')\nwhile True: pass  # {i}", 60)) for i in range(4)
+    ]
     while len(processes() - before) < 7:  # a zygote, two supervisors, two judges, two candidates
         assert not any(future.done() for future in futures)
         time.sleep(0.05)
     verifier.close()
-    assert all(future.cancelled() or isinstance(future.exception(), InfrastructureError) for future in futures)
+    assert all(
+        future.cancelled() or isinstance(future.exception(), InfrastructureError) for future in futures
+    )
     assert processes() <= before and folders() <= temporary
 
 
 def test_a_killed_parent_leaves_nothing(tmp_path):
     temporary, marker = folders(), f"marker{os.getpid()}"
-    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom verify import *\n"
-            f"v = Verifier(1, python={PYTHON!r})\nf = v.submit(PythonJob({PLAIN!r}, 'while True: pass', 60))\n"
-            "import time\nwhile v.python.process is None or not v.python.sockets: time.sleep(0.05)\n"
-            "time.sleep(1)\nprint(v.python.process.pid, flush=True)\ntime.sleep(60)")
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom verify import *\n"
+        f"v = Verifier(1, python={PYTHON!r})\nf = v.submit(PythonJob({PLAIN!r}, 'while True: pass', 60))\n"
+        "import time\nwhile v.python.process is None or not v.python.sockets: time.sleep(0.05)\n"
+        "time.sleep(1)\nprint(v.python.process.pid, flush=True)\ntime.sleep(60)"
+    )
     parent = subprocess.Popen([sys.executable, "-c", code, marker], stdout=subprocess.PIPE, text=True)
     zygote = int(parent.stdout.readline())
     parent.kill()
@@ -1171,7 +1524,9 @@ def test_folders_of_any_depth_and_rights_are_removed(judge, verifier):
     root = Path(verifier.python.folder)
     deep = "import os\nfor i in range(1500):\n    os.mkdir('d' * 50)\n    os.chdir('d' * 50)\nresult = x * 2"
     judge(deep)
-    judge("import os\nos.mkdir('closed')\nopen('closed/f', 'w').close()\nos.umask(0o777)\nos.mkdir('closed/no')")
+    judge(
+        "import os\nos.mkdir('closed')\nopen('closed/f', 'w').close()\nos.umask(0o777)\nos.mkdir('closed/no')"
+    )
     assert not [path for path in root.iterdir() if path.name[0].isdigit()]
 
 
@@ -1215,12 +1570,18 @@ def test_many_at_once_from_many_threads(verifier):
 
 
 def digest_of_packages():
-    """Every file that the interpreter could load, by name, size and time; the contents of the standard library's json."""
-    code = ("import site, sysconfig, os\nfor top in [*site.getsitepackages(), sysconfig.get_paths()['stdlib']]:\n"
-            "    for folder, _, names in os.walk(top):\n        for name in names:\n"
-            "            s = os.lstat(os.path.join(folder, name))\n"
-            "            if not name.endswith('.pyc'): print(folder, name, s.st_size, s.st_mtime_ns, s.st_mode)")
-    return hashlib.sha256(subprocess.run([PYTHON, "-s", "-c", code], capture_output=True, check=True).stdout).hexdigest()
+    """Every file that the interpreter could load, by name, size and time; the contents of the standard
+    library's json.
+    """
+    code = (
+        "import site, sysconfig, os\nfor top in [*site.getsitepackages(), sysconfig.get_paths()['stdlib']]:\n"
+        "    for folder, _, names in os.walk(top):\n        for name in names:\n"
+        "            s = os.lstat(os.path.join(folder, name))\n"
+        "            if not name.endswith('.pyc'): print(folder, name, s.st_size, s.st_mtime_ns, s.st_mode)"
+    )
+    return hashlib.sha256(
+        subprocess.run([PYTHON, "-s", "-c", code], capture_output=True, check=True).stdout
+    ).hexdigest()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -1246,7 +1607,9 @@ def test_hidden_modules_are_out_of_sight_until_imported_and_run_once(tmp_path):
     package = tmp_path / "pkg"
     (package / "deep").mkdir(parents=True)
     (package / "__init__.py").write_text("")
-    (package / "a.py").write_text("import pkg\npkg.runs = getattr(pkg, 'runs', 0) + 1\nfrom . import b\nfrom .deep import d\n")
+    (package / "a.py").write_text(
+        "import pkg\npkg.runs = getattr(pkg, 'runs', 0) + 1\nfrom . import b\nfrom .deep import d\n"
+    )
     (package / "b.py").write_text("import colorsys\nvalue = 5\n")
     (package / "c.py").write_text("value = 7\n")
     (package / "deep" / "__init__.py").write_text("")

@@ -1,6 +1,7 @@
 """The SQL verifier against answers that cheat, hang, grow or break, and against results that only look equal.
 
-Attacks on the verifier are numbered through all its tests. A name begins with the numbers that the test holds.
+Attacks on the verifier are numbered through all its tests. A name begins with the numbers that the test
+holds.
 """
 
 import hashlib
@@ -41,10 +42,14 @@ SORT = "SELECT printf('%.*c', 200000, 'x') || a.x AS k FROM big a, big b ORDER B
 
 def make_database(path):
     with closing(sqlite3.connect(path)) as connection:
-        connection.executescript("CREATE TABLE t(id INTEGER PRIMARY KEY, name TEXT, half REAL);"
-                                 "CREATE TABLE big(x INTEGER); CREATE TABLE latin(word TEXT);"
-                                 "INSERT INTO latin VALUES (CAST(x'4142ff' AS TEXT))")
-        connection.executemany("INSERT INTO t VALUES (?, ?, ?)", [(i, f"n{i % 3}", i / 2) for i in range(1, 7)])
+        connection.executescript(
+            "CREATE TABLE t(id INTEGER PRIMARY KEY, name TEXT, half REAL);"
+            "CREATE TABLE big(x INTEGER); CREATE TABLE latin(word TEXT);"
+            "INSERT INTO latin VALUES (CAST(x'4142ff' AS TEXT))"
+        )
+        connection.executemany(
+            "INSERT INTO t VALUES (?, ?, ?)", [(i, f"n{i % 3}", i / 2) for i in range(1, 7)]
+        )
         connection.executemany("INSERT INTO big VALUES (?)", [(i,) for i in range(2000)])
         connection.commit()
     return str(path)
@@ -79,7 +84,9 @@ def spent(verifier):
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     ticks = 0
     for process in [child.process for child in verifier.sql.children if child.process]:
-        ticks += sum(map(int, Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+        ticks += sum(
+            map(int, Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13])
+        )
     return ended.ru_utime + ended.ru_stime + ticks / os.sysconf("SC_CLK_TCK")
 
 
@@ -116,7 +123,9 @@ def judge(verifier, database):
     before = digest(database)
 
     def judge(answer, gold="SELECT id FROM t", comparison="strict", timeout=0.5):
-        verifier.submit(SqlJob(database, gold, "SELECT 1", comparison)).exception()  # worker and gold are warm
+        verifier.submit(
+            SqlJob(database, gold, "SELECT 1", comparison)
+        ).exception()  # worker and gold are warm
         before = spent(verifier)
         verdict = verifier.submit(SqlJob(database, gold, answer, comparison, timeout)).result()
         tries = 2 if verdict.verdict == "timeout" else 1  # on a machine that is busy
@@ -129,61 +138,87 @@ def judge(verifier, database):
     assert os.listdir(os.path.dirname(database)) == [os.path.basename(database)]
 
 
-# --- 1 to 13: what a query may do -------------------------------------------------------------------------------------
+# --- 1 to 13: what a query may do
+# -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("comparison", verify.COMPARISONS)
-@pytest.mark.parametrize("answer", [
-    pytest.param("DELETE FROM t", id="1 delete"),
-    pytest.param("DELETE FROM t WHERE id > 100 RETURNING id", id="2 delete returning"),
-    pytest.param("CREATE TEMP TABLE t AS SELECT 1 AS id", id="3 temporary table"),
-    pytest.param("CREATE TEMP VIEW t AS SELECT 1 AS id", id="3 temporary view"),
-    pytest.param("DROP TABLE t", id="4 drop"),
-    pytest.param("ATTACH '{folder}/new.sqlite' AS new", id="5 attach"),
-    pytest.param("VACUUM INTO '{folder}/copy.sqlite'", id="6 vacuum into"),
-    pytest.param("PRAGMA user_version = 3", id="7 user_version"),
-    pytest.param("PRAGMA journal_mode = WAL", id="7 journal_mode"),
-    pytest.param("PRAGMA hard_heap_limit = 0", id="7 heap limit"),
-    pytest.param("SELECT load_extension('x')", id="8 load_extension"),
-    pytest.param("SELECT fts3_tokenizer('simple')", id="9 fts3_tokenizer"),
-    pytest.param("BEGIN EXCLUSIVE", id="13 begin"),
-    pytest.param("SELECT randomblob(100000000) FROM big", id="21 randomblob"),
-    pytest.param("INSERT INTO t(name) VALUES ('x')", id="insert"),
-    pytest.param("WITH a AS (SELECT 1) UPDATE t SET name = 'x'", id="update"),
-    pytest.param("CREATE VIRTUAL TABLE v USING fts5(x)", id="virtual table"),
-])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param("DELETE FROM t", id="1 delete"),
+        pytest.param("DELETE FROM t WHERE id > 100 RETURNING id", id="2 delete returning"),
+        pytest.param("CREATE TEMP TABLE t AS SELECT 1 AS id", id="3 temporary table"),
+        pytest.param("CREATE TEMP VIEW t AS SELECT 1 AS id", id="3 temporary view"),
+        pytest.param("DROP TABLE t", id="4 drop"),
+        pytest.param("ATTACH '{folder}/new.sqlite' AS new", id="5 attach"),
+        pytest.param("VACUUM INTO '{folder}/copy.sqlite'", id="6 vacuum into"),
+        pytest.param("PRAGMA user_version = 3", id="7 user_version"),
+        pytest.param("PRAGMA journal_mode = WAL", id="7 journal_mode"),
+        pytest.param("PRAGMA hard_heap_limit = 0", id="7 heap limit"),
+        pytest.param("SELECT load_extension('x')", id="8 load_extension"),
+        pytest.param("SELECT fts3_tokenizer('simple')", id="9 fts3_tokenizer"),
+        pytest.param("BEGIN EXCLUSIVE", id="13 begin"),
+        pytest.param("SELECT randomblob(100000000) FROM big", id="21 randomblob"),
+        pytest.param("INSERT INTO t(name) VALUES ('x')", id="insert"),
+        pytest.param("WITH a AS (SELECT 1) UPDATE t SET name = 'x'", id="update"),
+        pytest.param("CREATE VIRTUAL TABLE v USING fts5(x)", id="virtual table"),
+    ],
+)
 def test_only_reading_is_allowed(judge, database, answer, comparison):
     answer = answer.replace("{folder}", os.path.dirname(database))
     assert judge(answer, EMPTY, comparison).verdict == "denied"
 
 
 @pytest.mark.parametrize("comparison", verify.COMPARISONS)
-@pytest.mark.parametrize("answer", ["", " ; ", "-- SELECT id FROM t", "/* nothing */", "EXPLAIN SELECT id FROM t",
-                                    "/* a */ explain query plan SELECT 1", "EXPLAIN DELETE FROM t"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        " ; ",
+        "-- SELECT id FROM t",
+        "/* nothing */",
+        "EXPLAIN SELECT id FROM t",
+        "/* a */ explain query plan SELECT 1",
+        "EXPLAIN DELETE FROM t",
+    ],
+)
 def test_10_12_no_result_is_wrong_where_the_gold_has_no_rows(judge, answer, comparison):
     assert judge(answer, EMPTY, comparison).verdict == "wrong"
 
 
-@pytest.mark.parametrize("answer", [
-    pytest.param("SELECT id FROM t; SELECT id FROM t", id="11 two statements"),
-    pytest.param("SELECT " + "+".join(["id"] * 1000) + " FROM t", id="24 long expression"),
-    pytest.param("SELECT ?", id="25 parameter"),
-    pytest.param("SELEC id FROM t", id="syntax"),
-    pytest.param("SELECT nothing FROM t", id="column"),
-    pytest.param("SELECT \0 id FROM t", id="zero byte"),
-    pytest.param("SELECT '\ud800' FROM t", id="surrogate"),
-    pytest.param("SELECT id FROM t" + " " * 200_000, id="long text"),
-    pytest.param("UPDATE sqlite_master SET sql = ''", id="schema"),
-    pytest.param("SELECT 1 FROM [file is not a database]", id="false infrastructure error"),
-])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param("SELECT id FROM t; SELECT id FROM t", id="11 two statements"),
+        pytest.param("SELECT " + "+".join(["id"] * 1000) + " FROM t", id="24 long expression"),
+        pytest.param("SELECT ?", id="25 parameter"),
+        pytest.param("SELEC id FROM t", id="syntax"),
+        pytest.param("SELECT nothing FROM t", id="column"),
+        pytest.param("SELECT \0 id FROM t", id="zero byte"),
+        pytest.param("SELECT '\ud800' FROM t", id="surrogate"),
+        pytest.param("SELECT id FROM t" + " " * 200_000, id="long text"),
+        pytest.param("UPDATE sqlite_master SET sql = ''", id="schema"),
+        pytest.param("SELECT 1 FROM [file is not a database]", id="false infrastructure error"),
+    ],
+)
 @pytest.mark.parametrize("comparison", verify.COMPARISONS)
 def test_what_does_not_execute_is_an_error(judge, answer, comparison):
     assert judge(answer, comparison=comparison).verdict == "error"
 
 
 @pytest.mark.parametrize("comparison", verify.COMPARISONS)
-@pytest.mark.parametrize("text", ["SELECT 1" + " " * 20_000_000, "SELECT DISTINCT " * 1_000_000, "distinct" * 12_501,
-                                  "-- " * 5_000_000, "EXPLAIN " * 1_000_000], ids=lambda text: text[:12])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT 1" + " " * 20_000_000,
+        "SELECT DISTINCT " * 1_000_000,
+        "distinct" * 12_501,
+        "-- " * 5_000_000,
+        "EXPLAIN " * 1_000_000,
+    ],
+    ids=lambda text: text[:12],
+)
 def test_a_text_that_is_too_long_to_run_costs_nothing(verifier, database, text, comparison):
     """It is an error whatever it says, also where the preparation for `spider` would make it short enough."""
     verifier.submit(SqlJob(database, "SELECT 1", "SELECT 2")).result()  # the worker is up
@@ -197,7 +232,8 @@ def test_a_text_that_is_too_long_to_run_costs_nothing(verifier, database, text, 
     assert time.process_time() - started < 0.5 and all(len(str(key)) < 300_000 for key in verifier._verdicts)
 
 
-# --- 14 to 23: time, memory and disk ----------------------------------------------------------------------------------
+# --- 14 to 23: time, memory and disk
+# ----------------------------------------------------------------------------------
 
 
 def test_14_endless_recursion(judge):
@@ -205,7 +241,9 @@ def test_14_endless_recursion(judge):
 
 
 def test_15_doubling_string(judge):
-    doubling = "WITH RECURSIVE s(x) AS (SELECT 'ab' UNION ALL SELECT x || x FROM s) SELECT max(length(x)) FROM s"
+    doubling = (
+        "WITH RECURSIVE s(x) AS (SELECT 'ab' UNION ALL SELECT x || x FROM s) SELECT max(length(x)) FROM s"
+    )
     assert judge(doubling).verdict in ("error", "timeout")
 
 
@@ -230,7 +268,8 @@ def test_18_19_36_calls_that_cannot_be_interrupted_are_killed(judge, answer):
     assert judge("SELECT id FROM t WHERE 18 > 0").verdict == "correct"  # 36: the next query in the same place
 
 
-# --- deadlines count a query's own time -------------------------------------------------------------------------------
+# --- deadlines count a query's own time
+# -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("query", [INSTR, TRIM, BOMB, ENDLESS], ids=["instr", "trim", "planner", "endless"])
@@ -264,7 +303,9 @@ def test_the_kill_does_not_depend_on_what_the_parent_does_with_signals(database)
 
 def test_a_deadline_may_be_beyond_all_times(verifier, database):
     for timeout in (1e12, 1e300):
-        assert verifier.run([SqlJob(database, "SELECT 1", "SELECT 1", timeout=timeout)])[0].verdict == "correct"
+        assert (
+            verifier.run([SqlJob(database, "SELECT 1", "SELECT 1", timeout=timeout)])[0].verdict == "correct"
+        )
 
 
 HEAVY = "SELECT count(*) FROM big a, big b WHERE a.x + b.x > {}"  # 0.2 s
@@ -272,7 +313,9 @@ HEAVY = "SELECT count(*) FROM big a, big b WHERE a.x + b.x > {}"  # 0.2 s
 
 def stopped(verifier, database):
     """Stop the only worker, as a machine does that has other things to do; return its process."""
-    verifier.submit(SqlJob(database, HEAVY.format(-1), "SELECT 4000000")).result()  # it is up, and the gold has run
+    verifier.submit(
+        SqlJob(database, HEAVY.format(-1), "SELECT 4000000")
+    ).result()  # it is up, and the gold has run
     process = verifier.sql.children[0].process
     process.send_signal(signal.SIGSTOP)
     return process
@@ -363,7 +406,9 @@ def test_second_tries_run_one_at_a_time_and_nothing_beside_them(database, monkey
                     running.remove(again)
 
         monkeypatch.setattr(verifier.sql, "ask", watched)
-        verdicts = [f.result() for f in [verifier.execute(database, HEAVY.format(-i), 5.0) for i in range(1, 13)]]
+        verdicts = [
+            f.result() for f in [verifier.execute(database, HEAVY.format(-i), 5.0) for i in range(1, 13)]
+        ]
     assert {v.verdict for v in verdicts} == {"correct"}
     alone = [beside for beside in seen if True in beside]
     assert alone == [[True]] * 3 and any(len(beside) > 1 for beside in seen)
@@ -387,7 +432,9 @@ def test_an_answer_gets_at_least_twice_the_time_of_its_gold(database, monkeypatc
     assert [verify.answer_seconds(10, gold) for gold in (0.1, 5, 5.1, 9, 12, 29)] == [10, 10, 20, 20, 40, 80]
     with Verifier(workers=1) as verifier:
         limits, ask = [], verifier._ask
-        monkeypatch.setattr(verifier, "_ask", lambda request, timeout: limits.append(timeout) or ask(request, timeout))
+        monkeypatch.setattr(
+            verifier, "_ask", lambda request, timeout: limits.append(timeout) or ask(request, timeout)
+        )
         slow = HEAVY.format(-1)
         assert verifier.run([SqlJob(database, slow, HEAVY.format(-2), timeout=0.01)])[0].verdict == "correct"
         assert limits[0] == 30 and 0.1 < limits[1] < 10
@@ -395,7 +442,8 @@ def test_an_answer_gets_at_least_twice_the_time_of_its_gold(database, monkeypatc
         assert verdict.verdict == "timeout" and verdict.message.startswith(f"longer than {limits[1]:g} s")
 
 
-# --- memory and disk --------------------------------------------------------------------------------------------------
+# --- memory and disk
+# --------------------------------------------------------------------------------------------------
 
 PEAK = """
 import resource, sys
@@ -407,16 +455,38 @@ print(verdict.verdict, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss //
 """
 
 
-@pytest.mark.parametrize("answer, timeout, verdicts, megabytes", [
-    pytest.param("SELECT length(printf('%.*c', 1000000000, 'x'))", 1, ("error", "timeout"), 400, id="20 printf"),
-    pytest.param(BOMB, 10, ("error",), 400, id="22 planner bomb"),
-    pytest.param("SELECT group_concat(printf('%.*c', 10000, 'x')) FROM big", 5, ("error",), 100, id="one long value"),
-    pytest.param("SELECT printf('%.*c', 10000000, 'x') || x FROM big", 2, ("error", "timeout"), 1100, id="long values"),
-])
+@pytest.mark.parametrize(
+    "answer, timeout, verdicts, megabytes",
+    [
+        pytest.param(
+            "SELECT length(printf('%.*c', 1000000000, 'x'))", 1, ("error", "timeout"), 400, id="20 printf"
+        ),
+        pytest.param(BOMB, 10, ("error",), 400, id="22 planner bomb"),
+        pytest.param(
+            "SELECT group_concat(printf('%.*c', 10000, 'x')) FROM big",
+            5,
+            ("error",),
+            100,
+            id="one long value",
+        ),
+        pytest.param(
+            "SELECT printf('%.*c', 10000000, 'x') || x FROM big",
+            2,
+            ("error", "timeout"),
+            1100,
+            id="long values",
+        ),
+    ],
+)
 def test_20_22_memory_is_bounded(database, answer, timeout, verdicts, megabytes):
     """In a small process of its own: the peak of a child counts its parent's memory too."""
-    output = subprocess.run([sys.executable, "-c", PEAK, str(ROOT), database, answer, str(timeout)], check=True,
-                            capture_output=True, text=True, timeout=30).stdout.split()
+    output = subprocess.run(
+        [sys.executable, "-c", PEAK, str(ROOT), database, answer, str(timeout)],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    ).stdout.split()
     assert output[0] in verdicts and 10 < int(output[1]) < megabytes
 
 
@@ -436,7 +506,10 @@ def test_23_a_sort_of_long_rows_opens_no_file(judge, verifier, database):
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        assert judge(SORT.replace("LIMIT 3", "LIMIT 3000"), "SELECT x FROM big").verdict in ("error", "timeout")
+        assert judge(SORT.replace("LIMIT 3", "LIMIT 3000"), "SELECT x FROM big").verdict in (
+            "error",
+            "timeout",
+        )
     finally:
         stop.set()
         watcher.join()
@@ -452,7 +525,8 @@ def test_23_a_worker_cannot_write_a_file(judge, verifier):
     assert rows["Max address space"] == [str(sql.MEMORY)] * 2
 
 
-# --- 26 to 33: what counts as equal -----------------------------------------------------------------------------------
+# --- 26 to 33: what counts as equal
+# -----------------------------------------------------------------------------------
 
 ALL = dict.fromkeys(verify.COMPARISONS, "correct")
 NONE = dict.fromkeys(verify.COMPARISONS, "wrong")
@@ -461,38 +535,72 @@ SPIDER = NONE | {"spider": "correct", "spider_keep_distinct": "correct"}
 
 
 @pytest.mark.parametrize("comparison", verify.COMPARISONS)
-@pytest.mark.parametrize("gold, answer, expected", [
-    pytest.param("SELECT word FROM latin", "SELECT word FROM latin WHERE 1", ALL, id="26 invalid UTF-8"),
-    pytest.param("SELECT word FROM latin", "SELECT 'AB'", NONE, id="27 invalid UTF-8 lost"),
-    pytest.param("SELECT 1, '1.5'", "SELECT 1.0, '1.5'", ALL, id="29 integer and real"),
-    pytest.param("SELECT 1", "SELECT '1'", NONE, id="29 number and text"),
-    pytest.param("SELECT 'a'", "SELECT CAST('a' AS BLOB)", NONE, id="29 text and blob"),
-    pytest.param("SELECT NULL", "SELECT ''", NONE, id="29 nothing and empty"),
-    pytest.param("SELECT name FROM t", "SELECT name FROM t GROUP BY name", BIRD, id="30 lost duplicates"),
-    pytest.param("SELECT name FROM t", "SELECT DISTINCT name FROM t", BIRD | {"spider": "correct"}, id="30 distinct"),
-    pytest.param("SELECT id % 2, name FROM t ORDER BY id", "SELECT id % 2, name FROM t ORDER BY id DESC", BIRD,
-                 id="31 order"),
-    pytest.param("SELECT id FROM t", "SELECT id FROM t ORDER BY id DESC", ALL, id="31 order not asked for"),
-    pytest.param("SELECT id FROM (SELECT id FROM t ORDER BY id)", "SELECT id FROM t ORDER BY id DESC",
-                 ALL | {"spider": "wrong", "spider_keep_distinct": "wrong"}, id="31 order asked for inside"),
-    pytest.param("SELECT id, name FROM t", "SELECT name, id FROM t", SPIDER, id="32 columns swapped"),
-    pytest.param("SELECT id, name FROM t ORDER BY id", "SELECT name, id FROM t ORDER BY id", SPIDER,
-                 id="32 swapped, ordered"),
-    pytest.param("SELECT 0.3", "SELECT 0.1 + 0.2", NONE, id="33 rounding"),
-    pytest.param(EMPTY, EMPTY + " AND 1", ALL, id="empty and empty"),
-    pytest.param(EMPTY, "SELECT id, name FROM t WHERE id > 100", ALL | {"strict": "wrong"},
-                 id="empty and empty of another width"),
-    pytest.param(EMPTY + " ORDER BY id", "SELECT id, name FROM t WHERE id > 100", ALL | {"strict": "wrong"},
-                 id="empty and empty of another width, ordered"),
-    pytest.param(EMPTY, "SELECT id FROM t", NONE, id="empty and not"),
-    pytest.param("SELECT id FROM t", EMPTY, NONE, id="not and empty"),
-    pytest.param("SELECT id FROM t WHERE id > = 3", "SELECT id FROM t WHERE id >= 3", None, id="operators apart"),
-    pytest.param("SELECT 2", "SELECT value FROM json_each('[2]')", ALL, id="json"),
-    pytest.param("SELECT 2", "SELECT 2 FROM t", BIRD, id="repeated"),
-    pytest.param("SELECT id FROM t", "SELECT id FROM t WHERE id < 6", NONE, id="a row missing"),
-    pytest.param("SELECT id FROM t", "SELECT id FROM t UNION ALL SELECT 7", NONE, id="a row too many"),
-    pytest.param("SELECT 'distinct \"'", "SELECT DISTINCT 'distinct \"'", ALL, id="distinct inside a literal"),
-])
+@pytest.mark.parametrize(
+    "gold, answer, expected",
+    [
+        pytest.param("SELECT word FROM latin", "SELECT word FROM latin WHERE 1", ALL, id="26 invalid UTF-8"),
+        pytest.param("SELECT word FROM latin", "SELECT 'AB'", NONE, id="27 invalid UTF-8 lost"),
+        pytest.param("SELECT 1, '1.5'", "SELECT 1.0, '1.5'", ALL, id="29 integer and real"),
+        pytest.param("SELECT 1", "SELECT '1'", NONE, id="29 number and text"),
+        pytest.param("SELECT 'a'", "SELECT CAST('a' AS BLOB)", NONE, id="29 text and blob"),
+        pytest.param("SELECT NULL", "SELECT ''", NONE, id="29 nothing and empty"),
+        pytest.param("SELECT name FROM t", "SELECT name FROM t GROUP BY name", BIRD, id="30 lost duplicates"),
+        pytest.param(
+            "SELECT name FROM t",
+            "SELECT DISTINCT name FROM t",
+            BIRD | {"spider": "correct"},
+            id="30 distinct",
+        ),
+        pytest.param(
+            "SELECT id % 2, name FROM t ORDER BY id",
+            "SELECT id % 2, name FROM t ORDER BY id DESC",
+            BIRD,
+            id="31 order",
+        ),
+        pytest.param(
+            "SELECT id FROM t", "SELECT id FROM t ORDER BY id DESC", ALL, id="31 order not asked for"
+        ),
+        pytest.param(
+            "SELECT id FROM (SELECT id FROM t ORDER BY id)",
+            "SELECT id FROM t ORDER BY id DESC",
+            ALL | {"spider": "wrong", "spider_keep_distinct": "wrong"},
+            id="31 order asked for inside",
+        ),
+        pytest.param("SELECT id, name FROM t", "SELECT name, id FROM t", SPIDER, id="32 columns swapped"),
+        pytest.param(
+            "SELECT id, name FROM t ORDER BY id",
+            "SELECT name, id FROM t ORDER BY id",
+            SPIDER,
+            id="32 swapped, ordered",
+        ),
+        pytest.param("SELECT 0.3", "SELECT 0.1 + 0.2", NONE, id="33 rounding"),
+        pytest.param(EMPTY, EMPTY + " AND 1", ALL, id="empty and empty"),
+        pytest.param(
+            EMPTY,
+            "SELECT id, name FROM t WHERE id > 100",
+            ALL | {"strict": "wrong"},
+            id="empty and empty of another width",
+        ),
+        pytest.param(
+            EMPTY + " ORDER BY id",
+            "SELECT id, name FROM t WHERE id > 100",
+            ALL | {"strict": "wrong"},
+            id="empty and empty of another width, ordered",
+        ),
+        pytest.param(EMPTY, "SELECT id FROM t", NONE, id="empty and not"),
+        pytest.param("SELECT id FROM t", EMPTY, NONE, id="not and empty"),
+        pytest.param(
+            "SELECT id FROM t WHERE id > = 3", "SELECT id FROM t WHERE id >= 3", None, id="operators apart"
+        ),
+        pytest.param("SELECT 2", "SELECT value FROM json_each('[2]')", ALL, id="json"),
+        pytest.param("SELECT 2", "SELECT 2 FROM t", BIRD, id="repeated"),
+        pytest.param("SELECT id FROM t", "SELECT id FROM t WHERE id < 6", NONE, id="a row missing"),
+        pytest.param("SELECT id FROM t", "SELECT id FROM t UNION ALL SELECT 7", NONE, id="a row too many"),
+        pytest.param(
+            "SELECT 'distinct \"'", "SELECT DISTINCT 'distinct \"'", ALL, id="distinct inside a literal"
+        ),
+    ],
+)
 def test_26_to_33_results(judge, gold, answer, expected, comparison):
     if expected is None and not comparison.startswith("spider"):
         with pytest.raises(GoldError):
@@ -508,20 +616,35 @@ def parity(bits, odd):
 def edges(*successors):
     """A graph as a table, one row for each edge and one column for each vertex, beside eight equal columns.
     Refinement alone cannot tell a ring of six vertices from two rings of three."""
-    return [(0,) * 8 + tuple(int(i in (a, b)) for i in range(len(successors))) for a, b in enumerate(successors)]
+    return [
+        (0,) * 8 + tuple(int(i in (a, b)) for i in range(len(successors))) for a, b in enumerate(successors)
+    ]
 
 
-@pytest.mark.parametrize("gold, answer, equal", [
-    pytest.param([(i,) * 9 for i in range(50)], [(i,) * 9 for i in range(50)], True, id="equal columns"),
-    pytest.param([(i % 7,) * 9 + (i,) for i in range(50)],
-                 [(i % 7,) * 9 + (1 - i if i < 2 else i,) for i in range(50)], False, id="equal columns, other rows"),
-    pytest.param(edges(1, 2, 3, 4, 5, 0), edges(1, 2, 0, 4, 5, 3), False, id="a ring of six is not two of three"),
-    pytest.param(edges(1, 2, 3, 4, 5, 0), edges(2, 3, 4, 5, 1, 0)[::-1], True, id="rings of six"),
-    pytest.param(parity(9, 0), parity(9, 1), False, id="any 8 of 9 columns agree"),
-    pytest.param(parity(9, 0), parity(9, 0)[::-1], True, id="every order of the columns is right"),
-    pytest.param([tuple(int(i == j) for i in range(20)) for j in range(20)],
-                 [tuple(int(i == (j + 1) % 20) for i in range(20)) for j in range(20)], True, id="all columns alike"),
-])
+@pytest.mark.parametrize(
+    "gold, answer, equal",
+    [
+        pytest.param([(i,) * 9 for i in range(50)], [(i,) * 9 for i in range(50)], True, id="equal columns"),
+        pytest.param(
+            [(i % 7,) * 9 + (i,) for i in range(50)],
+            [(i % 7,) * 9 + (1 - i if i < 2 else i,) for i in range(50)],
+            False,
+            id="equal columns, other rows",
+        ),
+        pytest.param(
+            edges(1, 2, 3, 4, 5, 0), edges(1, 2, 0, 4, 5, 3), False, id="a ring of six is not two of three"
+        ),
+        pytest.param(edges(1, 2, 3, 4, 5, 0), edges(2, 3, 4, 5, 1, 0)[::-1], True, id="rings of six"),
+        pytest.param(parity(9, 0), parity(9, 1), False, id="any 8 of 9 columns agree"),
+        pytest.param(parity(9, 0), parity(9, 0)[::-1], True, id="every order of the columns is right"),
+        pytest.param(
+            [tuple(int(i == j) for i in range(20)) for j in range(20)],
+            [tuple(int(i == (j + 1) % 20) for i in range(20)) for j in range(20)],
+            True,
+            id="all columns alike",
+        ),
+    ],
+)
 def test_28_columns_are_matched_fast(gold, answer, equal):
     started = time.monotonic()
     assert compare.match_columns(gold, answer) is equal
@@ -532,7 +655,9 @@ def test_28_many_equal_columns_through_the_verifier(judge):
     columns = ", ".join(f"x % 5 AS c{i}" for i in range(10))
     answer = f"SELECT x, {columns} FROM big"
     assert judge(f"SELECT {columns}, x + 1 FROM big", answer, "spider", 1).verdict == "wrong"
-    swapped = "CASE WHEN x < 2 THEN 1 - x ELSE x END"  # every column holds the right values, two rows are mixed up
+    swapped = (
+        "CASE WHEN x < 2 THEN 1 - x ELSE x END"  # every column holds the right values, two rows are mixed up
+    )
     assert judge(f"SELECT {columns}, {swapped} FROM big", answer, "spider", 1).verdict == "wrong"
     assert judge(f"SELECT {columns}, x FROM big", answer, "spider", 1).verdict == "correct"
 
@@ -540,8 +665,13 @@ def test_28_many_equal_columns_through_the_verifier(judge):
 def test_28_a_gold_of_many_columns_does_not_end_the_worker(verifier, database):
     """1,200 columns, which only a search of that depth could tell apart if equal ones were not counted."""
     columns = ", ".join(["x"] * 1200)
-    jobs = [SqlJob(database, f"SELECT {columns}, x % 2 FROM big WHERE x < 9", answer) for answer in (
-        f"SELECT x % 2, {columns} FROM big WHERE x < 9", f"SELECT x % 3, {columns} FROM big WHERE x < 9")]
+    jobs = [
+        SqlJob(database, f"SELECT {columns}, x % 2 FROM big WHERE x < 9", answer)
+        for answer in (
+            f"SELECT x % 2, {columns} FROM big WHERE x < 9",
+            f"SELECT x % 3, {columns} FROM big WHERE x < 9",
+        )
+    ]
     assert [v.verdict for v in verifier.run(jobs)] == ["correct", "wrong"]
 
 
@@ -562,26 +692,35 @@ def test_28_a_search_may_be_deeper_than_python_calls():
 def test_28_equal_columns_are_tried_once(equal):
     """20 columns of NULL beside two that only their rows tell apart."""
     gold = [(*[None] * 20, i % 500, i * 7 % 500) for i in range(20_000)]
-    answer = [(b, *[None] * 20, a) for *_, a, b in gold] if equal else [(*[None] * 20, i % 500, i % 500) for i in range(20_000)]
+    answer = (
+        [(b, *[None] * 20, a) for *_, a, b in gold]
+        if equal
+        else [(*[None] * 20, i % 500, i % 500) for i in range(20_000)]
+    )
     started = time.process_time()
     assert compare.match_columns(gold, answer) is equal
     assert time.process_time() - started < 1.5
 
 
-@pytest.mark.parametrize("gold, answer, equal", [
-    ([(1, 1, 2)], [(1, 2, 2)], False),  # as many different columns, but not as often
-    ([(1, 1, 2, 2)], [(2, 1, 2, 1)], True),
-    ([(1, 1, 2), (3, 3, 4)], [(3, 4, 3), (1, 2, 1)], True),
-    ([(1, 1, 2), (3, 3, 4)], [(3, 4, 4), (1, 2, 1)], False),
-    ([(1, 1.0, True)], [(1, 1, 1)], True),
-])
+@pytest.mark.parametrize(
+    "gold, answer, equal",
+    [
+        ([(1, 1, 2)], [(1, 2, 2)], False),  # as many different columns, but not as often
+        ([(1, 1, 2, 2)], [(2, 1, 2, 1)], True),
+        ([(1, 1, 2), (3, 3, 4)], [(3, 4, 3), (1, 2, 1)], True),
+        ([(1, 1, 2), (3, 3, 4)], [(3, 4, 4), (1, 2, 1)], False),
+        ([(1, 1.0, True)], [(1, 1, 1)], True),
+    ],
+)
 def test_28_equal_columns_are_counted(gold, answer, equal):
     assert compare.match_columns(gold, answer) is equal and compare.match_columns(answer, gold) is equal
 
 
 @pytest.mark.parametrize("colours", ["hashed", "all the same"])
 def test_columns_are_matched_as_trying_all_permutations_would(monkeypatch, colours):
-    """Random small tables, half of them shuffled copies, against the definition; also where every hash collides."""
+    """Random small tables, half of them shuffled copies, against the definition; also where every hash
+    collides.
+    """
     if colours == "all the same":
         monkeypatch.setattr(compare, "hash", lambda _: 0, raising=False)
     rng, seen = random.Random(0), Counter()
@@ -595,14 +734,17 @@ def test_columns_are_matched_as_trying_all_permutations_would(monkeypatch, colou
             rows = [list(row) for row in answer]
             rows[a][column], rows[b][column] = rows[b][column], rows[a][column]
             answer = [tuple(row) for row in rows]
-        expected = any(Counter(tuple(row[i] for i in p) for row in answer) == Counter(gold)
-                       for p in itertools.permutations(range(width)))
+        expected = any(
+            Counter(tuple(row[i] for i in p) for row in answer) == Counter(gold)
+            for p in itertools.permutations(range(width))
+        )
         assert compare.match_columns(gold, answer) is expected
         seen[expected] += 1
     assert min(seen.values()) > 200
 
 
-# --- 34 and 35: files -------------------------------------------------------------------------------------------------
+# --- 34 and 35: files
+# -------------------------------------------------------------------------------------------------
 
 
 def test_34_a_lock_of_another_process_does_not_matter(verifier, tmp_path):
@@ -611,7 +753,10 @@ def test_34_a_lock_of_another_process_does_not_matter(verifier, tmp_path):
         other.execute("BEGIN EXCLUSIVE")
         with closing(sqlite3.connect(path, timeout=0)) as plain, pytest.raises(sqlite3.OperationalError):
             plain.execute("SELECT id FROM t")
-        assert verifier.run([SqlJob(path, "SELECT id FROM t", "SELECT id FROM t WHERE 1")])[0].verdict == "correct"
+        assert (
+            verifier.run([SqlJob(path, "SELECT id FROM t", "SELECT id FROM t WHERE 1")])[0].verdict
+            == "correct"
+        )
         other.execute("ROLLBACK")
 
 
@@ -692,14 +837,18 @@ def damaged(path, byte=b"\xa5"):
 
 @pytest.mark.parametrize("byte", [b"\xa5", b"\0"])
 @pytest.mark.parametrize("comparison", verify.COMPARISONS)
-def test_an_answer_that_reads_a_damaged_page_is_no_label_and_ends_no_run(verifier, tmp_path, byte, comparison):
+def test_an_answer_that_reads_a_damaged_page_is_no_label_and_ends_no_run(
+    verifier, tmp_path, byte, comparison
+):
     path = damaged(tmp_path / "bad.sqlite", byte)
     gold, lost = "SELECT id FROM t", "SELECT count(name) FROM lost"
     with pytest.raises(verify.Unreadable, match="bad.sqlite: database disk image is malformed"):
         verifier.submit(SqlJob(path, gold, lost, comparison)).result()
     with pytest.raises(verify.Unreadable, match="bad.sqlite"):
         verifier.execute(path, lost, 1.0).result()
-    found = verifier.run([SqlJob(path, gold, answer, comparison) for answer in (lost, gold, "SELECT 5", "SELECT x")])
+    found = verifier.run(
+        [SqlJob(path, gold, answer, comparison) for answer in (lost, gold, "SELECT 5", "SELECT x")]
+    )
     assert [v.verdict for v in found] == ["error", "correct", "wrong", "error"]
     assert [v.judged for v in found] == [False, True, True, True] and "bad.sqlite" in found[0].message
     # where the gold itself cannot be read, no answer has a label
@@ -707,9 +856,17 @@ def test_an_answer_that_reads_a_damaged_page_is_no_label_and_ends_no_run(verifie
     assert [(v.verdict, v.judged) for v in found] == [("error", False)] * 2
 
 
-@pytest.mark.parametrize("damage", [lambda good: good[:-4096], lambda good: good[:2048], lambda good: b"text" * 9999,
-                                    lambda good: good[:100] + b"\xa5" * (len(good) - 100), lambda good: b""],
-                         ids=["cut", "cut short", "another file", "all pages", "empty"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda good: good[:-4096],
+        lambda good: good[:2048],
+        lambda good: b"text" * 9999,
+        lambda good: good[:100] + b"\xa5" * (len(good) - 100),
+        lambda good: b"",
+    ],
+    ids=["cut", "cut short", "another file", "all pages", "empty"],
+)
 def test_a_database_that_is_lost_between_two_answers_is_the_machines_fault(verifier, tmp_path, damage):
     path = make_database(tmp_path / "bad.sqlite")
     job = SqlJob(path, "SELECT id FROM t", "SELECT id FROM t")
@@ -729,19 +886,24 @@ def test_no_query_can_say_that_it_was_not_judged(verifier, database):
     assert "not judged: x" in verdict.message and verify.NOT_JUDGED not in verdict.message
 
 
-# --- promises ---------------------------------------------------------------------------------------------------------
+# --- promises
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_full_text_table_is_searched_and_not_changed(verifier, tmp_path):
     path = str(tmp_path / "words.sqlite")
     with closing(sqlite3.connect(path)) as connection:
-        connection.executescript("CREATE VIRTUAL TABLE words USING fts5(text); INSERT INTO words VALUES ('a b'), ('c')")
+        connection.executescript(
+            "CREATE VIRTUAL TABLE words USING fts5(text); INSERT INTO words VALUES ('a b'), ('c')"
+        )
         connection.commit()
     before, search = digest(path), "SELECT text FROM words WHERE words MATCH '{}'"
     answers = [search.format("b"), search.format("c"), "INSERT INTO words VALUES ('b')", "PRAGMA data_version(7)",
                "INSERT INTO words(words) VALUES ('rebuild')"]  # fmt: skip
     found = verifier.run([SqlJob(path, search.format("a"), answer) for answer in answers])
-    assert [v.verdict for v in found] == ["correct", "wrong", "denied", "denied", "denied"] and digest(path) == before
+    assert [v.verdict for v in found] == ["correct", "wrong", "denied", "denied", "denied"] and digest(
+        path
+    ) == before
 
 
 def test_a_gold_that_fails_is_named(verifier, database):
@@ -824,12 +986,25 @@ def test_a_gold_that_only_speaks_of_the_time_or_of_chance_is_a_gold(verifier, vi
 
 
 @pytest.mark.parametrize("comparison", ["spider", "bird", "strict"])
-@pytest.mark.parametrize("answer", ["SELECT id FROM t ORDER BY random()", "SELECT id FROM t WHERE date('now') > '2020'",
-                                    "SELECT id FROM t WHERE abs(random() % 2)", *CHANGING])
-def test_an_answer_that_asks_for_the_time_or_for_chance_has_no_repeatable_label(verifier, views, answer, comparison):
-    said = "its result changes from run to run: " + CHANGING.get(answer, "'now'" if "now" in answer else "random")
-    found = [verifier.submit(SqlJob(views, "SELECT id FROM t", answer, comparison)).result(),
-             verifier.execute(views, answer, 5.0).result()]
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "SELECT id FROM t ORDER BY random()",
+        "SELECT id FROM t WHERE date('now') > '2020'",
+        "SELECT id FROM t WHERE abs(random() % 2)",
+        *CHANGING,
+    ],
+)
+def test_an_answer_that_asks_for_the_time_or_for_chance_has_no_repeatable_label(
+    verifier, views, answer, comparison
+):
+    said = "its result changes from run to run: " + CHANGING.get(
+        answer, "'now'" if "now" in answer else "random"
+    )
+    found = [
+        verifier.submit(SqlJob(views, "SELECT id FROM t", answer, comparison)).result(),
+        verifier.execute(views, answer, 5.0).result(),
+    ]
     assert [(v.verdict, v.message) for v in found] == [("error", said)] * 2
 
 
@@ -839,33 +1014,44 @@ def test_many_calls_of_date_functions_are_looked_through_in_no_time():
     assert sql.present_time(tokens) == "" and time.process_time() - started < 5
 
 
-@pytest.mark.parametrize("query, verdict, ran", [
-    ("SELECT id FROM t", "correct", True),
-    ("SELECT id FROM t WHERE id > 100", "correct", True),
-    ("SELECT id FROM t ORDER BY random()", "error", False),
-    ("SELECT date('now')", "error", False),
-    ("SELECT nothing FROM t", "error", False),
-    ("SELECT 1; SELECT 2", "error", False),
-    ("DROP TABLE t", "denied", False),
-    (ENDLESS, "timeout", False),
-    ("", "wrong", False),
-    (" ; -- no query", "wrong", False),
-    ("EXPLAIN SELECT id FROM t", "wrong", False),
-    (";explain query plan SELECT id FROM t", "wrong", False),
-])
+@pytest.mark.parametrize(
+    "query, verdict, ran",
+    [
+        ("SELECT id FROM t", "correct", True),
+        ("SELECT id FROM t WHERE id > 100", "correct", True),
+        ("SELECT id FROM t ORDER BY random()", "error", False),
+        ("SELECT date('now')", "error", False),
+        ("SELECT nothing FROM t", "error", False),
+        ("SELECT 1; SELECT 2", "error", False),
+        ("DROP TABLE t", "denied", False),
+        (ENDLESS, "timeout", False),
+        ("", "wrong", False),
+        (" ; -- no query", "wrong", False),
+        ("EXPLAIN SELECT id FROM t", "wrong", False),
+        (";explain query plan SELECT id FROM t", "wrong", False),
+    ],
+)
 def test_a_query_alone(verifier, database, monkeypatch, query, verdict, ran):
     asked, ask = [], verifier._ask
-    monkeypatch.setattr(verifier, "_ask", lambda request, timeout: asked.append(request) or ask(request, timeout))
+    monkeypatch.setattr(
+        verifier, "_ask", lambda request, timeout: asked.append(request) or ask(request, timeout)
+    )
     found = verifier.execute(database, query, 0.5).result()
     assert (found.verdict, found.ran) == (verdict, ran)
     assert verifier.execute(database, query, 0.5).result() is found  # and it runs once
     assert [request[0] for request in asked] == ["alone"]  # no gold is involved
     judged = verifier.submit(SqlJob(database, "SELECT 1, 2, 3, 4 WHERE 0", query, "strict", 0.5)).result()
-    assert (judged.verdict, judged.ran) == ("wrong" if verdict == "correct" else verdict, ran)  # beside a gold it is the same
+    assert (judged.verdict, judged.ran) == (
+        "wrong" if verdict == "correct" else verdict,
+        ran,
+    )  # beside a gold it is the same
 
 
 def test_a_query_alone_keeps_no_row_and_stops_where_a_gold_would():
-    endless, large = ENDLESS.replace("count(*)", "x"), "SELECT printf('%.*c', 60000, 'x') FROM big"  # together 120 MB
+    endless, large = (
+        ENDLESS.replace("count(*)", "x"),
+        "SELECT printf('%.*c', 60000, 'x') FROM big",
+    )  # together 120 MB
     with Verifier(workers=1) as verifier, tempfile.TemporaryDirectory() as folder:
         path = make_database(Path(folder) / "a.sqlite")
         found = verifier.run([SqlJob(path, "SELECT 1", "SELECT 1")])
@@ -893,10 +1079,14 @@ def test_each_distinct_job_runs_once_and_its_gold_once(database, monkeypatch):
     asked = []
     with Verifier(workers=2) as verifier:
         ask = verifier._ask
-        monkeypatch.setattr(verifier, "_ask", lambda request, timeout: asked.append(request) or ask(request, timeout))
+        monkeypatch.setattr(
+            verifier, "_ask", lambda request, timeout: asked.append(request) or ask(request, timeout)
+        )
         answers = ["SELECT id FROM t WHERE 1", "SELECT name FROM t", "SELECT id FROM t WHERE 1"] * 5
         ticks = []
-        verdicts = verifier.run([SqlJob(database, "SELECT id FROM t", a, "strict") for a in answers], ticks.append)
+        verdicts = verifier.run(
+            [SqlJob(database, "SELECT id FROM t", a, "strict") for a in answers], ticks.append
+        )
         verifier.run([SqlJob(database, "SELECT id FROM t", answers[0], "bird")])
     assert [v.verdict for v in verdicts] == ["correct", "wrong", "correct"] * 5 and ticks == [1] * 15
     assert Counter(request[0] for request in asked) == {"gold": 1, "answer": 3}
@@ -926,7 +1116,9 @@ def test_the_gold_result_used_longest_ago_is_forgotten_first(database, monkeypat
     asked = []
     with Verifier(workers=1) as verifier:
         ask = verifier._ask
-        monkeypatch.setattr(verifier, "_ask", lambda request, timeout: asked.append(request) or ask(request, timeout))
+        monkeypatch.setattr(
+            verifier, "_ask", lambda request, timeout: asked.append(request) or ask(request, timeout)
+        )
         for answer, gold in enumerate("abacab"):
             verifier.run([SqlJob(database, f"SELECT x AS {gold} FROM big", f"SELECT {answer}")])
     assert "".join(request[2][12] for request in asked if request[0] == "gold") == "abcb"
@@ -1020,7 +1212,9 @@ def test_a_worker_sees_no_secret_and_starts_fast(database, monkeypatch):
     with Verifier(workers=1) as verifier:
         started = time.monotonic()
         assert verifier.run([SqlJob(database, "SELECT 1", "SELECT 1")])[0].verdict == "correct"
-        assert time.monotonic() - started < 2  # about 0.04 s; much slower where torch or site-packages are imported
+        assert (
+            time.monotonic() - started < 2
+        )  # about 0.04 s; much slower where torch or site-packages are imported
         pid = verifier.sql.children[0].process.pid
         assert b"secret" not in Path(f"/proc/{pid}/environ").read_bytes()
         assert "torch" not in Path(f"/proc/{pid}/maps").read_text()
@@ -1029,7 +1223,10 @@ def test_a_worker_sees_no_secret_and_starts_fast(database, monkeypatch):
 def test_nothing_is_left_in_the_temporary_folder(database, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with Verifier(workers=2) as verifier:
-        jobs = [SqlJob(database, "SELECT id FROM t", q, timeout=0.5) for q in (SORT, INSTR, BOMB, ENDLESS, "VACUUM")]
+        jobs = [
+            SqlJob(database, "SELECT id FROM t", q, timeout=0.5)
+            for q in (SORT, INSTR, BOMB, ENDLESS, "VACUUM")
+        ]
         assert {v.verdict for v in verifier.run(jobs)} <= {"timeout", "error", "denied"}
     assert os.listdir(tmp_path) == []
 

@@ -1,4 +1,6 @@
-"""The files that SQLite keeps beside a database while somebody changes it. Every process here may ask for them."""
+"""The files that SQLite keeps beside a database while somebody changes it. Every process here may ask for
+them.
+"""
 
 import contextlib
 

@@ -219,7 +219,7 @@ def send(fd: int, data: bytes, deadline: float | None = None) -> None:
     view = memoryview(len(data).to_bytes(8, "little") + data)
     while view:
         _wait(fd, select.POLLOUT, deadline)
-        view = view[os.write(fd, view):]
+        view = view[os.write(fd, view) :]
 
 
 def receive(fd: int, limit: int | None = None, deadline: float | None = None) -> bytes | None:

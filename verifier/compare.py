@@ -55,13 +55,13 @@ def difference(
 def match_columns(gold: Sequence[tuple], answer: Sequence[tuple]) -> bool:
     """Whether some order of the columns makes the two multisets of rows equal.
 
-    Equal columns are one column here, coloured by how many there are: whatever order fits sends equal columns to
-    equal columns. Colour refinement: columns that hold different values get different colours, rows with
+    Equal columns are one column here, coloured by how many there are: whatever order fits sends equal columns
+    to equal columns. Colour refinement: columns that hold different values get different colours, rows with
     different values in the columns of one colour get different colours, then columns again, until nothing
     changes. Columns that still share a colour are tried in turn, and refined again. The answer is exact. Each
-    refinement takes at most (columns) passes over the table. The number of tries is 1 in practice. No polynomial
-    bound is known for any exact method (the problem contains graph isomorphism); the query's deadline stops the
-    rest.
+    refinement takes at most (columns) passes over the table. The number of tries is 1 in practice. No
+    polynomial bound is known for any exact method (the problem contains graph isomorphism); the query's
+    deadline stops the rest.
     """
     # Every value becomes a small integer, so that 1 and 1.0 are one value and numbers can stand beside text.
     number: dict = {}

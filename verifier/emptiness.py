@@ -2,13 +2,13 @@
 
 `numpy.array([]) != 5` has no elements, so none of them says that the two differ, and many comparisons (of
 pandas and numpy, and every loop over the result) conclude that they are equal. A frame whose every cell is an
-empty array passes the official test of more than a hundred of DS-1000's problems. So the judge looks at the result and at the
-expected result before the test does, side by side: wherever one has elements and the other has none, the
-answer is wrong, whatever the test says.
+empty array passes the official test of more than a hundred of DS-1000's problems. So the judge looks at the
+result and at the expected result before the test does, side by side: wherever one has elements and the other
+has none, the answer is wrong, whatever the test says.
 
-An empty text is such a thing too: a loop over `zip(result, expected)` ends at once where the result is ''. But
-a text may be empty, so it counts as one only against a collection that has elements; against a text or a number it is
-compared by the test.
+An empty text is such a thing too: a loop over `zip(result, expected)` ends at once where the result is ''.
+But a text may be empty, so it counts as one only against a collection that has elements; against a text or a
+number it is compared by the test.
 """
 
 import collections
@@ -27,7 +27,8 @@ def differs(result: Any, expected: Any) -> bool:
     """Whether some part of the result has no elements where the expected result has some, or the reverse.
 
     Parts belong together by their place, or by their key in dictionaries. Where the two are built
-    differently, so that no places belong together, it is enough that both hold something without elements, or neither does.
+    differently, so that no places belong together, it is enough that both hold something without elements, or
+    neither does.
     """
     ours, theirs = all_parts(result), all_parts(expected)
     tops = part_of(ours, result), part_of(theirs, expected)
@@ -99,7 +100,8 @@ def matched(one: "Part", other: "Part") -> list | None:
 def parts(value: Any) -> list | None:
     """What a container holds; [] where it has no elements.
 
-    None for what is not a container, and for a container whose elements can only be numbers, times and the like.
+    None for what is not a container, and for a container whose elements can only be numbers, times and the
+    like.
     """
     if isinstance(value, dict):
         return [*value.keys(), *value.values()]
@@ -179,7 +181,9 @@ def labels(value: Any) -> list:
 
 
 def is_collection(value: Any) -> bool:
-    """Whether it is something that one can go through: it has a length, or a shape with at least one dimension."""
+    """Whether it is something that one can go through: it has a length, or a shape with at least one
+    dimension.
+    """
     try:
         return len(value) >= 0
     except TypeError:  # no length: a number, a class, or a sparse matrix, which has a shape

@@ -1,8 +1,8 @@
 """Main process: the lines that `python verify.py` reads and writes, one JSON object each.
 
-    {"id": 1, "kind": "sql", "database": "a.sqlite", "gold": "SELECT 1", "answer": "SELECT 2", "timeout": 5}
-    {"id": 2, "kind": "python", "context": "code_context of DS-1000", "answer": "result = 1", "timeout": 120}
- -> {"id": 1, "verdict": "wrong", "message": "other rows", "seconds": 0.0004}
+   {"id": 1, "kind": "sql", "database": "a.sqlite", "gold": "SELECT 1", "answer": "SELECT 2", "timeout": 5}
+   {"id": 2, "kind": "python", "context": "code_context of DS-1000", "answer": "result = 1", "timeout": 120}
+-> {"id": 1, "verdict": "wrong", "message": "other rows", "seconds": 0.0004}
 """
 
 import json

@@ -140,9 +140,9 @@ unmarshalled = lru_cache(maxsize=1)(marshal.loads)  # many answers in a row have
 def refuse_changing(database: str, query: str, functions: set[tuple[str, str]]) -> None:
     """Raises NoResult where the result of a query may be another one at another time: that is no label.
 
-    functions: (name, view) of each that it calls; the view is the one in which it stands, "" for the query itself.
-    A date function asks for the present time where 'now' stands among its arguments, or no time. A 'now' that
-    the query computes elsewhere is not seen.
+    functions: (name, view) of each that it calls; the view is the one in which it stands, "" for the query
+    itself. A date function asks for the present time where 'now' stands among its arguments, or no time. A
+    'now' that the query computes elsewhere is not seen.
     """
     names = {name for name, _ in functions}
     if found := sorted(names & CHANGING_FUNCTIONS):
@@ -249,8 +249,9 @@ class Reader:
         if action == sqlite3.SQLITE_FUNCTION:
             self.functions.add((second.lower(), view or ""))
             reads = second.lower() not in DENIED_FUNCTIONS
-        # SQLite asks for the first when it declares json_each; a real UPDATE of sqlite_master is an error of its own.
-        # A search in a full-text table (FTS5) asks for the second, which is the number of changes to the file.
+        # SQLite asks for the first when it declares json_each; a real UPDATE of sqlite_master is an error of
+        # its own. A search in a full-text table (FTS5) asks for the second, which is the number of changes to
+        # the file.
         declares = (action, first) == (sqlite3.SQLITE_UPDATE, "sqlite_master")
         if reads or declares or (action, first, second) == (sqlite3.SQLITE_PRAGMA, "data_version", None):
             return sqlite3.SQLITE_OK

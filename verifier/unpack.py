@@ -44,7 +44,9 @@ class Opaque:
     def __repr__(self) -> str:
         return f"<{self.kind}>"
 
-    def __getattr__(self, name: str) -> Any:  # what a failing test will say; of a copy in the making, not even the kind
+    def __getattr__(
+        self, name: str
+    ) -> Any:  # what a failing test will say; of a copy in the making, not even the kind
         what = "this" if name == "kind" else f"a {self.kind}"
         raise AttributeError(f"no {name}: {what} is not carried from a program to its test")
 
@@ -303,8 +305,11 @@ def pandas_scalar(kind, *values):
 def sparse(kind, parts, shape):
     import scipy.sparse
 
-    if kind not in {f"{layout}_{what}" for layout in ("csr", "csc", "coo", "bsr", "dia", "lil", "dok")
-                    for what in ("matrix", "array")}:
+    if kind not in {
+        f"{layout}_{what}"
+        for layout in ("csr", "csc", "coo", "bsr", "dia", "lil", "dok")
+        for what in ("matrix", "array")
+    }:
         return Opaque(kind)
     layout = kind[:3]
     make = getattr(scipy.sparse, kind)

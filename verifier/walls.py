@@ -102,9 +102,14 @@ def limit(seconds: float) -> None:
         mapped = int(file.read().split()[0]) * resource.getpagesize()
     # A backstop: the deadline is kept by the supervisor.
     processor = int(seconds * (os.cpu_count() or 1)) + 20
-    for kind, value in ((resource.RLIMIT_AS, mapped + MEMORY), (resource.RLIMIT_FSIZE, FILE_SIZE),
-                        (resource.RLIMIT_NOFILE, OPEN_FILES), (resource.RLIMIT_CPU, processor),
-                        (resource.RLIMIT_CORE, 0), (resource.RLIMIT_MEMLOCK, 0)):
+    for kind, value in (
+        (resource.RLIMIT_AS, mapped + MEMORY),
+        (resource.RLIMIT_FSIZE, FILE_SIZE),
+        (resource.RLIMIT_NOFILE, OPEN_FILES),
+        (resource.RLIMIT_CPU, processor),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MEMLOCK, 0),
+    ):
         hard = resource.getrlimit(kind)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (value, value))
@@ -178,8 +183,11 @@ def restrict_files(folder: str, *readable: str) -> None:
         allow(f"/proc/self/{name}", rights(READ_FILE))
     for path in ("/dev/null", "/dev/zero", "/dev/full"):
         allow(path, rights(READ_FILE, WRITE_FILE))
-    allow(folder, rights(READ_FILE, READ_DIR, WRITE_FILE, TRUNCATE, REMOVE_DIR, REMOVE_FILE)
-          | rights(MAKE_DIR, MAKE_REG, REFER))
+    allow(
+        folder,
+        rights(READ_FILE, READ_DIR, WRITE_FILE, TRUNCATE, REMOVE_DIR, REMOVE_FILE)
+        | rights(MAKE_DIR, MAKE_REG, REFER),
+    )
     if LIBC.syscall(LANDLOCK_RESTRICT, ruleset, 0):
         raise OSError(ctypes.get_errno(), "landlock_restrict_self")
     os.close(ruleset)
@@ -326,8 +334,16 @@ def call_filter(pid: int) -> list[tuple[int, int, int, int]]:
         "ioctl": [argument(1), *one_of(IOCTL)],
         "prctl": [argument(0), *one_of((PR_SET_NAME, PR_GET_NAME, PR_CAPBSET_READ, PR_SET_VMA))],
         # reading its own limits: the pid is 0 and the pointer to the new limits is null
-        "prlimit64": [argument(0), (EQUAL, 1, 0, 0), deny, argument(2), (EQUAL, 1, 0, 0), deny,
-                      argument(2, True), *one_of([0])],
+        "prlimit64": [
+            argument(0),
+            (EQUAL, 1, 0, 0),
+            deny,
+            argument(2),
+            (EQUAL, 1, 0, 0),
+            deny,
+            argument(2, True),
+            *one_of([0]),
+        ],
         "sched_setaffinity": [argument(0), *one_of([0])],
         "open": [argument(1), (AND, 0, 0, truncate | access_mode), (EQUAL, 0, 1, truncate), deny, allow],
         "openat": [argument(2), (AND, 0, 0, truncate | access_mode), (EQUAL, 0, 1, truncate), deny, allow],
