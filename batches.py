@@ -34,8 +34,7 @@ class Used(NamedTuple):
 
 
 def batches(config: Config, pairs: list[QuestionPairs], databases: list[str], t: int) -> list[list[Pair]]:
-    """The epoch's optimizer steps, each of batch_size · accumulation pairs, shuffled by (seed, iteration,
-    epoch).
+    """The epoch's optimizer steps of batch_size · accumulation pairs, shuffled by (seed, iteration, epoch).
 
     A question's pairs stay together in groups of `pairs_per_tree`. With `step_databases` a step's questions
     come from so many databases alone, whose schemas its passes then share. databases: the database of each
@@ -64,9 +63,7 @@ def batches(config: Config, pairs: list[QuestionPairs], databases: list[str], t:
 
 
 def blocks_of_databases(order: list[Pair], databases: list[str], size: int, rng: random.Random) -> list[Pair]:
-    """The same pairs in blocks of `size` from one database each, shuffled; what fills no block comes last, by
-    database.
-    """
+    """The same pairs in shuffled blocks of `size` from one database each; what fills no block comes last."""
     by_database: dict[str, list[Pair]] = {}
     for pair in order:
         by_database.setdefault(databases[pair.at], []).append(pair)
@@ -114,15 +111,12 @@ def micro_batches(items: list[int], sizes, limit: int) -> Iterator[list[int]]:
 
 
 def sampling_batches(prompts: Prompts, answers: int, max_new: int, batch_tokens: int) -> list[list[int]]:
-    """Split questions into batches of at most `batch_tokens` cached tokens: prompts of like length and one
-    schema together.
-    """
+    """Batches of at most `batch_tokens` cached tokens: prompts of like length and one schema together."""
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]) // 128, prompts[i]))
     result, size, last = [], 0, []
     for i in order:
-        need = (
-            len(prompts[i]) - shared(prompts[i], last) + answers * max_new
-        )  # a shared schema is cached once
+        # a shared schema is cached once
+        need = len(prompts[i]) - shared(prompts[i], last) + answers * max_new
         if not result or size + need > batch_tokens:
             result.append([])
             size, need = 0, len(prompts[i]) + answers * max_new

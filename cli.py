@@ -40,8 +40,7 @@ def interruptible():
 
 
 def run(main: Callable[[], object], *errors):
-    """Call `main`; what the user can mend becomes a line on stderr and exit code 2, Ctrl-C 130, without a
-    traceback.
+    """Call `main`; what the user can mend becomes one line on stderr and exit code 2, Ctrl-C exit code 130.
 
     That is a UserError, one of `errors` (exception classes), or what the system refuses: a full disk, a
     folder that cannot be written.

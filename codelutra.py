@@ -1,6 +1,6 @@
 """CodeLutra: iterative preference-guided refinement from a model's own right and wrong code (Algorithm 1).
 
-    python codelutra.py                                             SmolLM2-135M on the bundled set, sized for two CPU cores
+    python codelutra.py                      SmolLM2-135M on the bundled set, sized for two CPU cores
     python codelutra.py --model meta-llama/Meta-Llama-3-8B --data bird
 
 In every iteration the policy answers each question M times, execution sorts the answers into chosen and
@@ -19,7 +19,6 @@ import math
 import os
 import shlex
 import sys
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
@@ -38,17 +37,16 @@ from batches import batches
 from cli import UserError
 from data import Answer, Question
 from eval import Evaluation, PolicyScores, evaluate
-from judging import job
+from judging import Execution
 from pairs import QuestionPairs, make_pairs
 from policy import Policy, load_policy, locate
-from prompts import extract_code
 from questions import Splits
 from refine import reference_logps, refine
 from run_folder import check_settings, copy, indented, lock, write, write_settings
 from sample import SamplingParams, sample
 from settings import Config, parse
 from stages import Run
-from verify import GoldError, InfrastructureError, Verdict, Verifier, settled
+from verify import GoldError, InfrastructureError, Verdict, Verifier
 
 START = "iter_0/adapter"  # in a run's folder: the adapter that π_0 has, where it has one (--start)
 
@@ -79,8 +77,7 @@ def codelutra(
 
 
 def deciding(config: Config, scores: PolicyScores) -> float:
-    """The figure, in points, that stops a run and names its best policy: EX on the training questions held
-    back.
+    """What stops a run and names its best policy, in points: EX on the training questions held back.
 
     Where the gold code may not be used, the executable share.
     """
@@ -94,7 +91,7 @@ def gain(config: Config, history: list[PolicyScores]) -> float:
     return deciding(config, history[-1]) - deciding(config, history[-2])
 
 
-# ---- the stages of an iteration ------------------------------------------------------------------------------------
+# ---- the stages of an iteration ------------------------------------------------------------------
 
 
 def draw(
@@ -105,64 +102,17 @@ def draw(
         execution = Execution(config, train_questions, verifier)
         execution.start(file.answers)
         params = SamplingParams(
-            config.answers,
-            config.max_new,
-            config.temperature,
-            config.top_p,
-            config.seed,
-            t,
+            config.answers, config.max_new, config.temperature, config.top_p, config.seed, t,
             config.batch_tokens,
-        )
+        )  # fmt: skip
         with run.timed(t, "sample"):
             # batches that a stopped run has drawn already are skipped
-            for batch in sample(
-                policy, train_questions, params, skip=file.batches, progress=f"π_{t - 1} answers"
-            ):
+            for batch in sample(policy, train_questions, params, file.batches, f"π_{t - 1} answers"):
                 file.append(batch)
                 execution.start(batch)
         with run.timed(t, "verify"):
             file.complete(execution.verdicts())
     return run.drawn(t, config.answers * len(train_questions))
-
-
-class Execution:
-    """Answers that are executed while others are drawn; each process executes its share of them."""
-
-    def __init__(self, config: Config, train_questions: list[Question], verifier: Verifier):
-        self.config, self.verifier = config, verifier
-        self.questions = {q.index: q for q in train_questions}
-        self.count = 0
-        self.running: dict[int, Future] = {}
-
-    def start(self, answers: list[Answer]):
-        for n, answer in enumerate(answers, self.count):
-            if n % ranks.world_size() == ranks.rank():
-                self.running[n] = self._execute(self.questions[answer.question], answer)
-        self.count += len(answers)
-
-    def _execute(self, question: Question, answer: Answer) -> Future:
-        code, timeout = extract_code(answer.text, question.language), self.config.timeout
-        if self.config.criterion == "executable" and question.language == "sql":
-            return self.verifier.execute(question.database, code, timeout)  # no gold is involved
-        return self.verifier.submit(job(question, code, timeout))
-
-    def verdicts(self) -> list[Verdict]:
-        """Wait for all; one verdict for each answer, in the order in which they were started."""
-        bar = ranks.bar(self.running.items(), desc="executing", unit="answer")
-        shares = ranks.all_gather({n: self._verdict(future) for n, future in bar})
-        return [shares[n % ranks.world_size()][n] for n in range(self.count)]
-
-    def _verdict(self, future: Future) -> Verdict:
-        """By the criterion `executable` an answer that runs at all is correct."""
-        try:
-            verdict = settled(future)
-        except GoldError as broken:
-            if self.config.criterion == "match":
-                raise
-            # nobody has run the gold code before; all answers get the same, so no pair comes of it
-            return Verdict("error", str(broken))
-        chosen = self.config.criterion == "executable" and verdict.ran
-        return dataclasses.replace(verdict, verdict="correct") if chosen else verdict
 
 
 def train(
@@ -187,7 +137,7 @@ def train(
 
 
 def score(config: Config, policy: Policy, splits: Splits, verifier: Verifier, t: int) -> list[Evaluation]:
-    """π_t's greedy answers on the validation slice, which decides, and on the dev split, which is reported."""
+    """π_t's greedy answers on the validation slice, which decides, and on dev, which is reported."""
     return [
         evaluate(
             policy, split, verifier, name, config.timeout, config.max_new,
@@ -198,7 +148,7 @@ def score(config: Config, policy: Policy, splits: Splits, verifier: Verifier, t:
     ]  # fmt: skip
 
 
-# ---- the command ---------------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 
 
 def main(argv: list[str] | None = None):
@@ -249,8 +199,8 @@ def work(config: Config, folder: Path, splits: Splits, notes: list[str]):
         trained = sum(p.numel() for p in lora.parameters(policy.model))
         ranks.say(
             f"{config.model} on {policy.device} in {config.precision}, {trained:,} trained weights;"
-            f" {len(splits.train)} training, {len(splits.validation)} validation, {len(splits.dev)} held-out questions;"
-            f" {folder}; isolation {verifier.isolation}"
+            f" {len(splits.train)} training, {len(splits.validation)} validation, {len(splits.dev)} held-out"
+            f" questions; {folder}; isolation {verifier.isolation}"
         )
         run = Run(folder)
         history = codelutra(config, policy, splits, verifier, run)

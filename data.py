@@ -103,7 +103,8 @@ DATA_SETS = {
         comparison="spider",
         max_new=64,
         settings={
-            "limit": 128, "validation": 32, "iterations": 2, "answers": 8, "pairs": 8, "lr": 3e-4, "max_length": 512,
+            "limit": 128, "validation": 32, "iterations": 2, "answers": 8, "pairs": 8, "lr": 3e-4,
+            "max_length": 512,
         },
     ),
 }  # fmt: skip
@@ -154,7 +155,8 @@ def count(name: str, folder: str | Path, split: str) -> int:
 def _rows(name: str, path: Path) -> list[dict]:
     if not path.is_file():
         raise UserError(
-            f"{path} is missing: get {name} from {DATA_SETS[name].source}, unpack it and pass its folder as --data-dir"
+            f"{path} is missing: get {name} from {DATA_SETS[name].source}, unpack it and pass its folder"
+            " as --data-dir"
             f" (the README shows the layout)."
         )
     try:
@@ -170,9 +172,7 @@ def _rows(name: str, path: Path) -> list[dict]:
 
 
 def ds1000_half(libraries: list[str], split: str) -> list[int]:
-    """Indices of one half of DS-1000: half of each library, 500 and 500, by a fixed seed (the paper's own is
-    not known).
-    """
+    """Indices of one half of DS-1000, half of each library, by a fixed seed (the paper's is not known)."""
     train, extra = [], 0
     for library in sorted(set(libraries)):
         members = [i for i, name in enumerate(libraries) if name == library]
@@ -183,8 +183,7 @@ def ds1000_half(libraries: list[str], split: str) -> list[int]:
 
 
 def tables(name: str, folder: str | Path, split: str) -> tuple[dict[str, dict], list[str]]:
-    """db_id → its entry in the release's tables.json, for EM's foreign keys alone; and a note where entries
-    are left out.
+    """db_id → its entry in tables.json, for EM's foreign keys alone; and a note where entries are left out.
 
     There is none where there is no such file. An entry that EM cannot read is left out: its database is
     scored as one without an entry. Raises UserError where the file is no JSON list.
@@ -206,9 +205,7 @@ def tables(name: str, folder: str | Path, split: str) -> tuple[dict[str, dict], 
 
 
 def subset(questions: list[Question], limit: int, seed: int) -> list[Question]:
-    """`limit` questions drawn by `seed`, in file order (0: all). A larger limit contains the smaller one's
-    questions.
-    """
+    """`limit` questions drawn by `seed`, in file order (0: all). A larger limit adds to a smaller one's."""
     if not limit or limit >= len(questions):
         return questions
     chosen = sorted(random.Random(seed).sample(range(len(questions)), len(questions))[:limit])
@@ -239,7 +236,8 @@ def _problem(index: int, row: dict) -> Question:
     """A DS-1000 problem. Its prompt is kept whole: it is text and code that the answer continues."""
     meta = row["metadata"]
     return Question(
-        index=index, db_id=meta["library"], database="", text=row["prompt"], gold=row["reference_code"].strip("\n"),
+        index=index, db_id=meta["library"], database="", text=row["prompt"],
+        gold=row["reference_code"].strip("\n"),
         question_id=meta["problem_id"], difficulty=meta["library"], context=row["code_context"],
     )  # fmt: skip
 

@@ -17,14 +17,14 @@ from functools import partial
 import torch
 
 import ranks
-from tree import Tree, fused
+from attention import fused
+from tree import Tree
 
 Cache = dict[int, tuple[torch.Tensor, torch.Tensor]]  # layer → keys and values, each (N, Hkv, D)
 
 
 class SharedKeys:
-    """Keys and values that several unfinished answers share: those of nodes of like size, a schema or a
-    question each.
+    """Keys and values that several unfinished answers share: those of schemas or questions of like size.
 
     They are held once per node, (B, Hkv, P, D), and never copied per answer: an attention step lays the
     queries out as (node, rank of the answer within its node), a rectangle of B · W places, some of them
@@ -60,9 +60,7 @@ class SharedKeys:
         self.ordered = bool((self.rows.diff() > 0).all())
 
     def keep(self, new: torch.Tensor) -> bool:
-        """Keep some answers alone: new (R,) is an answer's next row, -1 where it has ended. False: none is
-        left here.
-        """
+        """Keep some answers alone: new (R,): an answer's next row, -1 where it ended. False: none is left."""
         going = new[self.rows] >= 0
         self.rows = new[self.rows][going]
         if not len(self.rows):
@@ -119,7 +117,7 @@ def partial_attention(
 
 
 class Decoding:
-    """The layout of one decoding step (see tree.attention): R unfinished answers, one new token each.
+    """The layout of one decoding step (see attention.attention): R unfinished answers, one new token each.
 
     An answer attends to its schema (where questions share one), its question, and its own past, (R, Hkv, T,
     D). On a GPU a step is hundreds of kernels that take less time than their launch, so it is captured as one
@@ -155,7 +153,7 @@ class Decoding:
             self.replay = Replay() if keys.is_cuda and not ranks.sharded() else None
 
     def feed(self, model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-        """tokens (R,), one for every answer → the logits after it, (R, V), which the next call may overwrite."""
+        """tokens (R,), one for every answer → the logits after it (R, V); the next call overwrites them."""
         self.place.fill_(self.step)
         if self.fixed:
             self.mask[..., self.step] = 0
@@ -183,7 +181,7 @@ class Decoding:
         self.first, self.replay = self.first[rows], Replay() if self.replay else None
 
     def _places(self, like: torch.Tensor, rows: int) -> torch.Tensor:
-        """Room for T keys or values of each row: zeros where the empty ones are attended to, though masked."""
+        """Room for T keys or values of each row: zeros where empty ones are attended to, though masked."""
         make = like.new_zeros if self.fixed else like.new_empty
         return make(rows, like.shape[1], self.steps, like.shape[-1])
 
@@ -216,8 +214,7 @@ def fixed_shapes(device: torch.device | str) -> bool:
 
 
 class Replay:
-    """Runs a function of one tensor on a GPU: the second call captures its kernels as one CUDA graph, which
-    is replayed.
+    """Runs a function of one tensor on a GPU: its second call becomes one CUDA graph, which is replayed.
 
     Every call must have the first one's shapes, and the function find whatever else changes in tensors that
     stay. A function that waits for the GPU, as some families' forward does, is never captured. One graph at a
@@ -248,3 +245,52 @@ class Replay:
         self.given.copy_(given)
         self.graph.replay()
         return self.result
+
+
+def pick(
+    logits: torch.Tensor, u: torch.Tensor, temperature: float, top_p: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token a row, by inverting the cumulative distribution at u; temperature 0: the most likely one.
+
+    logits (R, V), u (R,) → tokens (R,), log-probabilities of the tokens at temperature 1 (R,), both from
+    float32.
+    """
+    tokens, logps = [], []
+    some = len(u) if logits.is_cuda else 8  # a few rows at a time stay in a processor's cache
+    for part, v in zip(logits.split(some), u.split(some)):
+        part = part.float()
+        part = part - part.amax(-1, keepdim=True)
+        weights = part.exp()
+        total = weights.sum(-1).log()
+        if temperature == 0:
+            token = part.argmax(-1)
+        else:
+            weights = weights if temperature == 1 else (part / temperature).exp_()
+            if top_p < 1:  # the smallest set of most likely tokens whose mass reaches top_p
+                ordered, index = weights.sort(-1, descending=True)
+                outside = ordered.cumsum(-1) - ordered >= top_p * ordered.sum(-1, keepdim=True)
+                outside[:, 0] = False  # however small top_p is
+                weights = torch.zeros_like(weights).scatter(-1, index, ordered.masked_fill(outside, 0))
+            token = invert(weights, v)
+        tokens.append(token)
+        logps.append(part.gather(-1, token[:, None])[:, 0] - total)
+    return torch.cat(tokens), torch.cat(logps)
+
+
+def invert(weights: torch.Tensor, u: torch.Tensor, block: int = 256) -> torch.Tensor:
+    """The first index at which the cumulative weight exceeds u · total: weights (R, V), u (R,) → (R,).
+
+    In two levels, blocks and then tokens of one block: short sums are quick, and more exact than one over all
+    of V.
+    """
+    pad = -weights.shape[-1] % block
+    blocks = torch.nn.functional.pad(weights, (0, pad)).unflatten(-1, (-1, block))  # (R, V/b, b)
+    mass = blocks.sum(-1).double().cumsum(-1)  # (R, V/b)
+    goal = u.double() * mass[:, -1]
+    which = (mass <= goal[:, None]).sum(-1).clamp(max=mass.shape[-1] - 1)
+    rows = torch.arange(len(u), device=u.device)
+    rest = goal - torch.where(which > 0, mass[rows, which - 1], torch.zeros_like(goal))
+    inside = blocks[rows, which].double().cumsum(-1)  # (R, b)
+    # rounding may leave `rest` at the block's very end: stay on the last token that has weight at all
+    last = block - 1 - (blocks[rows, which] > 0).flip(-1).long().argmax(-1)
+    return which * block + torch.minimum((inside <= rest[:, None]).sum(-1), last)

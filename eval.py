@@ -52,18 +52,14 @@ class Scores:
 
 @dataclass(frozen=True)
 class PolicyScores:
-    """A policy's scores on the training questions held back and on the dev split, where there are such
-    questions.
-    """
+    """A policy's scores on the training questions held back and on the dev split, where they are scored."""
 
     validation: Scores | None
     dev: Scores | None
 
     @staticmethod
     def of(plain: dict, scored: Collection[str]) -> PolicyScores:
-        """What `plain` has returned; raises TypeError or KeyError where that does not hold the splits
-        `scored`.
-        """
+        """Inverts `plain`; raises TypeError or KeyError where the splits `scored` are not in it."""
         return PolicyScores(
             *(Scores(**plain[split]) if split in scored else None for split in ("validation", "dev"))
         )
@@ -137,9 +133,7 @@ def interval(values, repeats: int = 2000) -> tuple[float, float]:
 def greedy(
     policy: Policy, questions: list[Question], max_new: int, batch_tokens: int, progress: str | None = None
 ) -> list[str]:
-    """The most likely answer's code for every question, in order; no code where the prompt is too long for
-    the model.
-    """
+    """The most likely answer's code for every question, in order; none where the prompt is too long."""
     from sample import SamplingParams, sample
 
     room = policy.max_positions - max_new
@@ -220,9 +214,8 @@ def main(argv=None):
     folder = args.data_dir or f"data/{args.data}"
     questions, notes = data.load(args.data, folder, args.split)
     total = data.count(args.data, folder, args.split)
-    total_left_out = (
-        total - len(questions) if args.data != "ds1000" else 0
-    )  # one file holds both of its halves
+    # DS-1000's file holds both of its halves
+    total_left_out = total - len(questions) if args.data != "ds1000" else 0
     tables, unread = data.tables(args.data, folder, args.split)
     if args.comparison:
         questions = [dataclasses.replace(q, comparison=args.comparison) for q in questions]

@@ -85,8 +85,7 @@ class Clauses:
 
 
 def exact_match(gold: str, answer: str, tables: dict | None) -> bool:
-    """Whether `answer` matches `gold`; False where it does not parse. `tables` is the database's entry of
-    tables.json.
+    """Whether `answer` matches `gold`; False where it does not parse. `tables`: the entry of tables.json.
 
     Without `tables`, a column that does not name its table is known only where FROM has one table, and no
     columns are merged. A gold query that does not parse matches the answers that have its tokens, values left
@@ -203,9 +202,7 @@ def clauses(query: str, schema: Schema) -> Clauses | None:
 
 
 class Schema:
-    """The columns of each table, and for each "table.column" the one that stands for all that foreign keys
-    connect.
-    """
+    """Each table's columns; for each "table.column" the one that stands for all that foreign keys connect."""
 
     def __init__(self, tables: dict | None):
         self.columns: dict[str, set[str]] = {}
@@ -238,9 +235,7 @@ class Schema:
 
 
 def read_query(node, schema, outer=None, ctes=None, nested=False) -> Clauses:
-    """`outer` is the Scope of the query around this one; `nested` ones keep DISTINCT and their columns as
-    they are.
-    """
+    """`outer`: the Scope of the query around this one; `nested` ones keep DISTINCT and their columns."""
     ctes, selects, operators = dict(ctes or {}), [], []
     stack: list[tuple] = [(node, ())]
     while stack:  # a UNION b EXCEPT c: a tree to the left in sqlglot, a chain to the right in Spider
@@ -318,7 +313,7 @@ class Scope:
             self.add(join.this, join.side.lower())
 
     def read(self, select, around, combined) -> Clauses:
-        """`around`: set operations that end with this SELECT; their ORDER BY and LIMIT are written behind it."""
+        """`around`: set operations that end with this SELECT; their ORDER BY and LIMIT stand behind it."""
 
         def only(name):
             return [found.this] if (found := select.args.get(name)) else []
@@ -401,9 +396,7 @@ class Scope:
         return node.lower() if isinstance(node, str) else str(node)
 
     def conditions(self, nodes) -> Conditions:
-        """AND and OR taken apart, in the order of the text; several nodes (the ON of several joins) are
-        joined by AND.
-        """
+        """AND and OR taken apart, in the text's order; several nodes (of several ON) joined by AND."""
         found, connectors = [], []
         stack = [x for node in reversed(nodes) for x in (node, "and")][:-1]
         while stack:

@@ -1,13 +1,17 @@
-"""Questions and the verifier: the job of judging an answer, and the questions whose answers can be judged at
-all.
-"""
+"""Questions and the verifier: how answers are judged, and which questions can be judged at all."""
 
 from __future__ import annotations
 
+import dataclasses
+from concurrent.futures import Future
+
 from tqdm import tqdm
 
-from data import Question
-from verify import GOLD_SECONDS, GoldError, PythonJob, SqlJob, Unreadable, Verifier
+import ranks
+from data import Answer, Question
+from prompts import extract_code
+from settings import Config
+from verify import GOLD_SECONDS, GoldError, PythonJob, SqlJob, Unreadable, Verdict, Verifier, settled
 
 
 def job(question: Question, code: str, timeout: float) -> SqlJob | PythonJob:
@@ -20,8 +24,7 @@ def job(question: Question, code: str, timeout: float) -> SqlJob | PythonJob:
 def usable(
     questions: list[Question], verifier: Verifier, timeout: float, progress: str | None = None
 ) -> tuple[list[Question], list[str]]:
-    """Questions whose gold code is right when it is judged as an answer would be, and a note for each of the
-    others.
+    """Questions whose gold code is right when judged as an answer would be; a note for each of the others.
 
     The others are left out, never counted as answered wrongly; so is a program that needs more than half of
     the processor time that an answer has (a query's answers get more, `verify.answer_seconds`). Processor
@@ -64,3 +67,43 @@ def with_rows(questions: list[Question], verifier: Verifier, timeout: float) -> 
         )
 
     return [q for q in questions if not empty(q)]
+
+
+class Execution:
+    """Answers that are executed while others are drawn; each process executes its share of them."""
+
+    def __init__(self, config: Config, train_questions: list[Question], verifier: Verifier):
+        self.config, self.verifier = config, verifier
+        self.questions = {q.index: q for q in train_questions}
+        self.count = 0
+        self.running: dict[int, Future] = {}
+
+    def start(self, answers: list[Answer]):
+        for n, answer in enumerate(answers, self.count):
+            if n % ranks.world_size() == ranks.rank():
+                self.running[n] = self._execute(self.questions[answer.question], answer)
+        self.count += len(answers)
+
+    def _execute(self, question: Question, answer: Answer) -> Future:
+        code, timeout = extract_code(answer.text, question.language), self.config.timeout
+        if self.config.criterion == "executable" and question.language == "sql":
+            return self.verifier.execute(question.database, code, timeout)  # no gold is involved
+        return self.verifier.submit(job(question, code, timeout))
+
+    def verdicts(self) -> list[Verdict]:
+        """Wait for all; one verdict for each answer, in the order in which they were started."""
+        bar = ranks.bar(self.running.items(), desc="executing", unit="answer")
+        shares = ranks.all_gather({n: self._verdict(future) for n, future in bar})
+        return [shares[n % ranks.world_size()][n] for n in range(self.count)]
+
+    def _verdict(self, future: Future) -> Verdict:
+        """By the criterion `executable` an answer that runs at all is correct."""
+        try:
+            verdict = settled(future)
+        except GoldError as broken:
+            if self.config.criterion == "match":
+                raise
+            # nobody has run the gold code before; all answers get the same, so no pair comes of it
+            return Verdict("error", str(broken))
+        chosen = self.config.criterion == "executable" and verdict.ran
+        return dataclasses.replace(verdict, verdict="correct") if chosen else verdict

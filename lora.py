@@ -30,20 +30,14 @@ from cli import UserError
 
 PREFIX = "base_model.model."  # PEFT's name for the wrapped model
 # settings of PEFT's that change what an adapter computes
-OTHER_KINDS = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "lora_bias", "modules_to_save", "use_qalora",
-               "alora_invocation_tokens")  # fmt: skip
-PLAIN_STARTS = (
-    True,
-    False,
-    None,
-    "gaussian",
-    "orthogonal",
-)  # other starts also change the base model's own weights
+OTHER_KINDS = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "lora_bias", "modules_to_save",
+               "use_qalora", "alora_invocation_tokens")  # fmt: skip
+# other starts also change the base model's own weights
+PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal")
 
 
 class LoRALinear(nn.Module):
-    """A frozen nn.Linear or GPT-2 Conv1D (whose weight is transposed) with a trained low-rank update beside
-    it.
+    """A frozen nn.Linear or GPT-2 Conv1D (whose weight is transposed), and a trained low-rank update.
 
     A is float32 (r, in), Kaiming-uniform as in Hu et al.'s code; B is float32 (out, r), zero: the start is
     the identity.
@@ -60,9 +54,8 @@ class LoRALinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(outside, rank, device=weight.device))
 
     def forward(self, x):  # (…, in) → (…, out)
-        exact = (
-            x if torch.is_autocast_enabled(x.device.type) else x.to(self.lora_A.dtype)
-        )  # autocast makes no copy
+        # autocast makes no copy
+        exact = x if torch.is_autocast_enabled(x.device.type) else x.to(self.lora_A.dtype)
         base, low = self.base(x), F.linear(exact, self.lora_A)  # (…, out), (…, r)
         whole = torch.addmm(
             base.to(low.dtype).flatten(0, -2), low.flatten(0, -2), self.lora_B.T, alpha=self.scaling
@@ -76,8 +69,7 @@ class LoRALinear(nn.Module):
 
 
 def inject(model: nn.Module, rank: int = 8, alpha: float = 16, seed: int = 0) -> list[nn.Parameter]:
-    """Freeze the model and put LoRA on every linear layer of attention and MLP; returns the trained
-    parameters.
+    """Freeze the model, put LoRA on every linear layer of attention and MLP; returns the trained parameters.
 
     All linear layers are taken but the output projection to the vocabulary (METHOD: the paper does not name
     its targets).
@@ -136,9 +128,7 @@ def save(model: nn.Module, folder: Path, base_name: str):
 
 
 def read(folder: Path) -> tuple[int, float, dict[str, torch.Tensor]]:
-    """(rank, alpha, tensors) of a saved adapter; raises UserError where the folder holds none, or one of
-    another kind.
-    """
+    """(rank, alpha, tensors) of a saved adapter; raises UserError where the folder holds none of LoRA."""
     folder = Path(folder)
     try:
         config = json.loads((folder / "adapter_config.json").read_text())
@@ -192,7 +182,7 @@ def load(model: nn.Module, folder: Path):
 
 @torch.no_grad()
 def merge(model: nn.Module):
-    """Replace every LoRA layer by its base with W + (alpha / r) B A, summed in float32. In place; not undone."""
+    """Replace every LoRA layer by its base with W + (alpha / r) B A, summed in float32, for good."""
     for name, layer in layers(model).items():
         weight = layer.base.weight
         weight.copy_((weight.float() + layer.delta()).to(weight.dtype))

@@ -112,7 +112,7 @@ def sort_answers(
 def draw_pairs(
     chosen: list[Ids], rejected: list[Ids] | list[None], count: int, rng: random.Random
 ) -> list[tuple[Ids, Ids | None]]:
-    """The pair rule, equation 5: each side without replacement where it holds `count` answers, else with it."""
+    """The pair rule, equation 5: each side without replacement where it has `count` answers, else with it."""
     sides = [
         rng.sample(side, count) if len(side) >= count else rng.choices(side, k=count)
         for side in (chosen, rejected)
@@ -121,9 +121,7 @@ def draw_pairs(
 
 
 def numbered(question: int, pairs: list[tuple[Ids, Ids | None]]) -> QuestionPairs:
-    """The pairs as positions among their distinct answers, each of which is computed once, however many pairs
-    use it.
-    """
+    """The pairs as positions among their distinct answers, each of which is then computed once."""
     number: dict[Ids, int] = {}
 
     def position(ids: Ids | None) -> int | None:
@@ -134,8 +132,7 @@ def numbered(question: int, pairs: list[tuple[Ids, Ids | None]]) -> QuestionPair
 
 
 def is_degenerate(answer: Answer, repeats: int = 3) -> bool:
-    """The paper's "answers that contain repeated strings": it ran into the length limit while repeating
-    itself.
+    """The paper's "answers that contain repeated strings": it repeated itself up to the length limit.
 
     Precisely: it has no end, and its last half is one n-gram of tokens, n ≥ 1, back to back at least
     `repeats` times.

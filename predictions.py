@@ -158,8 +158,7 @@ def answers_of_json_lines(lines: list[str], path: Path, questions: list[Question
 
 
 def read_answer(line: str, place: str, total: int) -> tuple[str, int | None, str | None, object]:
-    """(code, index, id, database) of one JSON line, which has an index, an id, or both; else raises
-    UserError.
+    """(code, index, id, database) of a JSON line, which has an index, an id, or both; else raises UserError.
 
     The id is text, so that "7" is 7.
     """

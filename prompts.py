@@ -16,9 +16,7 @@ from verifier.sql_text import MAX_QUERY
 
 
 def prompt(question: Question) -> str:
-    """The zero-shot prompt: schema first and question last, so that a database's questions share their
-    prefix.
-    """
+    """The zero-shot prompt: schema first, question last: a database's questions share their prefix."""
     if question.language == "python":
         return question.text
     evidence = f"Hint: {question.evidence}\n" if question.evidence else ""
@@ -65,9 +63,7 @@ def prompt_ids(question: Question, tokenizer: Any, day: str | None = None) -> li
 
 
 def _chat_ids(text: str, tokenizer: Any, day: str | None = None) -> list[int]:
-    """A user's message in the chat template, up to where the answer begins; raises ValueError where it cannot
-    be made.
-    """
+    """A user's message in the chat template, up to where the answer begins; raises ValueError without one."""
     template = tokenizer.get_chat_template()
     # the answer is code from its first token on; most templates ignore it
     settings: dict[str, Any] = {"enable_thinking": False}
@@ -96,8 +92,7 @@ def code_ids(code: str, tokenizer: Any) -> tuple[int, ...]:
 
 
 def _other_ways(code: str, tokenizer: Any) -> Iterator[list[int]]:
-    """Tokens of the code as SentencePiece tokenizers write it elsewhere than at a text's beginning, where a
-    space changes.
+    """Tokens of the code as SentencePiece writes it inside a text: at a text's beginning a space changes.
 
     It is tokenised behind a character, whose tokens are cut off: several are tried, because one may merge
     with the code. The last way writes the space that such a tokenizer takes away.
@@ -171,7 +166,8 @@ MAYBE_COMMENT = re.compile(rf"/\*{INSIDE}(\*/)?")
 # comment.
 LINE_FENCE = re.compile(r"^[ \t]*```", re.MULTILINE)
 END = re.compile(
-    rf"(?P<end>```|;|(?P<blank>{BLANK}))|{sql_text.QUOTED}|--(?:(?!```[ \t\r]*\n)[^\n])*|{sql_text.BLOCK_COMMENT}"
+    rf"(?P<end>```|;|(?P<blank>{BLANK}))|{sql_text.QUOTED}|--(?:(?!```[ \t\r]*\n)[^\n])*"
+    rf"|{sql_text.BLOCK_COMMENT}"
 )
 
 
@@ -187,8 +183,7 @@ THOUGHT = re.compile(r"(?:\s*<think>(?s:.*?)(?:</think>(?:[^\S\n]*\n)*|\Z))+")
 
 
 def extract_code(text: str, language: str = "sql") -> str:
-    """The code inside a model's answer. Thinking at its beginning is skipped; while that is not closed, no
-    code is there.
+    """The code inside a model's answer. Thinking at its beginning is skipped; if that is not closed: none.
 
     Python: DS-1000's official rule. SQL: from its first fence, SELECT or WITH to the next `;`, fence or blank
     line.

@@ -74,9 +74,7 @@ def load(config: Config) -> tuple[Splits, list[str]]:
 
 
 def digest(splits: Splits) -> str:
-    """A hash of the questions that a run chooses from: texts, gold code, schemas, and the sizes of the
-    databases.
-    """
+    """A hash of the questions to choose from: texts, gold code, schemas, and sizes of the databases."""
     rows = []
     for _, questions in splits:
         for q in questions:
@@ -86,9 +84,7 @@ def digest(splits: Splits) -> str:
 
 
 def check(run: Path, splits: Splits):
-    """A run that is resumed must find the questions it was begun with; raises UserError where they have
-    changed.
-    """
+    """Raises UserError where a run that is resumed finds other questions than it was begun with."""
     path = run / "questions.json"
     if path.exists():
         with whole(path):
@@ -102,9 +98,7 @@ def check(run: Path, splits: Splits):
 def choose(
     config: Config, policy: Policy, splits: Splits, notes: list[str], run: Path, verifier: Verifier
 ) -> Splits:
-    """The questions in use → questions.json. Raises UserError where the run's prompts have changed since it
-    was begun.
-    """
+    """The questions in use → questions.json. Raises UserError where the run's prompts have changed."""
     stored = stage(
         run / "questions.json",
         lambda: fitting(config, policy, splits, notes, verifier),
@@ -123,8 +117,8 @@ def choose(
         known = stored.get("prompts")
     if known not in (None, prompts_digest(policy, chosen)):  # None: begun by a version that did not keep it
         raise UserError(
-            f"the prompts of {run} have changed since it was begun (another tokenizer, chat template or version of the"
-            " code): name another --out, or delete the folder."
+            f"the prompts of {run} have changed since it was begun (another tokenizer, chat template or"
+            " version of the code): name another --out, or delete the folder."
         )
     for note in left_out:
         ranks.say(f"left out: {note}")
@@ -155,7 +149,8 @@ def fitting(config: Config, policy: Policy, splits: Splits, notes: list[str], ve
             fits = [q for q in questions if longest(config, policy, q) <= room]
             if len(fits) < len(questions):
                 notes.append(
-                    f"{name}: {len(questions) - len(fits)} questions: longer than {room} tokens with their answer"
+                    f"{name}: {len(questions) - len(fits)} questions: longer than {room} tokens with their"
+                    " answer"
                 )
             questions = fits
         if name == "train" and config.gold != "never":
@@ -184,8 +179,6 @@ def longest(config: Config, policy: Policy, question: Question) -> int:
 
 
 def gold_is_told(question: Question, policy: Policy) -> bool:
-    """Whether the gold code's tokens are the same code; a tokenizer that normalises letters may make another
-    one of it.
-    """
+    """Whether the gold code's tokens are the same code: a tokenizer that normalises letters changes some."""
     text = answer_text(code_ids(question.gold, policy.tokenizer)[:-1], policy.tokenizer)
     return normal_form(text, question.language) == normal_form(question.gold, question.language)

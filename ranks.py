@@ -48,8 +48,7 @@ _empty = False  # it is running a pass that the others have announced
 
 
 def shard(model: torch.nn.Module, device: torch.device):
-    """Leave each process its part of every decoder layer's weights, on its own device (torch's
-    `fully_shard`).
+    """Leave each process its part of every decoder layer's weights, on its device (torch's `fully_shard`).
 
     model: a transformers model for causal language modelling. Adapters are injected later, and stay whole; so
     do embeddings and output projection, used outside the layers. Raises UserError where the model's layers
@@ -90,9 +89,7 @@ def _announce(working: bool) -> bool:
 
 
 def catch_up(empty_pass: Callable[[], object]):
-    """Own work is done: while others still run passes of the sharded layers, take part in them with empty
-    ones.
-    """
+    """Own work is done: join the other processes' passes of the sharded layers with empty ones."""
     global _empty
     while _sharded and _announce(False):
         _empty = True
@@ -138,8 +135,7 @@ def barrier():
 def share_work(
     items: list, run: Callable[[list], list], empty_pass: Callable[[], object] | None = None
 ) -> list:
-    """run(items), with each process running its share; all the results on all of them, in the order of the
-    items.
+    """run(items), each process running its share; all get all results, in the order of the items.
 
     empty_pass: where `run` calls the model, see `catch_up`.
     """

@@ -70,8 +70,7 @@ def refine(
     checkpoint,
     t: int,
 ):
-    """π_t = argmin of equation 6: the policy's adapter is trained in place, one optimizer step for each of
-    `steps`.
+    """π_t = argmin of equation 6: the policy's adapter is trained in place, one step for each of `steps`.
 
     checkpoint: stages.Checkpoint; training goes on from it where it holds something.
     """
@@ -80,7 +79,8 @@ def refine(
     scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.dtype == torch.float16)
     if config.checkpointing:
         policy.model.activation_checkpointing_enable({"use_reentrant": False})
-        policy.model.train()  # transformers checkpoints in training mode alone; load_policy has switched dropout off
+        # transformers checkpoints in training mode alone; load_policy has switched dropout off
+        policy.model.train()
     log = checkpoint.load(partial(restore, parameters, optimizer, scaler))
     saved = time.time()
     started = saved - (log[-1]["seconds"] if log else 0)
@@ -95,7 +95,10 @@ def refine(
             between_steps = False
             scaler.unscale_(optimizer)
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip).item()
-            check(means, norm, step, where, config, policy, scaler)
+            if not (math.isfinite(norm) or scaler.is_enabled()):
+                raise UserError(f"the gradient is {norm} at {where}: lower --lr.")
+            if step == 0 and "dpo" in means:
+                check_first_step(means["dpo"], config.beta, policy.dtype)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
@@ -134,24 +137,6 @@ def restore(parameters: list, optimizer: torch.optim.Optimizer, scaler: torch.am
     scaler.load_state_dict(saved["scaler"])
 
 
-def check(
-    means: dict,
-    norm: float,
-    step: int,
-    where: str,
-    config: Config,
-    policy: Policy,
-    scaler: torch.amp.GradScaler,
-):
-    """Raises UserError for a gradient that is no number, and AssertionError for a reference that is another
-    policy.
-    """
-    if not (math.isfinite(norm) or scaler.is_enabled()):
-        raise UserError(f"the gradient is {norm} at {where}: lower --lr.")
-    if step == 0 and "dpo" in means:
-        check_first_step(means["dpo"], config.beta, policy.dtype)
-
-
 def check_first_step(dpo: float, beta: float, dtype: torch.dtype):
     """Before the first update the policy is the reference: every margin is 0 and DPO is ln 2, up to rounding.
 
@@ -159,9 +144,7 @@ def check_first_step(dpo: float, beta: float, dtype: torch.dtype):
     """
     tolerance = max(1.0, beta / 0.1) * (1e-4 if dtype == torch.float32 else 0.05)
     if abs(dpo - math.log(2)) > tolerance:
-        raise AssertionError(
-            f"DPO loss at step 0 is {dpo:.6f}, not ln 2: the reference is not the policy that starts"
-        )
+        raise AssertionError(f"DPO loss at step 0 is {dpo:.6f}, not ln 2: the reference is another policy")
 
 
 def add_gradients(
@@ -210,9 +193,7 @@ def batch_loss(
     reference: Reference,
     micro_batch: list[Used],
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Sum of the pairs' losses, shape (), and the sums that are logged. Each answer is computed once,
-    whatever K.
-    """
+    """Sum of the pairs' losses, shape (), and the sums that are logged. Each answer is computed once."""
     answers = [[pairs[used.at].answers[a] for a in used.answers] for used in micro_batch]
     with policy.autocast():
         tree = Tree([prompts[used.at] for used in micro_batch], answers, policy.device)
@@ -232,8 +213,7 @@ def batch_loss(
         loss = dpo if config.objective == "dpo" else dual_loss(dpo, sft, config.lam)
         logged |= {"dpo": dpo, "margin": margin, "preferred": (margin > 0).float()}
         logged |= {"rejected_logp": logps[r], "rejected_logp_per_token": logps[r] / lengths[r]}
-        # against the reference: a step's questions differ from the next one's, so log-probabilities alone are
-        # noise
+        # against the reference: each step has other questions, so log-probabilities alone are noise
         logged |= {"chosen_logratio": logps[c] - before[c], "rejected_logratio": logps[r] - before[r]}
     logged["loss"] = loss
     sums = torch.stack([value.detach().sum() for value in logged.values()]).tolist()  # one transfer

@@ -99,7 +99,7 @@ def load_run(folder: Path) -> dict:
         raise UserError(f"{folder} is not the folder of a run: {type(error).__name__}: {error}")
 
 
-# ---- PNG figures -------------------------------------------------------------------------------------------
+# ---- PNG figures ---------------------------------------------------------------------------------
 
 
 def accuracy(runs, ax):

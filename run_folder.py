@@ -25,7 +25,7 @@ import ranks
 from cli import UserError, first_line
 from settings import FREE, Config
 
-# ---- files that are complete or absent -----------------------------------------------------------------------------
+# ---- files that are complete or absent -----------------------------------------------------------
 
 
 def stage(
@@ -69,9 +69,7 @@ def missing(path: Path) -> bool:
 
 
 def write(path: Path, text: str):
-    """Complete or absent: written beside, flushed to disk, then renamed. When it returns, every process can
-    read it.
-    """
+    """Complete or absent: written beside, flushed, renamed. When it returns, every process can read it."""
     if ranks.rank() == 0:
         part(path).write_text(text, encoding="utf-8")
         commit(part(path), path)
@@ -79,9 +77,7 @@ def write(path: Path, text: str):
 
 
 def commit(temporary: Path, path: Path):
-    """Flush a file, or a folder's files, to disk and give it its name, so that the name never stands for half
-    of it.
-    """
+    """Flush a file, or a folder's files, to disk and then name it: a name never stands for half of it."""
     for file in [*temporary.iterdir(), temporary] if temporary.is_dir() else [temporary]:
         descriptor = os.open(file, os.O_RDONLY)
         os.fsync(descriptor)
@@ -109,9 +105,7 @@ def whole(path: Path, *errors) -> Iterator[None]:
 
 
 def read_lines(path: Path, kind: Callable[[dict], Any] = lambda row: row) -> list:
-    """Each line of the file as `kind` makes it of the line's JSON; raises UserError where the file is
-    damaged.
-    """
+    """Each line of the file as `kind` makes it of the line's JSON; raises UserError for a damaged file."""
     with (
         whole(path),
         open(path, encoding="utf-8") as file,
@@ -134,14 +128,12 @@ def indented(value: Any) -> str:
     return json.dumps(value, indent=2) + "\n"
 
 
-# ---- times ---------------------------------------------------------------------------------------------------------
+# ---- times ---------------------------------------------------------------------------------------
 
 
 @contextmanager
 def timed(folder: Path, name: str | None) -> Iterator[None]:
-    """Add the time of the block to `name` in seconds.json, also where it was interrupted (not where it was
-    killed).
-    """
+    """Add the block's time to `name` in seconds.json, also where Ctrl-C ended it."""
     started, path = time.time(), folder / "seconds.json"
     try:
         yield
@@ -163,9 +155,7 @@ def read_seconds(folder: Path) -> dict[str, float]:
 
 
 def iterations(run: Path, file: str) -> list[Path]:
-    """The folders iter_0, iter_1, … of a run that have this file, in order; raises UserError where one before
-    has not.
-    """
+    """A run's folders iter_0, iter_1, … that have this file; raises UserError where one before has not."""
     found = {
         int(path.parent.name[5:]) for path in run.glob(f"iter_*/{file}") if path.parent.name[5:].isdecimal()
     }
@@ -175,12 +165,12 @@ def iterations(run: Path, file: str) -> list[Path]:
     return [run / f"iter_{t}" for t in range(len(found))]
 
 
-# ---- what a run was begun with -------------------------------------------------------------------------------------
+# ---- what a run was begun with -------------------------------------------------------------------
 
 
 @contextmanager
 def lock(run: Path) -> Iterator[None]:
-    """Hold the run's folder for this process; raises UserError where another one does. Dying lets go as well."""
+    """Hold the run's folder; raises UserError where another process does. A process that dies lets go."""
     file, held = None, False
     if ranks.rank() == 0:
         file = open(run / "lock", "w")  # noqa: SIM115 (closed below)
@@ -194,9 +184,8 @@ def lock(run: Path) -> Iterator[None]:
         yield
     finally:
         if file:
-            fcntl.flock(
-                file, fcntl.LOCK_UN
-            )  # closing alone would not, while a child just forked has it open as well
+            # closing alone does not unlock it while a child just forked has it open as well
+            fcntl.flock(file, fcntl.LOCK_UN)
             file.close()
 
 
@@ -221,9 +210,7 @@ def begun(run: Path) -> dict:
 
 
 def check_settings(config: Config, run: Path):
-    """A run that is resumed must have the settings it was made with; raises UserError naming the one that
-    differs.
-    """
+    """Raises UserError naming the setting that differs from those a resumed run was begun with."""
     theirs = begun(run)
     if not theirs:
         if (run.exists() or run.is_symlink()) and not run.is_dir():
@@ -237,9 +224,8 @@ def check_settings(config: Config, run: Path):
     defaults = {f.name: f.default for f in dataclasses.fields(Config)}
     free = FREE if config.draws else FREE | {"answers"}
     for name, value in dataclasses.asdict(config).items():
-        before = theirs.get(
-            name, defaults[name]
-        )  # a setting that is newer than the run had its default's effect
+        # a setting that is newer than the run had its default's effect
+        before = theirs.get(name, defaults[name])
         same = value.partition(":")[0] == device if name == "device" else before == value
         if name not in free and not same:
             raise UserError(
@@ -248,13 +234,13 @@ def check_settings(config: Config, run: Path):
             )
     if fingerprint() != theirs["code"][-1]:
         ranks.say(
-            f"the code has changed since {run} was begun: its finished stages stay as they are (--out starts another)"
+            f"the code has changed since {run} was begun: its finished stages stay as they are"
+            " (--out starts another)"
         )
 
 
 def write_settings(config: Config, run: Path, today: str) -> str:
-    """config.json: the settings, the fingerprint of each version of the code, and the run's first day, which
-    is returned.
+    """config.json: settings, fingerprints of the versions of the code, and the first day, which is returned.
 
     The day is that of the prompts: a chat template may print the date, and a run has the same prompts on
     every day.

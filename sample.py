@@ -30,7 +30,7 @@ import lora
 import ranks
 from batches import sampling_batches
 from data import Answer, Question
-from decode import Decoding
+from decode import Decoding, pick
 from policy import Policy, empty_pass, halving, load_policy
 from prompts import answer_text, code_ended, extract_code
 from tree import Tree
@@ -51,59 +51,8 @@ class SamplingParams:
 
 def uniforms(seed: int, iteration: int, question: int, sample: int, count: int) -> np.ndarray:
     """`count` numbers in [0, 1) that depend on the position alone: (count,) float64."""
-    return np.random.Generator(
-        np.random.Philox(np.random.SeedSequence((seed, iteration, question, sample)))
-    ).random(count)
-
-
-def pick(
-    logits: torch.Tensor, u: torch.Tensor, temperature: float, top_p: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token a row by inverting the cumulative distribution at u; temperature 0 takes the most likely
-    token.
-
-    logits (R, V), u (R,) → tokens (R,), log-probabilities of the tokens at temperature 1 (R,), both from
-    float32.
-    """
-    tokens, logps = [], []
-    some = len(u) if logits.is_cuda else 8  # a few rows at a time stay in a processor's cache
-    for part, v in zip(logits.split(some), u.split(some)):
-        part = part.float()
-        part = part - part.amax(-1, keepdim=True)
-        weights = part.exp()
-        total = weights.sum(-1).log()
-        if temperature == 0:
-            token = part.argmax(-1)
-        else:
-            weights = weights if temperature == 1 else (part / temperature).exp_()
-            if top_p < 1:  # the smallest set of most likely tokens whose mass reaches top_p
-                ordered, index = weights.sort(-1, descending=True)
-                outside = ordered.cumsum(-1) - ordered >= top_p * ordered.sum(-1, keepdim=True)
-                outside[:, 0] = False  # however small top_p is
-                weights = torch.zeros_like(weights).scatter(-1, index, ordered.masked_fill(outside, 0))
-            token = invert(weights, v)
-        tokens.append(token)
-        logps.append(part.gather(-1, token[:, None])[:, 0] - total)
-    return torch.cat(tokens), torch.cat(logps)
-
-
-def invert(weights: torch.Tensor, u: torch.Tensor, block: int = 256) -> torch.Tensor:
-    """The first index at which the cumulative weight exceeds u · total: weights (R, V), u (R,) → (R,).
-
-    In two levels, blocks and then tokens of one block: short sums are quick, and more exact than one over all
-    of V.
-    """
-    pad = -weights.shape[-1] % block
-    blocks = torch.nn.functional.pad(weights, (0, pad)).unflatten(-1, (-1, block))  # (R, V/b, b)
-    mass = blocks.sum(-1).double().cumsum(-1)  # (R, V/b)
-    goal = u.double() * mass[:, -1]
-    which = (mass <= goal[:, None]).sum(-1).clamp(max=mass.shape[-1] - 1)
-    rows = torch.arange(len(u), device=u.device)
-    rest = goal - torch.where(which > 0, mass[rows, which - 1], torch.zeros_like(goal))
-    inside = blocks[rows, which].double().cumsum(-1)  # (R, b)
-    # rounding may leave `rest` at the block's very end: stay on the last token that has weight at all
-    last = block - 1 - (blocks[rows, which] > 0).flip(-1).long().argmax(-1)
-    return which * block + torch.minimum((inside <= rest[:, None]).sum(-1), last)
+    position = np.random.SeedSequence((seed, iteration, question, sample))
+    return np.random.Generator(np.random.Philox(position)).random(count)
 
 
 @torch.no_grad()
@@ -114,15 +63,13 @@ def draw_batch(
     params: SamplingParams,
     progress: Callable[[int, int, int], object] | None = None,
 ) -> list[Answer]:
-    """Draw `params.answers` answers to each of a batch's questions; returns them ordered by question and
-    sample.
+    """Draw `params.answers` answers to each question of a batch; they come by question and sample.
 
     progress(answers that have ended, tokens drawn, answers that go on) is called after every step.
     """
     answers, steps = params.answers, params.max_new
-    members = [
-        (q, m) for q in questions for m in range(answers)
-    ]  # (question, sample) of each of the R answers
+    # (question, sample) of each of the R answers
+    members = [(q, m) for q in questions for m in range(answers)]
     uniform = np.stack([uniforms(params.seed, params.iteration, q.index, m, steps) for q, m in members])
     u = torch.from_numpy(uniform).to(policy.device)  # (R, T)
     tokens: list[list[int]] = [[] for _ in members]
@@ -131,18 +78,13 @@ def draw_batch(
         # prefill: every prompt once, and a schema that questions share once for all of them
         tree = Tree(prompts, device=policy.device, keep_cache=True)
         logits = policy.model(
-            input_ids=tree.ids,
-            position_ids=tree.positions,
-            layout=tree,
-            logits_to_keep=tree.keep,
-            use_cache=False,
+            tree.ids, position_ids=tree.positions, layout=tree, logits_to_keep=tree.keep, use_cache=False
         ).logits[0]  # (questions, V)
         state = Decoding(tree, answers, steps)
         tree.cache = None  # Decoding has its own copy
         logits = logits.repeat_interleave(answers, 0)
         rows = list(range(len(members)))  # the answer that each row of the batch belongs to
-        # Compact once this share of rows is left: compaction copies the caches and, on a GPU, forces a new
-        # graph.
+        # Compact once this share of rows is left: it copies the caches and, on a GPU, forces a new graph.
         compact_at = 1 / 2 if policy.device.type == "cuda" else 7 / 8
         for step in range(steps):
             picked, logp = pick(logits, u[:, step], params.temperature, params.top_p)
@@ -176,9 +118,7 @@ def ended(policy: Policy, question: Question, ids: list[int]) -> bool:
 
 
 def text_of(policy: Policy, ids: list[int]) -> str:
-    """An answer's text without its end token. Other special tokens stay in it: what is trained on is what was
-    judged.
-    """
+    """An answer's text without its end token; other special tokens stay: they are judged and trained on."""
     return answer_text(ids[:-1] if ids[-1] in policy.end_ids else ids, policy.tokenizer)
 
 

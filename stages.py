@@ -71,9 +71,7 @@ def read_pairs(path: Path) -> list[QuestionPairs]:
 
 
 class Run:
-    """The folder of one run; what belongs to iteration t lies in iter_t. Each method but `timed` is a stage,
-    or part of one.
-    """
+    """A run's folder; iteration t's files lie in iter_t. Each method but `timed` is (part of) a stage."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -101,9 +99,7 @@ class Run:
         return answers, verdicts
 
     def pairs(self, t: int, make: Callable[[], tuple[list[QuestionPairs], Counter]]) -> list[QuestionPairs]:
-        """D_t → pairs.jsonl; the number of each case → pairs_summary.json, and printed. Raises UserError
-        without pairs.
-        """
+        """D_t → pairs.jsonl; how many of each case → pairs_summary.json. Raises UserError without pairs."""
         folder, make = self.iteration(t), cache(make)
         path = folder / "pairs_summary.json"
         counts = stage(path, lambda: make()[1], text(indented), read_json)
@@ -156,8 +152,7 @@ class Run:
             (self.iteration(t) / name).unlink(missing_ok=True)
 
     def scores(self, t: int, scored: Collection[str], make: Callable[[], list[Evaluation]]) -> PolicyScores:
-        """π_t's scores → scores.json, and its greedy answers with their verdicts → validation.jsonl,
-        dev.jsonl.
+        """π_t's scores → scores.json; its greedy answers with their verdicts → validation.jsonl, dev.jsonl.
 
         scored: the names of the splits that the run scores.
         """
@@ -191,7 +186,8 @@ class Run:
             ex = [f"{split.ex:.1%}" if split else "" for split in (scores.validation, scores.dev)]
             executable = f"{scores.dev.executable:.1%}" if scores.dev else ""
             rows.append(
-                f"{t:<8} {right:>13} {ran:>11} {pairs:>7} {ex[0]:>14} {ex[1]:>12} {executable:>11} {minutes:>8.1f}"
+                f"{t:<8} {right:>13} {ran:>11} {pairs:>7}"
+                f" {ex[0]:>14} {ex[1]:>12} {executable:>11} {minutes:>8.1f}"
             )
         rows.append(
             "(answers of iteration t are drawn from π_{t-1}; EX and executable after them are π_t's, greedy)"
@@ -200,8 +196,7 @@ class Run:
 
 
 class AnswerFile:
-    """Answers that are appended batch by batch → answers.part, and in the end answers.jsonl and
-    verdicts.jsonl.
+    """Answers, appended batch by batch → answers.part; in the end answers.jsonl and verdicts.jsonl.
 
     The batch that was in flight when a run was stopped is cut off and drawn again, whole.
     """
@@ -257,15 +252,11 @@ class Checkpoint:
         if ranks.rank() == 0:
             buffer, temporary = io.BytesIO(), self.path.with_suffix(".part")
             torch.save(state | {"log": [step_line(row) for row in log]}, buffer)
-            temporary.write_bytes(
-                buffer.getbuffer()
-            )  # not by torch itself, which hides what a full disk says
+            temporary.write_bytes(buffer.getbuffer())  # torch itself would hide what a full disk says
             commit(temporary, self.path)
 
     def load(self, apply: Callable[[dict[str, Any]], object]) -> list[dict]:
-        """`apply` the saved state; returns the log until then, empty where there is none. train.jsonl becomes
-        that log.
-        """
+        """`apply` the saved state; returns the log until then, which train.jsonl becomes; empty: none."""
         log = self._load(apply) if self.path.exists() else []
         write(self.log, "".join(map(step_line, log)))
         return log
@@ -280,7 +271,8 @@ class Checkpoint:
             raise
         except Exception as error:  # half a file, another file: torch has an exception for each
             raise UserError(
-                f"{self.path} is damaged ({first_line(error)}): delete it, and this iteration's training begins again."
+                f"{self.path} is damaged ({first_line(error)}): delete it, and this iteration's training"
+                " begins again."
             )
 
     def step(self, row: dict):

@@ -132,9 +132,8 @@ class Verifier:
 
         It raises GoldError where the gold query does not execute or the test fails before any of the program
         has run, Unreadable where a query meets a damaged page of its database, and InfrastructureError where
-        the machine is at
-        fault: a database that cannot be read at all, walls that are missing, an interpreter that does not
-        start, too little memory.
+        the machine is at fault: a database that cannot be read at all, walls that are missing, an interpreter
+        that does not start, too little memory.
         """
         if isinstance(job, PythonJob):
             context = hashlib.sha256(job.context.encode("utf-8", "surrogatepass")).digest()
@@ -305,11 +304,8 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="PATH",
         help="the interpreter that has DS-1000's libraries (default: this one; `make ds1000` builds one)",
     )
-    parser.add_argument(
-        "--allow-unsandboxed",
-        action="store_true",
-        help="run Python answers even where the walls are not complete",
-    )
+    unsafe = "run Python answers even where the walls are not complete"
+    parser.add_argument("--allow-unsandboxed", action="store_true", help=unsafe)
     options = parser.parse_args(arguments)
     if options.workers < 1:
         parser.error("--workers must be at least 1")

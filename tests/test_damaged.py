@@ -23,7 +23,7 @@ import prompts
 import questions
 import report
 from cli import UserError
-from sample import pick
+from decode import pick
 from settings import Config, parse
 from stages import Checkpoint
 

@@ -7,13 +7,14 @@ import math
 import pytest
 import torch
 
+import attention as attention_module
 import data
 import decode
 import lora
-import tree as tree_module
+from attention import TreeAttention
 from policy import load_policy
 from sample import SamplingParams, draw_batch
-from tree import Tree, TreeAttention, answer_logps
+from tree import Tree, answer_logps
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GENERATOR = torch.Generator().manual_seed(0)
@@ -33,7 +34,7 @@ def draw(*shape):
 @pytest.mark.parametrize("old", [False, True])  # a GPU before Ampere has no flash attention
 def test_attention_and_its_gradient_are_the_cpus(size, kv_heads, dtype, tolerance, old, monkeypatch):
     if old:
-        monkeypatch.setattr(tree_module, "flash", lambda query: False)
+        monkeypatch.setattr(attention_module, "flash", lambda query: False)
     here, there = Tree(PROMPTS, ANSWERS), Tree(PROMPTS, ANSWERS, "cuda")
     count = here.ids.shape[1]
     inputs = [draw(count, heads, size).to(dtype) for heads in (4, kv_heads, kv_heads)]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import compare_runs
+import curves
 import page
 import report
 import settings
@@ -373,17 +374,17 @@ def test_an_answer_that_the_page_could_not_show_is_one_sentence(run, change):
 def test_curves_by_hand(monkeypatch):
     steps = [{"loss": 3.0, "grad_norm": inf, "chosen_logratio": 0.5}, {"loss": 2.0, "grad_norm": 1.0}]
     steps.append({"loss": nan})
-    found = page.curves([[], steps, [{"loss": 1.0, "other": 4}]])
+    found = curves.curves([[], steps, [{"loss": 1.0, "other": 4}]])
     assert (found["steps"], found["starts"]) == ([0, 1, 2, 3], [[0, 1], [3, 2]])
     charts = {c["title"]: {line["name"]: line["values"] for line in c["lines"]} for c in found["charts"]}
     assert charts == {
         "loss": {"loss": [3.0, 2.0, None, 1.0]}, "gradient norm": {"gradient norm": [None, 1.0, None, None]},
         "log-ratio to the reference": {"chosen": [0.5, None, None, None]},
     }  # fmt: skip
-    monkeypatch.setattr(page, "POINTS", 2)  # long iterations: a point is the mean of neighbours
-    found = page.curves([[{"lr": v} for v in (1, 3, 5, 9, 4)], [{"lr": 2}]])
+    monkeypatch.setattr(curves, "POINTS", 2)  # long iterations: a point is the mean of neighbours
+    found = curves.curves([[{"lr": v} for v in (1, 3, 5, 9, 4)], [{"lr": 2}]])
     assert found["steps"] == [0, 3, 5] and found["charts"][0]["lines"][0]["values"] == [3, 6.5, 2]
-    assert page.curves([[], [], []]) == {"steps": [], "starts": [], "charts": []}
+    assert curves.curves([[], [], []]) == {"steps": [], "starts": [], "charts": []}
 
 
 def test_a_page_is_readable_json_where_training_overflowed(run):

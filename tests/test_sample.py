@@ -17,9 +17,9 @@ import prompts
 import sample as sampling
 from batches import sampling_batches
 from cli import UserError
-from decode import Decoding
+from decode import Decoding, invert, pick
 from policy import load_policy, locate, settle_device
-from sample import SamplingParams, invert, pick, sample
+from sample import SamplingParams, sample
 from tree import Tree, answer_logps
 
 

@@ -11,8 +11,9 @@ import torch
 from conftest import plain_logps
 
 import lora
+from attention import TreeAttention, attention
 from decode import Decoding
-from tree import MIN_SHARED, TokenLogps, Tree, TreeAttention, answer_logps, attention, share_prefixes
+from tree import MIN_SHARED, TokenLogps, Tree, answer_logps, share_prefixes
 
 RNG = random.Random(0)
 

@@ -18,7 +18,7 @@ Imports run as forks run, so a file says which process its code is in:
                     `-- 4 candidate   candidate.py, pack.py. Runs the program behind walls.py. Forked before
                                       the judge reads the test. Nothing that it sends is trusted.
 
-    child.py and verdicts.py serve all of them: messages, limits, what may be said of an answer. beside.py serves
+    child.py and verdicts.py serve all: messages, limits, what may be said of an answer. beside.py serves
     the SQL worker and database.py.
 
 What is covered: a query cannot write, load, attach, wait for a lock, or outlast its deadline. A program

@@ -148,8 +148,7 @@ class Child:
 
 
 def processor_seconds(pid: int) -> float:
-    """What a process has used of the processors: the time of all its threads together, also of those that
-    have ended, and of the children that it has collected."""
+    """Processor time of a process: of all its threads, ended ones too, and of its collected children."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()  # the name before it may hold anything

@@ -87,7 +87,7 @@ def match_columns(gold: Sequence[tuple], answer: Sequence[tuple]) -> bool:
 
 
 def choices(ours: list[int], theirs: list[int]) -> Iterator[list[list[int]]]:
-    """The colours of both tables for each way to pair one column that shares its colour: both get a new one."""
+    """Both tables' colours for each way to pair one column that shares its colour: both get a new one."""
     shared = next(colour for colour, count in Counter(ours).items() if count > 1)
     first, fresh = ours.index(shared), len(ours)
     for column, colour in enumerate(theirs):

@@ -181,9 +181,7 @@ def labels(value: Any) -> list:
 
 
 def is_collection(value: Any) -> bool:
-    """Whether it is something that one can go through: it has a length, or a shape with at least one
-    dimension.
-    """
+    """Whether one can go through it: it has a length, or a shape with at least one dimension."""
     try:
         return len(value) >= 0
     except TypeError:  # no length: a number, a class, or a sparse matrix, which has a shape

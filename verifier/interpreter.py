@@ -50,8 +50,7 @@ class Interpreter:
 
     def __init__(self, workers: int, python: str, allow_unsandboxed: bool = False):
         self.workers, self.allow_unsandboxed = workers, allow_unsandboxed
-        # It starts in another folder. A link is not followed: that is how a venv's interpreter knows its
-        # libraries.
+        # It starts in another folder. A link is not followed: by it a venv's interpreter knows its libraries.
         self.python = os.path.abspath(python) if os.path.dirname(python) else shutil.which(python) or python
         self.process: subprocess.Popen | None = None
         self.sockets: list[socket.socket] = []
@@ -82,8 +81,7 @@ class Interpreter:
             if process is None:
                 break
             line = idle.get()
-            # The supervisor reads the first message alone; the judge reads the second one, which holds the
-            # test.
+            # The supervisor reads the first message alone; the judge reads the second, with the test.
             reply = self._exchange(line, (head, [context, answer]), WALL * timeout + START_SECONDS)
             if reply is not None:
                 idle.put(line)

@@ -48,8 +48,7 @@ class Hidden(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     To import one shows it, and what it imports, without running it again. Until then a program sees what a
     fresh interpreter would, and fails where that would fail. (What compiled modules import among themselves
-    is not
-    recorded: it stays out of sight until a program names it.)
+    is not recorded: it stays out of sight until a program names it.)
     """
 
     def __init__(self, names: Iterable[str]):

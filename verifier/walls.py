@@ -155,8 +155,7 @@ def landlock_abi() -> int:
 def restrict_files(folder: str, *readable: str) -> None:
     abi = landlock_abi()
     handled = (1 << RIGHTS.get(abi, 16)) - 1
-    # every right to files, every right to TCP ports (4), abstract sockets and signals (6): all denied but
-    # these below
+    # all rights to files, to TCP ports (4), to abstract sockets and signals (6): denied but for these
     attributes = struct.pack("<QQQ", handled, 3 if abi >= 4 else 0, 3 if abi >= 6 else 0)
     size = 8 if abi < 4 else 16 if abi < 6 else 24
     ruleset = LIBC.syscall(LANDLOCK_CREATE, attributes, size, 0)
@@ -270,8 +269,7 @@ ALLOWED = {
 }  # fmt: skip
 # These "do not exist", so that the C library falls back to a call whose arguments the filter can read.
 ABSENT = {"clone3": (435, 435), "openat2": (437, 437), "epoll_pwait2": (441, 441)}
-# These seem to succeed and do nothing (Landlock does not cover them): `shutil.copy` sets the mode of its
-# copy.
+# These seem to succeed and do nothing (Landlock does not cover them): `shutil.copy` sets a mode.
 PRETENDED = {
     "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
     "utime": (132, None), "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88),
