@@ -20,6 +20,7 @@ look: .venv/demo
 		--answers 2 --pairs 2 --out runs/look
 
 test: .venv/test .venv/demo
+	.venv/bin/ruff format --check --quiet . || { echo "not formatted: .venv/bin/ruff format ."; exit 1; }
 	.venv/bin/ruff check .
 	.venv/bin/mypy $(TYPES) *.py verifier/*.py
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist loadfile tests

@@ -111,8 +111,8 @@ def preferences(args, policy, questions, verifier, systems):
     bar = tqdm(total=len(jobs), desc="executing", unit="answer", dynamic_ncols=True)
     verdicts = iter(verifier.run(jobs, progress=bar.update))
     bar.close()
-    right = [[next(verdicts).verdict == "correct" for _ in of] for of in answers]
-    kept = [i for i, of in enumerate(right) if any(of) and not all(of)]
+    right = [[next(verdicts).verdict == "correct" for _ in codes] for codes in answers]
+    kept = [i for i, row in enumerate(right) if any(row) and not all(row)]
     if not kept:
         raise UserError("no question has both a right and a wrong answer in these files.")
     asked, codes = [questions[i] for i in kept], [answers[i] for i in kept]
@@ -121,21 +121,16 @@ def preferences(args, policy, questions, verifier, systems):
         lora.load(policy.model, args.adapter)
         scores["policy"] = answer_scores(policy, asked, codes, "policy")
         scores["policy against π_0"] = [new - old for new, old in zip(scores["policy"], scores["π_0"])]
-    sides = [[[j for j, r in enumerate(row) if r == side] for side in (True, False)] for row in right]
-    pairs = [[*itertools.product(*sides[i])]
-             for i in kept]  # fmt: skip
+    places = [[[j for j, r in enumerate(row) if r == side] for side in (True, False)] for row in right]
+    pairs = [[*itertools.product(*places[i])] for i in kept]
     result = {"n": len(kept), "pairs": sum(map(len, pairs))}
     print(f"{len(kept)} questions, {result['pairs']} pairs of a right and a wrong answer")
-    for name, of in scores.items():
+    for name, scored in scores.items():
         for column, kind in enumerate(("summed", "per token")):
-            shares = [
-                float(
-                    preference_accuracy(
-                        *(torch.tensor([s[pair[side], column] for pair in p]) for side in (0, 1))
-                    )
-                )
-                for s, p in zip(of, pairs)
-            ]
+            shares = []
+            for logps, members in zip(scored, pairs):
+                sides = [torch.tensor([logps[pair[side], column] for pair in members]) for side in (0, 1)]
+                shares.append(float(preference_accuracy(*sides)))
             low, high = interval(shares)
             result[f"{name}, {kind}"] = [float(np.mean(shares)), low, high]
             print(f"{name + ', ' + kind:30} {np.mean(shares):6.1%}  ({low:.1%} to {high:.1%})")
@@ -178,15 +173,15 @@ def similarity(args):
     rows = [read_lines(p / "dev.jsonl") for p in iterations(args.run, "dev.jsonl")]
     if not rows or not rows[0]:
         raise UserError(f"{args.run} is not the folder of a run with held-out answers.")
-    if len({len(of) for of in rows}) > 1:
+    if len(set(map(len, rows))) > 1:
         raise UserError(
             f"{args.run}: its iterations have answers to different numbers of held-out questions."
         )
     embed, table = Embedder(args.embedder), []
     gold = embed([row["gold"] for row in rows[0]])
     base = np.array([row["verdict"] == "correct" for row in rows[0]])
-    for t, of in enumerate(rows):
-        cosine = (embed([row["answer"] for row in of]) * gold).sum(1).numpy()
+    for t, policy_rows in enumerate(rows):
+        cosine = (embed([row["answer"] for row in policy_rows]) * gold).sum(1).numpy()
         groups = {"all": cosine, "π_0 right": cosine[base], "π_0 wrong": cosine[~base]}
         table.append({name: [float(c.mean()), *interval(c), len(c)] for name, c in groups.items() if len(c)})
         print(

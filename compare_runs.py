@@ -208,10 +208,9 @@ def results(runs: list[dict]) -> dict:
             rows.setdefault(name, []).append(row | {"best": t == run["best"], "minutes": minutes})
             for key in [str(t)] + ["best"] * (t == run["best"]):
                 right.setdefault(name, {}).setdefault(key, {})[seed] = correct(run["dev"][t])
-    best = {n: of["best"] for n, of in right.items()}
-    best["π_0"] = {s: v for of in right.values() for s, v in of["0"].items()}
+    best = {name: policies["best"] for name, policies in right.items()}
+    best["π_0"] = {seed: v for policies in right.values() for seed, v in policies["0"].items()}
     apart = {(a, b): sorted(best[a].keys() & best[b].keys()) for a, b in combinations(best, 2)}
-    of_seeds = lambda found, seeds: np.array([found[seed] for seed in seeds])  # noqa: E731
     common = {k: v for k, v in configs[0].items() if all(c.get(k) == v for c in configs)}
     for path in ("out", "data_dir", "python", "start"):  # of this machine alone
         common.pop(path, None)
@@ -221,10 +220,11 @@ def results(runs: list[dict]) -> dict:
         "code": sorted({code for c in configs for code in c["code"]}),
         "settings": common, "methods": rows,
         "means": {
-            n: {k: mean_interval(of_seeds(v, v)) for k, v in sorted(of.items())} for n, of in right.items()
+            name: {t: mean_interval(np.array([*by_seed.values()])) for t, by_seed in sorted(policies.items())}
+            for name, policies in right.items()
         },
         "differences of the best": {
-            f"{a} − {b}": mean_interval(of_seeds(best[a], seeds), of_seeds(best[b], seeds))
+            f"{a} − {b}": mean_interval(*(np.array([best[name][s] for s in seeds]) for name in (a, b)))
             for (a, b), seeds in apart.items() if seeds
         },
     }  # fmt: skip

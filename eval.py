@@ -101,7 +101,7 @@ def scores(
         rows.append((q.difficulty or hardness(q.gold), v.verdict, v.ran, em(q, code, tables)))
     groups = {name: [r for r in rows if r[0] == name] for name in dict.fromkeys(r[0] for r in rows)}
     count = Counter(v.verdict for v in verdicts)
-    parts = {name: dataclasses.asdict(_shares(of)) for name, of in sorted(groups.items())}
+    parts = {name: dataclasses.asdict(_shares(group)) for name, group in sorted(groups.items())}
     for part in parts.values():
         del part["groups"], part["classes"]
     return dataclasses.replace(_shares(rows), classes={v: count[v] for v in VERDICTS}, groups=parts)

@@ -174,7 +174,7 @@ def by_kind(run: dict) -> list[list]:
     """
     scored = [t for t, scores in enumerate(run["scores"]) if "dev" in scores]
     groups = [run["scores"][t]["dev"]["groups"] for t in scored]
-    sizes = {name: of["n"] for group in groups for name, of in group.items()}
+    sizes = {name: part["n"] for group in groups for name, part in group.items()}
     rows = []
     for name in sorted(sizes, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)):
         rows.append([name, sizes[name], *(group[name]["ex"] if name in group else None for group in groups)])
@@ -278,7 +278,7 @@ def questions_part(run: dict) -> dict:
         part["policies"] = sorted({t for row in part["rows"] for t in row["answers"]})
         part["policy"] = last if split == "train" or best is None else best
     names = {row["db_id"] for part in splits.values() for row in part["rows"]}
-    used = [q for of in at_hand.values() for q in of.values() if q.db_id in names]
+    used = [q for by_index in at_hand.values() for q in by_index.values() if q.db_id in names]
     return {"splits": splits, "schemas": schemas(used), "verdicts": VERDICTS, "trained": total}
 
 

@@ -37,9 +37,7 @@ class Policy:
     dtype: torch.dtype  # of the frozen weights and, on a GPU, of autocast
     end_ids: tuple[int, ...]  # tokens that end an answer
     max_positions: int  # a longer sequence than this the model cannot take
-    stop_tokens: frozenset[
-        int
-    ]  # tokens after which the code may have ended: they hold one of prompts.END_CHARACTERS
+    stop_tokens: frozenset[int]  # the code may end with them: they hold one of prompts.END_CHARACTERS
     day: str  # as "26 Jul 2024": what a chat template prints as today's date
 
     def prompt_ids(self, question: Question) -> list[int]:

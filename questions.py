@@ -32,9 +32,7 @@ class Splits:
     """The questions of a run."""
 
     train: list[Question]
-    validation: list[
-        Question
-    ]  # training questions that are held back: they decide when to stop and which policy is best
+    validation: list[Question]  # training questions held back: they decide when to stop and which is best
     dev: list[Question]  # held out: reported alone
 
     def __iter__(self) -> Iterator[tuple[str, list[Question]]]:

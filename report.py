@@ -216,8 +216,8 @@ def main(argv=None):
             return f"{100 * m['ex']:.1f} ({100 * m['low']:.1f} to {100 * m['high']:.1f}; {m['runs']})"
 
         args.results.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        for name, of in found["means"].items():
-            means = ", ".join(f"π_{k} {points(m)}" for k, m in of.items())
+        for name, policies in found["means"].items():
+            means = ", ".join(f"π_{t} {points(m)}" for t, m in policies.items())
             print(f"{name}: {means.replace('π_best', 'best')}")
         for name, m in found["differences of the best"].items():
             print(f"{name}: {points(m)}")
