@@ -1,12 +1,12 @@
-"""What a pair's gradient is made of: how long the gradients of its two answers are, and whether they agree.
+"""What a pair's gradient is made of: the lengths of its answers' gradients, and the angle between them.
 
     python bench/gradients.py RUN --questions 40 --out results/gradients.json
 
-For the policy that drew the answers of iteration 1, and some questions of its pairs: the gradient of log π(y|x)
+For the policy that drew iteration 1, and some questions of its pairs: the gradient of log π(y|x)
 with respect to the adapter, for every distinct answer. Printed by verdict: log-probability, tokens, norm. For
-pairs: the cosine between the chosen and the rejected answer's gradient. Where it is near 1, a step that lowers
-the rejected answer lowers the chosen one as much (likelihood displacement, Razin et al. 2024). The first step of
-DPO is β/2 (gradient of the chosen − gradient of the rejected).
+pairs: the cosine between the gradients of the chosen and the rejected answer. Where it is near 1, a step that
+lowers the rejected answer lowers the chosen one as much (likelihood displacement, Razin et al. 2024). DPO's
+first step is β/2 (gradient of the chosen − gradient of the rejected).
 """
 
 import argparse
@@ -82,7 +82,7 @@ def main():
             answers[name].append((logp, len(ids), norm))
         for chosen, rejected in set(p.pairs):
             cosine = float(rows[chosen] @ rows[rejected] / (norms[chosen] * norms[rejected]))
-            # how far a small step on chosen − rejected raises the chosen answer, against one on the chosen alone
+            # a small step on chosen − rejected adds to the chosen one, against a step on the chosen alone
             raised = 1 - cosine * float(norms[rejected] / norms[chosen])
             share = float(norms[rejected] ** 2 / (norms[chosen] ** 2 + norms[rejected] ** 2))
             compared[kinds[rejected]].append((cosine, raised, share))
