@@ -118,9 +118,8 @@ def prompts(tokenizer, length, count, folder=None):
     result = []
     for q in questions[:: max(1, len(questions) // count)][:count]:
         ids = prompt_ids(q, tokenizer)
-        while (
-            len(ids) < length
-        ):  # a longer schema of the same kind, differing between questions as real ones do
+        # a longer schema of the same kind, differing between questions as real ones do
+        while len(ids) < length:
             ids = (
                 ids[:20]
                 + prompt_ids(questions[(q.index * 7 + len(ids)) % len(questions)], tokenizer)[20:]

@@ -64,9 +64,8 @@ def main():
         factor = {"training": 4}.get(name, 2)
         hours[name] = count * factor * m["parameters"] / (args.peak * args.share) / 3600
     steps = tokens["sampling: answers"] / args.batch
-    cache = (
-        2 * m["layers"] * m["kv"] * (args.batch / config.answers * prompt + args.batch * answer / 2)
-    )  # a step reads it all
+    # a step reads it all
+    cache = 2 * m["layers"] * m["kv"] * (args.batch / config.answers * prompt + args.batch * answer / 2)
     bound = (2 * m["parameters"] + cache) / (args.bandwidth * args.bandwidth_share)
     hours["sampling: answers"] = max(hours["sampling: answers"], steps * bound / 3600)
     print(f"{len(questions)} questions here, {fits.mean():.0%} fit {config.max_length} tokens: prompts {prompt:.0f} tokens, "

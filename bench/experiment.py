@@ -36,7 +36,8 @@ SIZES = {
     "middle": "--limit 1000 --answers 8 --pairs 4 --iterations 3 --lr 1e-4 --step-databases 1 --min-gain -1",
     "paper": "--step-databases 1 --min-gain -1",
 }
-GOLD = "--gold only --objective sft"  # fine-tuning: one pair a question, and as many epochs as CodeLutra has pairs
+# fine-tuning: one pair a question, and as many epochs as CodeLutra has pairs
+GOLD = "--gold only --objective sft"
 # what a method has beside them; {k} is the size's K
 METHODS = {
     "dual": "",
@@ -100,9 +101,8 @@ def sharing(run: Path, config: dict) -> dict:
     than the paper.
     """
     module = VARIANTS.get(run.name.split("-seed")[0].split("-", 1)[1], (None,))[0]
-    objective = (
-        "sft" if config["objective"] == "sft" else "pairs"
-    )  # the dual loss and DPO compare the same answers
+    # the dual loss and DPO compare the same answers
+    objective = "sft" if config["objective"] == "sft" else "pairs"
     draws = (config["gold"], config["objective"]) != ("only", "sft")
     return config | {
         "objective": objective,

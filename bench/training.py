@@ -87,10 +87,8 @@ def case(args, policy, prompt_length, answer_length):
     model = AutoModelForCausalLM.from_pretrained(
         source, dtype=policy.dtype, attn_implementation="sdpa", **extra
     )
-    model.is_quantized, model.hf_quantizer = (
-        False,
-        None,
-    )  # the Trainer refuses GGUF, though its weights are plain now
+    # the Trainer refuses GGUF, though its weights are plain now
+    model.is_quantized, model.hf_quantizer = False, None
     trl = DPOConfig(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=len(pairs), loss_type=["sigmoid", "sft"],
         loss_weights=[1.0, 1.0], beta=config.beta, max_length=None, precompute_ref_log_probs=True, report_to=[],

@@ -19,11 +19,8 @@ from types import SimpleNamespace
 
 SEED = "shop-1"
 DEV_ONLY = {"airline", "football", "harbour", "music_label"}  # databases no training question touches
-QUOTA = {
-    "easy": (16, 4, 10),
-    "medium": (11, 3, 7),
-    "hard": (9, 2, 6),
-}  # (train, dev) per shared db, dev per new db
+# (train, dev) per shared db, dev per new db
+QUOTA = {"easy": (16, 4, 10), "medium": (11, 3, 7), "hard": (9, 2, 6)}
 
 
 def art(word):

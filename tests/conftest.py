@@ -147,7 +147,7 @@ def plain_logps(model, prompt, answer):
     return rows[torch.arange(len(answer)), torch.tensor(answer)]
 
 
-# ---- a whole run on the tiny GPT-2 ---------------------------------------------------------------------------------
+# ---- a whole run on the tiny GPT-2 -------------------------------------------------------------------------
 
 COMPARED = ("answers.jsonl", "pairs.jsonl", "pairs_summary.json", "reference.safetensors", "scores.json", "dev.jsonl",
             "validation.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter_config.json")  # fmt: skip

@@ -60,9 +60,8 @@ def test_preferences_pair_right_with_wrong_answers_of_other_systems(
     for i, codes in enumerate(systems):
         files.append(tmp_path / f"{i}.txt")
         files[-1].write_text("".join(code + "\n" for code in codes))
-    files[1].write_text(
-        files[1].read_text().replace("SELECT 18\n", "SELECT 18 \n")
-    )  # white space makes no other answer
+    # white space makes no other answer
+    files[1].write_text(files[1].read_text().replace("SELECT 18\n", "SELECT 18 \n"))
 
     def scores(policy, questions, codes, progress):
         """π_0 likes long answers; the policy dislikes SELECT 17 and likes SELECT 18."""
@@ -85,10 +84,8 @@ def test_preferences_pair_right_with_wrong_answers_of_other_systems(
     ]
     analysis.main([*arguments, *map(str, files)])
     found = last(capsys)
-    assert (found["n"], found["pairs"]) == (
-        3,
-        4,
-    )  # question 1 with SELECT 17 and 19 wrong, 2 and 3 with SELECT 18 wrong
+    # question 1 with SELECT 17 and 19 wrong, 2 and 3 with SELECT 18 wrong
+    assert (found["n"], found["pairs"]) == (3, 4)
     assert found["π_0, summed"][0] == pytest.approx((1 + 0 + 0) / 3) and "policy, summed" not in found
     assert found["π_0, per token"] == [0.5, 0.5, 0.5]  # all alike: ties
     analysis.main([*arguments, "--adapter", "x", *map(str, files)])
@@ -100,9 +97,8 @@ def test_preferences_pair_right_with_wrong_answers_of_other_systems(
 
 
 def test_passes_counts_what_the_verifier_finds_right(spider, folders, capsys, monkeypatch):
-    codes = itertools.cycle(
-        ["SELECT count(*) FROM owner", "SELECT 7"]
-    )  # the first is right for question 0 alone
+    # the first is right for question 0 alone
+    codes = itertools.cycle(["SELECT count(*) FROM owner", "SELECT 7"])
     monkeypatch.setattr(analysis, "extract_code", lambda text, language: next(codes))
     arguments = [
         "passes",

@@ -32,9 +32,8 @@ from verifier import sql_text, unpack, walls  # noqa: E402
 from verifier.interpreter import WALL  # noqa: E402
 from verify import InfrastructureError, PythonJob, SqlJob, Verifier  # noqa: E402
 
-PYTHON = os.path.abspath(
-    os.environ.get("DS1000_PYTHON", sys.executable)
-)  # the command runs in another folder
+# the command runs in another folder
+PYTHON = os.path.abspath(os.environ.get("DS1000_PYTHON", sys.executable))
 SLACK = 1.5  # seconds after a deadline; half a second where nothing else runs on the machine
 strict = pytest.mark.skipif(not walls.is_strict(), reason=f"not all walls on this machine: {walls.tier()}")
 
@@ -94,8 +93,7 @@ def verifier(nothing_is_left, database):
         yield verifier
 
 
-# --- SQL
-# --------------------------------------------------------------------------------------------------------------
+# --- SQL ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -330,8 +328,7 @@ def test_many_hostile_queries_at_once_do_not_touch_the_good_ones(verifier, datab
     assert verdicts[1::2] == ["correct"] * len(bad) and "correct" not in verdicts[::2]
 
 
-# --- Python: forging
-# --------------------------------------------------------------------------------------------------
+# --- Python: forging ----------------------------------------------------------------------------------------
 
 CONTEXT = '''
 {imports}
@@ -642,8 +639,7 @@ def test_a_truth_value_of_two_is_not_both():
             assert not ((values == np.zeros(size, bool)) & ~(~values)).any()
 
 
-# --- Python: reaching out
-# ---------------------------------------------------------------------------------------------
+# --- Python: reaching out -----------------------------------------------------------------------------------
 
 REACHING = {
     "system by ctypes": "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
@@ -881,9 +877,8 @@ def test_files_of_the_test_reach_the_program(judge):
         "result = sum(open(name, 'rb').read()[0] for name in ('a.bin', 'deep/er/b.bin')) + int(open(x).read())\n"
     )
     assert judge(answer, test).verdict == "correct"
-    assert (
-        judge(answer + "shutil.rmtree('deep')\nopen('a.bin', 'w')", test).verdict == "correct"
-    )  # they come again
+    # they come again
+    assert judge(answer + "shutil.rmtree('deep')\nopen('a.bin', 'w')", test).verdict == "correct"
     spoiled = answer + "os.remove('a.bin')\nos.makedirs('a.bin/x')"
     assert judge(spoiled, test).verdict == "error"
     assert judge("open(x, 'w')\nresult = 3", test).verdict == "denied"
@@ -940,8 +935,7 @@ def test_floods(judge, stream, where):
     assert judge(f"import os, sys, warnings, faulthandler\n{flood}\nresult = x * 2").verdict == "correct"
 
 
-# --- Python: from one program to the next
-# -----------------------------------------------------------------------------
+# --- Python: from one program to the next -------------------------------------------------------------------
 
 DISK = {
     "reserved": "for i in range(40):\n f = os.open(str(i), os.O_RDWR | os.O_CREAT)\n"
@@ -973,8 +967,7 @@ result = 14"""
     assert judge(answer).verdict == "correct"
 
 
-# --- programs beside their test, and tests that a program disturbs
-# ------------------------------------------------------
+# --- programs beside their test, and tests that a program disturbs ------------------------------------------
 
 
 FIGURE = context("import copy  # plt.gcf(")  # judged in one process: by its text, which needs no Matplotlib
@@ -1009,9 +1002,8 @@ def test_a_forged_report_is_the_fault_of_the_program(judge, name):
 def test_a_forged_pass_keeps_its_label(judge):
     long = REPORT + "w(json.dumps([nonce, 'correct', 'a\\n' * 900]).encode())\ntime.sleep(9)"
     assert judge(long, FIGURE).message.startswith("in one process: a a a")
-    endless = judge(
-        "while True: pass", FIGURE, 0.5
-    ).message  # by its use; on a very busy machine by the clock
+    # by its use; on a very busy machine by the clock
+    endless = judge("while True: pass", FIGURE, 0.5).message
     assert endless.startswith(
         ("in one process: more than 0.5 s of processor", "in one process: longer than 2 s")
     )
@@ -1165,8 +1157,7 @@ def test_a_test_and_an_answer_do_not_run_into_each_other(verifier):
     assert len({id(verifier.submit(job)) for job in jobs}) == len(jobs)
 
 
-# --- the command
-# ------------------------------------------------------------------------------------------------------
+# --- the command --------------------------------------------------------------------------------------------
 
 
 def line(number=1, answer="SELECT id FROM t", **more):

@@ -354,9 +354,8 @@ def test_more_bad_values_are_exit_code_2(argv):
 
 def test_extreme_values_that_have_a_meaning_have_it(spider, tmp_path):
     logits = torch.tensor([[0.0, 3.0, 1.0]])
-    assert (
-        pick(logits, torch.tensor([0.7]), 1.0, 1e-300)[0].item() == 1
-    )  # the most likely token is always there
+    # the most likely token is always there
+    assert pick(logits, torch.tensor([0.7]), 1.0, 1e-300)[0].item() == 1
     golds = [row["query"] for row in json.loads((spider / "dev.json").read_text())]
     (tmp_path / "golds").write_text("\n".join(golds) + "\n")
     argv = [

@@ -466,7 +466,7 @@ def test_a_question_keeps_the_white_space_inside_it(copy):
     assert question.text == text and prompts.prompt(question).endswith(f"Question: {text}")
 
 
-# ---- where code begins and ends ---------------------------------------------------------------------------------------
+# ---- where code begins and ends ----------------------------------------------------------------------------
 
 Q = "SELECT name FROM pet"
 EXTRACTED = {

@@ -43,16 +43,8 @@ def write(tmp_path):
 def test_scores_by_hand():
     outcomes = ("correct", "correct", "wrong", "error", "timeout", "error", "correct", "wrong")
     asked = [dataclasses.replace(q, difficulty="hard" if q.index > 3 else "") for q in questions(*range(8))]
-    codes = [
-        "SELECT 2",
-        "SELECT x",
-        "",
-        "(",
-        "SELECT 1",
-        "SELECT 1",
-        "SELECT 1 LIMIT 1",
-        "SELECT 1",
-    ]  # EM: values do not count
+    # EM: values do not count
+    codes = ["SELECT 2", "SELECT x", "", "(", "SELECT 1", "SELECT 1", "SELECT 1 LIMIT 1", "SELECT 1"]
     found = scores(asked, codes, [Verdict(v) for v in outcomes])
     assert (found.n, found.ex, found.executable, found.em) == (8, 3 / 8, 5 / 8, 4 / 8)
     assert {v: n for v, n in found.classes.items() if n} == {
@@ -92,7 +84,7 @@ def test_a_policys_scores_are_read_as_they_were_written(splits):
             PolicyScores.of(plain | {split: {"n": 3}}, splits)
 
 
-# ---- predictions ----------------------------------------------------------------------------------------------------
+# ---- predictions -------------------------------------------------------------------------------------------
 
 
 def test_one_query_a_line_for_the_whole_file(write):
@@ -313,11 +305,8 @@ def test_an_index_and_an_id_that_agree_are_taken(write):
     text = "\n".join(json.dumps(row | {"answer": "a", "db_id": None}) for row in rows)
     assert read_predictions(write(text), questions(0, 1), 9) == {0: "a", 1: "a", 5: "a"}
     without = [dataclasses.replace(q, question_id=None) for q in questions(0, 1)]
-    assert read_predictions(write(text), without, 9) == {
-        0: "a",
-        1: "a",
-        5: "a",
-    }  # nothing says that they are others
+    # nothing says that they are others
+    assert read_predictions(write(text), without, 9) == {0: "a", 1: "a", 5: "a"}
 
 
 @pytest.mark.parametrize("row", [
@@ -397,7 +386,7 @@ def test_a_file_that_is_not_there_is_a_user_error(tmp_path):
         read_predictions(tmp_path / "none", questions(0), 1)
 
 
-# ---- with the verifier ------------------------------------------------------------------------------------------------
+# ---- with the verifier -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -568,7 +557,7 @@ def test_a_prompt_too_long_for_the_model_is_a_question_without_an_answer(spider,
     assert [bool(code) for code in codes] == fitting and 0 < sum(fitting) < 6
 
 
-# ---- the command ------------------------------------------------------------------------------------------------------
+# ---- the command -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flag, value", [

@@ -21,11 +21,8 @@ SMALL = {
     "max_position_embeddings": 256, "initializer_range": 0.25, "tie_word_embeddings": False,
 }  # fmt: skip
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "initializer_range": 0.25}
-DROPOUT = {
-    "residual_dropout": 0.5,
-    "embedding_dropout": 0.5,
-    "attention_dropout": 0.5,
-}  # torch's function, not its module
+# torch's function, not its module
+DROPOUT = {"residual_dropout": 0.5, "embedding_dropout": 0.5, "attention_dropout": 0.5}
 # family: (model_type, settings, linear layers of a block)
 FAMILIES = {
     "Llama, CodeLlama": ("llama", SMALL, 7),

@@ -74,9 +74,8 @@ def drawn(policy, new, ends, answers=6):
     return [a.ids for a in draw_batch(policy, questions, PROMPTS, SamplingParams(answers, new))]
 
 
-@pytest.mark.parametrize(
-    "ends", [(), tuple(range(0, 352, 9))]
-)  # about every ninth token: answers leave the batch
+# about every ninth token: answers leave the batch
+@pytest.mark.parametrize("ends", [(), tuple(range(0, 352, 9))])
 @pytest.mark.parametrize("waits", [False, True])
 def test_captured_steps_draw_what_the_cpu_draws(folder, ends, waits, monkeypatch):
     captured, graph = [], torch.cuda.graph

@@ -86,9 +86,8 @@ def test_killed_at_random_moments_and_in_the_writer_of_checkpoints(folders, spid
     assert child(run_in("whole")) == 0
     expected, whole = files(tmp_path / "whole"), time.monotonic() - started
     rng, killed, calls = random.Random(0), 0, 0
-    for n in range(
-        4 * MOMENTS
-    ):  # on a busy machine the first run is the slowest, and some kills come too late
+    # on a busy machine the first run is the slowest, and some kills come too late
+    for n in range(4 * MOMENTS):
         if killed == MOMENTS:
             break
         killed += child(run_in(f"moment{n}"), seconds=rng.uniform(0, whole)) == -signal.SIGKILL

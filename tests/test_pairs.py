@@ -300,9 +300,8 @@ def test_what_else_differs_makes_other_python_code(text):
 
 
 def test_a_blank_behind_a_backslash_makes_other_python_code():
-    assert normal_form("x = 1 + \\\n2", "python") != normal_form(
-        "x = 1 + \\ \n2", "python"
-    )  # the latter does not run
+    # the latter does not run
+    assert normal_form("x = 1 + \\\n2", "python") != normal_form("x = 1 + \\ \n2", "python")
 
 
 def test_gold_code_that_is_not_chosen_moves_no_draw():
@@ -328,7 +327,7 @@ def test_a_draw_depends_on_seed_iteration_and_question_alone():
     )
 
 
-# ---- the stage ------------------------------------------------------------------------------------------------------
+# ---- the stage ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

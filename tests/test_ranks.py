@@ -53,27 +53,19 @@ def test_two_processes_make_the_run_of_one(folders, spider, finished, tmp_path, 
 @pytest.mark.parametrize("sharded", [[], ["--shard"]], ids=" ".join)
 def test_a_process_that_fails_ends_the_run_and_one_goes_on(folders, spider, finished, tmp_path, sharded):
     run = tmp_path / "run"
-    broken = torchrun(
-        2, [*command(folders, spider, run), "--lr", "1e30", *sharded]
-    )  # no finite loss after the first step
+    # no finite loss after the first step
+    broken = torchrun(2, [*command(folders, spider, run), "--lr", "1e30", *sharded])
     assert broken.returncode != 0 and "lower --lr" in broken.stderr
     alone = [sys.executable, "codelutra.py", *command(folders, spider, run)]
     one = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True)
-    assert (
-        one.returncode == 2 and "was made with lr" in one.stderr
-    )  # nothing of it is lost: the settings are refused by name
+    # nothing of it is lost: the settings are refused by name
+    assert one.returncode == 2 and "was made with lr" in one.stderr
     assert (run / "iter_1" / "pairs.jsonl").read_bytes() == (finished / "iter_1" / "pairs.jsonl").read_bytes()
 
 
 def test_in_float16_a_process_may_have_no_micro_batch(folders, spider, tmp_path):
-    flags = [
-        "--precision",
-        "float16",
-        "--iterations",
-        "1",
-        "--train-tokens",
-        "4096",
-    ]  # a step is one micro-batch
+    # a step is one micro-batch
+    flags = ["--precision", "float16", "--iterations", "1", "--train-tokens", "4096"]
     done = torchrun(2, [*command(folders, spider, tmp_path / "run"), *flags])
     assert done.returncode == 0 and (tmp_path / "run" / "iter_1" / "adapter").exists(), done.stderr[-3000:]
 

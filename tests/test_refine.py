@@ -20,7 +20,7 @@ from settings import Config
 
 LN2 = math.log(2)
 
-# ---- schedule and batches ---------------------------------------------------------------------------------------------
+# ---- schedule and batches ----------------------------------------------------------------------------------
 
 
 def test_learning_rate_by_hand():
@@ -87,7 +87,7 @@ def test_micro_batches_are_consecutive_and_keep_the_limit():
     assert list(micro_batches(range(7), sizes, 10)) == [[0, 1], [2], [3], [4], [5, 6]]
 
 
-# ---- gradients --------------------------------------------------------------------------------------------------------
+# ---- gradients ---------------------------------------------------------------------------------------------
 
 RNG = random.Random(1)
 HEAD = [RNG.randrange(300) for _ in range(20)]
@@ -205,16 +205,15 @@ def test_how_a_step_is_computed_does_not_change_its_gradient(folder, monkeypatch
 
 
 def test_a_short_last_step_is_a_mean_over_its_own_pairs(folder, monkeypatch):
-    config = replace(
-        BASE, batch_size=12, lr=1e-12, pairs_per_tree=4
-    )  # 12 pairs and 4; the policy does not move
+    # 12 pairs and 4; the policy does not move
+    config = replace(BASE, batch_size=12, lr=1e-12, pairs_per_tree=4)
     seen, rows = gradients(folder, monkeypatch, config)
     whole, _ = gradients(folder, monkeypatch, replace(config, batch_size=16))
     assert len(seen) == len(rows) == 2
     assert_same([[(12 * a + 4 * b) / 16 for a, b in zip(*seen)]], whole)
 
 
-# ---- the reference is the previous policy ------------------------------------------------------------------------------
+# ---- the reference is the previous policy ------------------------------------------------------------------
 
 
 def test_dpo_starts_at_ln_2_in_every_iteration_and_a_wrong_reference_is_caught(folder):
@@ -236,9 +235,8 @@ def test_dpo_starts_at_ln_2_in_every_iteration_and_a_wrong_reference_is_caught(f
     with torch.no_grad():
         for p, value in zip(parameters, adapters[0]):
             p.copy_(value)
-    with pytest.raises(
-        AssertionError, match="ln 2"
-    ):  # π_1 trained against π_0, as if the adapter were switched off
+    # π_1 trained against π_0, as if the adapter were switched off
+    with pytest.raises(AssertionError, match="ln 2"):
         trained(config, policy, first, 3)
     trained(config, policy, second, 3)  # against itself
 

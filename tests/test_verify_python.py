@@ -151,8 +151,7 @@ def folders():
     return {path.name for path in Path(tempfile.gettempdir()).glob("codelutra-*")}
 
 
-# --- right and wrong
-# --------------------------------------------------------------------------------------------------
+# --- right and wrong ----------------------------------------------------------------------------------------
 
 
 def test_right_and_wrong(judge):
@@ -283,8 +282,7 @@ def test_types_that_tests_compare(judge):
     assert np is not None
 
 
-# --- 37 to 45: pretending to be right
-# ---------------------------------------------------------------------------------
+# --- 37 to 45: pretending to be right -----------------------------------------------------------------------
 
 CHEATS = {
     "37 exit before": "import sys\nsys.exit(0)\nresult = x * 2",
@@ -427,8 +425,7 @@ def test_input_behaves_as_in_one_process(judge):
     assert judge("result = x.loc[~x['a'].astype(str).str.isdigit(), 'a'].tolist()", test).verdict == "correct"
 
 
-# --- results without elements
-# ---------------------------------------------------------------------------------------
+# --- results without elements -------------------------------------------------------------------------------
 
 NOTHING = [
     "[]",
@@ -739,8 +736,7 @@ def test_every_case_is_looked_at_for_elements(judge):
     assert judge("result = [1]", test).verdict == "wrong"
 
 
-# --- 46 to 57, 64 to 72: hanging, growing, crashing
-# -------------------------------------------------------------------
+# --- 46 to 57, 64 to 72: hanging, growing, crashing ---------------------------------------------------------
 
 HANGS = {
     "46 loop": "while True: pass",
@@ -1022,8 +1018,7 @@ def test_71_changing_the_input_does_not_change_the_test(judge):
     assert judge("result = x[:]\nx.clear()", test).verdict == "correct"
 
 
-# --- 50 to 52, 58 to 64: reaching out
-# ---------------------------------------------------------------------------------
+# --- 50 to 52, 58 to 64: reaching out -----------------------------------------------------------------------
 
 DENIED = {
     "50 kill parent": "import os\nos.kill(os.getppid(), 9)",
@@ -1210,8 +1205,7 @@ def test_one_program_leaves_nothing_for_the_next(judge):
     assert judge(answer).verdict == "correct"
 
 
-# --- what must pass
-# ---------------------------------------------------------------------------------------------------
+# --- what must pass -----------------------------------------------------------------------------------------
 
 
 def test_73_74_75_harmless_habits(judge):
@@ -1290,8 +1284,7 @@ def test_an_input_that_cannot_be_sent_is_judged_in_one_process(judge):
     assert judge("result = x(2)", test).verdict == "wrong"
 
 
-# --- the way of a result
-# ----------------------------------------------------------------------------------------------
+# --- the way of a result ------------------------------------------------------------------------------------
 
 
 def test_no_pickle_runs_code():
@@ -1389,8 +1382,7 @@ def test_a_forged_result_is_only_data(judge):
     assert verdict.verdict == "error" and "not allowed" in verdict.message
 
 
-# --- messages
-# ---------------------------------------------------------------------------------------------------------
+# --- messages -----------------------------------------------------------------------------------------------
 
 
 def test_messages_of_any_size():
@@ -1422,8 +1414,7 @@ def test_a_message_meets_its_deadline_in_both_directions():
         assert time.monotonic() - started < 5
 
 
-# --- faults and the end
-# -----------------------------------------------------------------------------------------------
+# --- faults and the end -------------------------------------------------------------------------------------
 
 
 def test_killed_workers_are_replaced(verifier, judge):

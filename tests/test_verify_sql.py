@@ -123,9 +123,8 @@ def judge(verifier, database):
     before = digest(database)
 
     def judge(answer, gold="SELECT id FROM t", comparison="strict", timeout=0.5):
-        verifier.submit(
-            SqlJob(database, gold, "SELECT 1", comparison)
-        ).exception()  # worker and gold are warm
+        # worker and gold are warm
+        verifier.submit(SqlJob(database, gold, "SELECT 1", comparison)).exception()
         before = spent(verifier)
         verdict = verifier.submit(SqlJob(database, gold, answer, comparison, timeout)).result()
         tries = 2 if verdict.verdict == "timeout" else 1  # on a machine that is busy
@@ -138,8 +137,7 @@ def judge(verifier, database):
     assert os.listdir(os.path.dirname(database)) == [os.path.basename(database)]
 
 
-# --- 1 to 13: what a query may do
-# -------------------------------------------------------------------------------------
+# --- 1 to 13: what a query may do ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("comparison", verify.COMPARISONS)
@@ -232,8 +230,7 @@ def test_a_text_that_is_too_long_to_run_costs_nothing(verifier, database, text, 
     assert time.process_time() - started < 0.5 and all(len(str(key)) < 300_000 for key in verifier._verdicts)
 
 
-# --- 14 to 23: time, memory and disk
-# ----------------------------------------------------------------------------------
+# --- 14 to 23: time, memory and disk ------------------------------------------------------------------------
 
 
 def test_14_endless_recursion(judge):
@@ -268,8 +265,7 @@ def test_18_19_36_calls_that_cannot_be_interrupted_are_killed(judge, answer):
     assert judge("SELECT id FROM t WHERE 18 > 0").verdict == "correct"  # 36: the next query in the same place
 
 
-# --- deadlines count a query's own time
-# -------------------------------------------------------------------------------
+# --- deadlines count a query's own time ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("query", [INSTR, TRIM, BOMB, ENDLESS], ids=["instr", "trim", "planner", "endless"])
@@ -313,9 +309,8 @@ HEAVY = "SELECT count(*) FROM big a, big b WHERE a.x + b.x > {}"  # 0.2 s
 
 def stopped(verifier, database):
     """Stop the only worker, as a machine does that has other things to do; return its process."""
-    verifier.submit(
-        SqlJob(database, HEAVY.format(-1), "SELECT 4000000")
-    ).result()  # it is up, and the gold has run
+    # it is up, and the gold has run
+    verifier.submit(SqlJob(database, HEAVY.format(-1), "SELECT 4000000")).result()
     process = verifier.sql.children[0].process
     process.send_signal(signal.SIGSTOP)
     return process
@@ -442,8 +437,7 @@ def test_an_answer_gets_at_least_twice_the_time_of_its_gold(database, monkeypatc
         assert verdict.verdict == "timeout" and verdict.message.startswith(f"longer than {limits[1]:g} s")
 
 
-# --- memory and disk
-# --------------------------------------------------------------------------------------------------
+# --- memory and disk ----------------------------------------------------------------------------------------
 
 PEAK = """
 import resource, sys
@@ -525,8 +519,7 @@ def test_23_a_worker_cannot_write_a_file(judge, verifier):
     assert rows["Max address space"] == [str(sql.MEMORY)] * 2
 
 
-# --- 26 to 33: what counts as equal
-# -----------------------------------------------------------------------------------
+# --- 26 to 33: what counts as equal -------------------------------------------------------------------------
 
 ALL = dict.fromkeys(verify.COMPARISONS, "correct")
 NONE = dict.fromkeys(verify.COMPARISONS, "wrong")
@@ -655,9 +648,8 @@ def test_28_many_equal_columns_through_the_verifier(judge):
     columns = ", ".join(f"x % 5 AS c{i}" for i in range(10))
     answer = f"SELECT x, {columns} FROM big"
     assert judge(f"SELECT {columns}, x + 1 FROM big", answer, "spider", 1).verdict == "wrong"
-    swapped = (
-        "CASE WHEN x < 2 THEN 1 - x ELSE x END"  # every column holds the right values, two rows are mixed up
-    )
+    # every column holds the right values, two rows are mixed up
+    swapped = "CASE WHEN x < 2 THEN 1 - x ELSE x END"
     assert judge(f"SELECT {columns}, {swapped} FROM big", answer, "spider", 1).verdict == "wrong"
     assert judge(f"SELECT {columns}, x FROM big", answer, "spider", 1).verdict == "correct"
 
@@ -743,8 +735,7 @@ def test_columns_are_matched_as_trying_all_permutations_would(monkeypatch, colou
     assert min(seen.values()) > 200
 
 
-# --- 34 and 35: files
-# -------------------------------------------------------------------------------------------------
+# --- 34 and 35: files ---------------------------------------------------------------------------------------
 
 
 def test_34_a_lock_of_another_process_does_not_matter(verifier, tmp_path):
@@ -886,8 +877,7 @@ def test_no_query_can_say_that_it_was_not_judged(verifier, database):
     assert "not judged: x" in verdict.message and verify.NOT_JUDGED not in verdict.message
 
 
-# --- promises
-# ---------------------------------------------------------------------------------------------------------
+# --- promises -----------------------------------------------------------------------------------------------
 
 
 def test_a_full_text_table_is_searched_and_not_changed(verifier, tmp_path):
@@ -1041,17 +1031,13 @@ def test_a_query_alone(verifier, database, monkeypatch, query, verdict, ran):
     assert verifier.execute(database, query, 0.5).result() is found  # and it runs once
     assert [request[0] for request in asked] == ["alone"]  # no gold is involved
     judged = verifier.submit(SqlJob(database, "SELECT 1, 2, 3, 4 WHERE 0", query, "strict", 0.5)).result()
-    assert (judged.verdict, judged.ran) == (
-        "wrong" if verdict == "correct" else verdict,
-        ran,
-    )  # beside a gold it is the same
+    # beside a gold it is the same
+    assert (judged.verdict, judged.ran) == ("wrong" if verdict == "correct" else verdict, ran)
 
 
 def test_a_query_alone_keeps_no_row_and_stops_where_a_gold_would():
-    endless, large = (
-        ENDLESS.replace("count(*)", "x"),
-        "SELECT printf('%.*c', 60000, 'x') FROM big",
-    )  # together 120 MB
+    # together 120 MB
+    endless, large = ENDLESS.replace("count(*)", "x"), "SELECT printf('%.*c', 60000, 'x') FROM big"
     with Verifier(workers=1) as verifier, tempfile.TemporaryDirectory() as folder:
         path = make_database(Path(folder) / "a.sqlite")
         found = verifier.run([SqlJob(path, "SELECT 1", "SELECT 1")])
@@ -1212,9 +1198,8 @@ def test_a_worker_sees_no_secret_and_starts_fast(database, monkeypatch):
     with Verifier(workers=1) as verifier:
         started = time.monotonic()
         assert verifier.run([SqlJob(database, "SELECT 1", "SELECT 1")])[0].verdict == "correct"
-        assert (
-            time.monotonic() - started < 2
-        )  # about 0.04 s; much slower where torch or site-packages are imported
+        # about 0.04 s; much slower where torch or site-packages are imported
+        assert time.monotonic() - started < 2
         pid = verifier.sql.children[0].process.pid
         assert b"secret" not in Path(f"/proc/{pid}/environ").read_bytes()
         assert "torch" not in Path(f"/proc/{pid}/maps").read_text()
