@@ -685,21 +685,10 @@ def normal(text):
 def near_misses(query):
     """Plausible mistakes; a good question is one where they give another answer."""
     for a, b in (
-        (" DESC", ""),
-        (" > ", " < "),
-        (" < ", " > "),
-        (">=", ">"),
-        ("<=", "<"),
-        ("MAX(", "MIN("),
-        ("MIN(", "MAX("),
-        ("AVG(", "MAX("),
-        ("SUM(", "MAX("),
-        ("DISTINCT ", ""),
-        (" OR ", " AND "),
-        ("INTERSECT", "UNION"),
-        ("EXCEPT", "UNION"),
-        ("NOT IN", "IN"),
-    ):
+        (" DESC", ""), (" > ", " < "), (" < ", " > "), (">=", ">"), ("<=", "<"), ("MAX(", "MIN("),
+        ("MIN(", "MAX("), ("AVG(", "MAX("), ("SUM(", "MAX("), ("DISTINCT ", ""), (" OR ", " AND "),
+        ("INTERSECT", "UNION"), ("EXCEPT", "UNION"), ("NOT IN", "IN"),
+    ):  # fmt: skip
         yield query.replace(a, b)
     yield re.sub(r" ([<>]) (\d)", r" \1= \2", query)
     yield re.sub(r" ORDER BY (\S+) LIMIT", r" ORDER BY \1 DESC LIMIT", query)

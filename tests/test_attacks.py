@@ -230,24 +230,11 @@ def test_queries_that_grow_or_hang(ask, name):
     assert ask(SLOW[name]).verdict in ("wrong", "error", "timeout", "crash")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[" * 300_000,
-        "'" * 300_001,
-        '"a' * 150_001,
-        "`" * 300_001,
-        "/*" * 150_000,
-        "YEAR(" * 60_000,
-        "YEAR" + " " * 300_000,
-        "> " * 150_000,
-        "'[\"`" * 75_000,
-        "[distinct " * 30_000,
-        "distinct" * 40_000,
-        "((" * 150_000,
-    ],
-    ids=lambda text: text[:8],
-)
+@pytest.mark.parametrize("text", [
+    "[" * 300_000, "'" * 300_001, '"a' * 150_001, "`" * 300_001, "/*" * 150_000, "YEAR(" * 60_000,
+    "YEAR" + " " * 300_000, "> " * 150_000, "'[\"`" * 75_000, "[distinct " * 30_000, "distinct" * 40_000,
+    "((" * 150_000,
+], ids=lambda text: text[:8])  # fmt: skip
 def test_reading_a_query_takes_no_time(text):
     """This happens in the main process, which no deadline ends."""
     started = time.monotonic()
@@ -433,26 +420,11 @@ def test_nor_inside_an_array_or_a_series(judge, name, turn):
 
 
 @strict
-@pytest.mark.parametrize(
-    "method",
-    [
-        "__eq__",
-        "__array__",
-        "__array_ufunc__",
-        "__array_function__",
-        "__array_wrap__",
-        "__array_finalize__",
-        "__array_priority__",
-        "__float__",
-        "__index__",
-        "__len__",
-        "__getattr__",
-        "__getattribute__",
-        "__class__",
-        "__reduce_ex__",
-        "__getstate__",
-    ],
-)
+@pytest.mark.parametrize("method", [
+    "__eq__", "__array__", "__array_ufunc__", "__array_function__", "__array_wrap__", "__array_finalize__",
+    "__array_priority__", "__float__", "__index__", "__len__", "__getattr__", "__getattribute__", "__class__",
+    "__reduce_ex__", "__getstate__",
+])  # fmt: skip
 def test_numpy_protocols_of_the_result_do_not_arrive(judge, method):
     """The official program would call these, as attributes of whatever the answer returns."""
     answer = (
@@ -487,26 +459,10 @@ def test_malformed_replies(judge, name):
 
 
 @strict
-@pytest.mark.parametrize(
-    "said",
-    [
-        "5",
-        "5.0",
-        "null",
-        "true",
-        "[]",
-        "{}",
-        '"a"',
-        '["error"]',
-        '["error", "a", "b"]',
-        '[["error"], 1]',
-        "1" * 5000,
-        "[" * 9999,
-        "NaN",
-        "",
-    ],
-    ids=lambda said: said[:9],
-)
+@pytest.mark.parametrize("said", [
+    "5", "5.0", "null", "true", "[]", "{}", '"a"', '["error"]', '["error", "a", "b"]', '[["error"], 1]',
+    "1" * 5000, "[" * 9999, "NaN", "",
+], ids=lambda said: said[:9])  # fmt: skip
 def test_a_malformed_error_is_an_error(judge, said):
     """Not `wrong`: that would say that the program ran."""
     verdict = judge(WRITE + f"w(b'E' + {said.encode()!r})\ntime.sleep(5)")
@@ -889,18 +845,11 @@ def test_files_of_the_test_reach_the_program(judge):
 @pytest.mark.parametrize(
     "test", [PLAIN, PLAIN + "# plt.gcf("], ids=["beside its judge", "in its judge's process"]
 )
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "assert 0\nresult = 14",
-        "result = 14\nassert x == 8, 'no'",
-        "raise AssertionError",
-        "class E(AssertionError): pass\nraise E",
-        "result = 15\nassert result == 14",
-        "try: 1 / 0\nfinally: assert 0",
-        "import json\nraise json.JSONDecodeError('a', 'b', 1)",
-    ],
-)
+@pytest.mark.parametrize("answer", [
+    "assert 0\nresult = 14", "result = 14\nassert x == 8, 'no'", "raise AssertionError",
+    "class E(AssertionError): pass\nraise E", "result = 15\nassert result == 14",
+    "try: 1 / 0\nfinally: assert 0", "import json\nraise json.JSONDecodeError('a', 'b', 1)",
+])  # fmt: skip
 def test_a_program_that_raises_did_not_run_whatever_it_raises(judge, test, answer):
     verdict = judge(answer, test)
     assert verdict.verdict == "error" and not verdict.ran, verdict
@@ -1225,37 +1174,17 @@ def test_a_path_that_is_no_database_spares_the_other_lines(command, path):
 def test_odd_lines_that_are_jobs(command, database):
     name = os.path.basename(os.path.dirname(database))
     code, verdicts, errors = command(
-        line(1),
-        line(1, "SELECT 1"),
-        "",
-        " \t\r",
-        line(None) + "\r",
-        line({"a": [1]}),
-        line("\ud800\u2028"),
-        line(2**200),
-        line(7, database=f"../{name}/./a.sqlite"),
-        line(8, "SELECT '\x1b[2J\u2028' FROM nothing"),
-        line(9, timeout=1e-320),
-        line(10)[:-1] + ', "answer": "SELECT 5"}',
-        line(11, "SELECT '" + "a" * 3_000_000 + "'"),
+        line(1), line(1, "SELECT 1"), "", " \t\r", line(None) + "\r", line({"a": [1]}), line("\ud800\u2028"),
+        line(2**200), line(7, database=f"../{name}/./a.sqlite"),
+        line(8, "SELECT '\x1b[2J\u2028' FROM nothing"), line(9, timeout=1e-320),
+        line(10)[:-1] + ', "answer": "SELECT 5"}', line(11, "SELECT '" + "a" * 3_000_000 + "'"),
         line(12, "[" * 100_000),
-    )
+    )  # fmt: skip
     assert code == 0, errors
     expected = ["correct", "wrong", *["correct"] * 5, "error", None, "wrong", "error", "error"]
     assert [v["id"] for v in verdicts] == [
-        1,
-        1,
-        None,
-        {"a": [1]},
-        "\ud800\u2028",
-        2**200,
-        7,
-        8,
-        9,
-        10,
-        11,
-        12,
-    ]
+        1, 1, None, {"a": [1]}, "\ud800\u2028", 2**200, 7, 8, 9, 10, 11, 12,
+    ]  # fmt: skip
     assert all(e in (None, v["verdict"]) for e, v in zip(expected, verdicts)), verdicts
     assert verdicts[8]["verdict"] in ("correct", "timeout")
 

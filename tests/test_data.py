@@ -569,41 +569,13 @@ def test_the_query_inside_an_answer(text):
 
 def test_once_code_has_ended_nothing_that_follows_changes_it():
     pieces = [
-        "SELECT ",
-        "select",
-        "WITH ",
-        "with a as (",
-        " as",
-        "recursive ",
-        "```",
-        "`",
-        "sql",
-        ";",
-        "\n",
-        "\n",
-        " ",
-        "'",
-    ]
+        "SELECT ", "select", "WITH ", "with a as (", " as", "recursive ", "```", "`", "sql", ";", "\n", "\n",
+        " ", "'",
+    ]  # fmt: skip
     pieces += [
-        '"',
-        "(",
-        ")",
-        "a",
-        "x",
-        "''",
-        "\n\n",
-        "\t",
-        "Here:",
-        "--",
-        "/*",
-        "*/",
-        "[",
-        "]",
-        "\n```",
-        "\r\n",
-        "-",
-        "/",
-    ]
+        '"', "(", ")", "a", "x", "''", "\n\n", "\t", "Here:", "--", "/*", "*/", "[", "]", "\n```", "\r\n",
+        "-", "/",
+    ]  # fmt: skip
     pieces += ["<think>", "</think>", "sqlite3", "{sql}", "-lite", "```sql ", "```` sql"]
     rng, ended = random.Random(0), 0
     for _ in range(30000):
@@ -621,12 +593,8 @@ def test_once_code_has_ended_nothing_that_follows_changes_it():
 
 
 SLOW = [
-    "with " + "/**/" * 20000,
-    "with " + "/*" * 40000,
-    "with a" + " " * 80000,
-    "(" * 80000,
-    "with [" * 20000,
-]
+    "with " + "/**/" * 20000, "with " + "/*" * 40000, "with a" + " " * 80000, "(" * 80000, "with [" * 20000,
+]  # fmt: skip
 SLOW += [text * (80000 // len(text)) for text in (
     "/*x\n", "/**/\n", "/*\n*/", "x/*\n/*x", "with /*\n", "with /**/ /*\n", "with/**/\n", "with\n", "with a /*\n", "(\n",
     "\n ", "\n", "with\n/**//*x\n", "/*/", "/* */x\n", "`", "````a\n", "'\n", '"', "--`", "<think>", "select\n/*", "/*x\n(",

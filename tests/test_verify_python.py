@@ -253,23 +253,12 @@ def test_a_module_is_not_there_before_it_is_imported(judge):
 def test_types_that_tests_compare(judge):
     np = pytest.importorskip("numpy")
     values = [
-        "{1, 2}",
-        "frozenset([1])",
-        "2 + 3j",
-        "range(3)",
-        "[None, ..., b'x']",
-        "10 ** 40",
-        "{'a': {'b': (1, [2])}}",
-        "np.datetime64('2020-01-01')",
-        "np.float32(2.5)",
-        "np.dtype('f4')",
-        "np.float64",
-        "slice(1, 2)",
-        "__import__('datetime').datetime(2020, 1, 2, 3)",
-        "__import__('decimal').Decimal('1.5')",
-        "__import__('collections').Counter('aab')",
+        "{1, 2}", "frozenset([1])", "2 + 3j", "range(3)", "[None, ..., b'x']", "10 ** 40",
+        "{'a': {'b': (1, [2])}}", "np.datetime64('2020-01-01')", "np.float32(2.5)", "np.dtype('f4')",
+        "np.float64", "slice(1, 2)", "__import__('datetime').datetime(2020, 1, 2, 3)",
+        "__import__('decimal').Decimal('1.5')", "__import__('collections').Counter('aab')",
         "__import__('fractions').Fraction(1, 3)",
-    ]
+    ]  # fmt: skip
     for value in values:
         test = context(
             expected=value,
@@ -428,72 +417,21 @@ def test_input_behaves_as_in_one_process(judge):
 # --- results without elements -------------------------------------------------------------------------------
 
 NOTHING = [
-    "[]",
-    "()",
-    "{}",
-    "set()",
-    "frozenset()",
-    "range(0)",
-    "iter([])",
-    "map(int, [])",
-    "{}.keys()",
-    "{}.values()",
-    "collections.deque()",
-    "[[]]",
-    "[(), {}]",
-    "np.array([])",
-    "np.empty((0, 1, 1, 1))",
-    "np.empty((3, 0))",
-    "np.empty(0, object)",
-    "np.array([], 'U3')",
-    "np.zeros(3, [('a', 'f8', (0,))])",
-    "np.matrix([[]])",
-    "np.ma.array([])",
-    "[np.array([])]",
-    "np.array([[], None], object)[:1]",
-    "pd.Series([], dtype=float)",
-    "pd.Series([[], []])",
-    "pd.DataFrame()",
-    "pd.DataFrame({'a': []})",
-    "pd.DataFrame(index=range(2))",
-    "pd.DataFrame({'a': [[], ()]})",
-    "pd.Index([])",
-    "pd.RangeIndex(0)",
-    "pd.MultiIndex.from_tuples([], names=['a', 'b'])",
-    "pd.Categorical([])",
-    "pd.array([], dtype='Int64')",
-    "pd.date_range('2020', periods=0)",
-    "torch.empty(0)",
-    "torch.empty(2, 0, 3)",
-    "torch.Size([])",
-]
+    "[]", "()", "{}", "set()", "frozenset()", "range(0)", "iter([])", "map(int, [])", "{}.keys()",
+    "{}.values()", "collections.deque()", "[[]]", "[(), {}]", "np.array([])", "np.empty((0, 1, 1, 1))",
+    "np.empty((3, 0))", "np.empty(0, object)", "np.array([], 'U3')", "np.zeros(3, [('a', 'f8', (0,))])",
+    "np.matrix([[]])", "np.ma.array([])", "[np.array([])]", "np.array([[], None], object)[:1]",
+    "pd.Series([], dtype=float)", "pd.Series([[], []])", "pd.DataFrame()", "pd.DataFrame({'a': []})",
+    "pd.DataFrame(index=range(2))", "pd.DataFrame({'a': [[], ()]})", "pd.Index([])", "pd.RangeIndex(0)",
+    "pd.MultiIndex.from_tuples([], names=['a', 'b'])", "pd.Categorical([])", "pd.array([], dtype='Int64')",
+    "pd.date_range('2020', periods=0)", "torch.empty(0)", "torch.empty(2, 0, 3)", "torch.Size([])",
+]  # fmt: skip
 SOMETHING = [
-    "5",
-    "None",
-    "''",
-    "'a'",
-    "float('nan')",
-    "[0]",
-    "(None,)",
-    "{'a': 1}",
-    "{1}",
-    "range(2)",
-    "np.arange(3)",
-    "np.float64(5)",
-    "np.str_('')",
-    "np.array([''])",
-    "np.array(5)",
-    "np.zeros((1, 1))",
-    "np.array([[], [1]], object)",
-    "[[], [1]]",
-    "pd.Series([1])",
-    "pd.DataFrame({'a': [[], 1]})",
-    "pd.Index(['a'])",
-    "pd.Timestamp('2020')",
-    "pd.NA",
-    "torch.ones(1)",
-    "torch.tensor(5)",
-]
+    "5", "None", "''", "'a'", "float('nan')", "[0]", "(None,)", "{'a': 1}", "{1}", "range(2)", "np.arange(3)",
+    "np.float64(5)", "np.str_('')", "np.array([''])", "np.array(5)", "np.zeros((1, 1))",
+    "np.array([[], [1]], object)", "[[], [1]]", "pd.Series([1])", "pd.DataFrame({'a': [[], 1]})",
+    "pd.Index(['a'])", "pd.Timestamp('2020')", "pd.NA", "torch.ones(1)", "torch.tensor(5)",
+]  # fmt: skip
 PLACES = {
     "alone": "v", "in a list": "[1, v]", "in a tuple": "(v, 1)", "in a dictionary": "{'k': v, 'l': 1}", "deep": "[{'k': (v,)}]",
     "in a deque": "collections.deque([v])", "in an iterator": "iter([v])", "in a slice": "slice(1, v)",
@@ -585,36 +523,13 @@ def test_results_that_hold_both_are_like_themselves():
 
 TEXTLESS = ["''", "b''", "bytearray()", "np.str_('')", "np.bytes_(b'')"]
 COLLECTIONS = [
-    "[1]",
-    "(None,)",
-    "{'a': 1}",
-    "{1}",
-    "['a']",
-    "range(2)",
-    "np.arange(3)",
-    "np.array(['a'])",
-    "iter([1])",
-    "np.zeros((2, 2))",
-    "pd.Series([1])",
-    "pd.DataFrame({'a': [1]})",
-    "pd.Index(['a'])",
-    "torch.ones(1)",
-    "pd.array([1], dtype='Int64')",
-    "torch.Size([1])",
-    "collections.deque([1])",
-    "[['']]",
-]
+    "[1]", "(None,)", "{'a': 1}", "{1}", "['a']", "range(2)", "np.arange(3)", "np.array(['a'])", "iter([1])",
+    "np.zeros((2, 2))", "pd.Series([1])", "pd.DataFrame({'a': [1]})", "pd.Index(['a'])", "torch.ones(1)",
+    "pd.array([1], dtype='Int64')", "torch.Size([1])", "collections.deque([1])", "[['']]",
+]  # fmt: skip
 NO_COLLECTIONS = [
-    "'a'",
-    "''",
-    "b'a'",
-    "5",
-    "None",
-    "float('nan')",
-    "np.float64(5)",
-    "np.str_('a')",
-    "torch.tensor(5)",
-]
+    "'a'", "''", "b'a'", "5", "None", "float('nan')", "np.float64(5)", "np.str_('a')", "torch.tensor(5)",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -676,13 +591,9 @@ def test_large_deep_and_looping_results_are_looked_through_in_no_time():
 
 
 EMPTY_CELLS = [
-    "np.array([])",
-    "np.empty((0, 1, 1, 1))",
-    "[]",
-    "pd.Series([], dtype=object)",
-    "np.empty(0, object)",
+    "np.array([])", "np.empty((0, 1, 1, 1))", "[]", "pd.Series([], dtype=object)", "np.empty(0, object)",
     "[np.array([])]",
-]
+]  # fmt: skip
 
 
 @needs("pandas")
@@ -1290,19 +1201,11 @@ def test_an_input_that_cannot_be_sent_is_judged_in_one_process(judge):
 def test_no_pickle_runs_code():
     """Hand-made pickles: what is not plain data is refused before anything happens."""
     refused = [
-        pickle.dumps(os.system),
-        pickle.dumps(Path("x")),
-        pickle.dumps(slice(1)),
-        b"cos\nsystem\n(S'true'\ntR.",
-        b"c__builtin__\neval\n(S'1'\ntR.",
-        b"(S'true'\nios\nsystem\n.",
-        b"\x80\x04P1\n.",
-        b"\x82\x01.",
-        pickle.dumps(verify.Verdict("correct")),
-        b"\x80\x04\x8c\x08builtins\x8c\x04exec\x93.",
-        b"",
-        b"garbage",
-    ]
+        pickle.dumps(os.system), pickle.dumps(Path("x")), pickle.dumps(slice(1)),
+        b"cos\nsystem\n(S'true'\ntR.", b"c__builtin__\neval\n(S'1'\ntR.", b"(S'true'\nios\nsystem\n.",
+        b"\x80\x04P1\n.", b"\x82\x01.", pickle.dumps(verify.Verdict("correct")),
+        b"\x80\x04\x8c\x08builtins\x8c\x04exec\x93.", b"", b"garbage",
+    ]  # fmt: skip
     for data in refused:
         with pytest.raises(Exception):  # noqa: B017 (of whatever kind: nothing is returned)
             print(unpack.unpack(data))
@@ -1324,20 +1227,12 @@ def test_a_result_cannot_patch_what_is_shared():
     builtin = named("type_named") + b"\x8c\x08builtins\x8c\x03int\x86R"
     attacks = [
         build(named("opaque"), b"}\x8c\x0c__defaults__K\x01sb"),
-        build(named("opaque"), b"N}\x8c\x0c__defaults__)s\x86b"),
-        build(builtin, b"}\x8c\x01aK\x01sb"),
-        build(builtin, b"(K\x01e"),
-        build(builtin, b"K\x01a"),
-        build(builtin, b"\x8c\x01aK\x01s"),
-        build(builtin, b"(K\x01K\x02u"),
-        build(builtin, b"(K\x01\x90"),
-        build(builtin, b")R"),
-        build(builtin, b")\x81"),
-        build(b"\x8c\x01xK\x01\x85R"),
-        build(named("opaque"), b"K\x01R"),
-        build(named("find_class")),
-        build(named("Opaque")),
-    ]
+        build(named("opaque"), b"N}\x8c\x0c__defaults__)s\x86b"), build(builtin, b"}\x8c\x01aK\x01sb"),
+        build(builtin, b"(K\x01e"), build(builtin, b"K\x01a"), build(builtin, b"\x8c\x01aK\x01s"),
+        build(builtin, b"(K\x01K\x02u"), build(builtin, b"(K\x01\x90"), build(builtin, b")R"),
+        build(builtin, b")\x81"), build(b"\x8c\x01xK\x01\x85R"), build(named("opaque"), b"K\x01R"),
+        build(named("find_class")), build(named("Opaque")),
+    ]  # fmt: skip
     for data in attacks:
         with pytest.raises(Exception):  # noqa: B017
             unpack.unpack(data)

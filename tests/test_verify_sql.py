@@ -169,18 +169,10 @@ def test_only_reading_is_allowed(judge, database, answer, comparison):
 
 
 @pytest.mark.parametrize("comparison", verify.COMPARISONS)
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "",
-        " ; ",
-        "-- SELECT id FROM t",
-        "/* nothing */",
-        "EXPLAIN SELECT id FROM t",
-        "/* a */ explain query plan SELECT 1",
-        "EXPLAIN DELETE FROM t",
-    ],
-)
+@pytest.mark.parametrize("answer", [
+    "", " ; ", "-- SELECT id FROM t", "/* nothing */", "EXPLAIN SELECT id FROM t",
+    "/* a */ explain query plan SELECT 1", "EXPLAIN DELETE FROM t",
+])  # fmt: skip
 def test_10_12_no_result_is_wrong_where_the_gold_has_no_rows(judge, answer, comparison):
     assert judge(answer, EMPTY, comparison).verdict == "wrong"
 
@@ -206,17 +198,10 @@ def test_what_does_not_execute_is_an_error(judge, answer, comparison):
 
 
 @pytest.mark.parametrize("comparison", verify.COMPARISONS)
-@pytest.mark.parametrize(
-    "text",
-    [
-        "SELECT 1" + " " * 20_000_000,
-        "SELECT DISTINCT " * 1_000_000,
-        "distinct" * 12_501,
-        "-- " * 5_000_000,
-        "EXPLAIN " * 1_000_000,
-    ],
-    ids=lambda text: text[:12],
-)
+@pytest.mark.parametrize("text", [
+    "SELECT 1" + " " * 20_000_000, "SELECT DISTINCT " * 1_000_000, "distinct" * 12_501, "-- " * 5_000_000,
+    "EXPLAIN " * 1_000_000,
+], ids=lambda text: text[:12])  # fmt: skip
 def test_a_text_that_is_too_long_to_run_costs_nothing(verifier, database, text, comparison):
     """It is an error whatever it says, also where the preparation for `spider` would make it short enough."""
     verifier.submit(SqlJob(database, "SELECT 1", "SELECT 2")).result()  # the worker is up
@@ -976,15 +961,10 @@ def test_a_gold_that_only_speaks_of_the_time_or_of_chance_is_a_gold(verifier, vi
 
 
 @pytest.mark.parametrize("comparison", ["spider", "bird", "strict"])
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "SELECT id FROM t ORDER BY random()",
-        "SELECT id FROM t WHERE date('now') > '2020'",
-        "SELECT id FROM t WHERE abs(random() % 2)",
-        *CHANGING,
-    ],
-)
+@pytest.mark.parametrize("answer", [
+    "SELECT id FROM t ORDER BY random()", "SELECT id FROM t WHERE date('now') > '2020'",
+    "SELECT id FROM t WHERE abs(random() % 2)", *CHANGING,
+])  # fmt: skip
 def test_an_answer_that_asks_for_the_time_or_for_chance_has_no_repeatable_label(
     verifier, views, answer, comparison
 ):
