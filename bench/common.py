@@ -140,5 +140,7 @@ def report(what, rows, settings):
     name, ours, theirs, _, _ = rows[0]
     settings |= {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
     figures = {n: {"ours": o, "theirs": t, "ratio": r} for n, o, t, r, _ in rows}
-    print(json.dumps({"what": f"{what}: {name}", "ours": ours, "theirs": theirs, "ratio": ours / theirs, "all": figures,
-                      "settings": settings}))  # fmt: skip
+    print(json.dumps({
+        "what": f"{what}: {name}", "ours": ours, "theirs": theirs, "ratio": ours / theirs, "all": figures,
+        "settings": settings,
+    }))  # fmt: skip

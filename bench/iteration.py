@@ -107,11 +107,12 @@ def theirs(args, config, questions, policy, answers, pairs):
     )
     model.is_quantized, model.hf_quantizer = False, None
     trl = DPOConfig(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=args.their_pairs, loss_type=["sigmoid", "sft"],
-        gradient_accumulation_steps=config.batch_size // args.their_pairs,
-        loss_weights=[1.0, config.lam], beta=config.beta, max_length=None, report_to=[], learning_rate=config.lr,
-        use_cpu=policy.device.type == "cpu", bf16=policy.dtype == torch.bfloat16, gradient_checkpointing=False,
-        precompute_ref_log_probs=True, num_train_epochs=1, disable_tqdm=True, save_strategy="no", logging_steps=1000,
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=args.their_pairs,
+        loss_type=["sigmoid", "sft"], gradient_accumulation_steps=config.batch_size // args.their_pairs,
+        loss_weights=[1.0, config.lam], beta=config.beta, max_length=None, report_to=[],
+        learning_rate=config.lr, use_cpu=policy.device.type == "cpu", bf16=policy.dtype == torch.bfloat16,
+        gradient_checkpointing=False, precompute_ref_log_probs=True, num_train_epochs=1, disable_tqdm=True,
+        save_strategy="no", logging_steps=1000,
     )  # fmt: skip
     peft = LoraConfig(
         r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"

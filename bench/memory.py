@@ -24,7 +24,8 @@ from refine import batch_loss, reference_logps
 from settings import Config
 
 LLAMA3_8B = {
-    "hidden": 4096, "inner": 14336, "layers": 32, "heads": 32, "kv_heads": 8, "head": 128, "vocab": 128256, "tied": False,
+    "hidden": 4096, "inner": 14336, "layers": 32, "heads": 32, "kv_heads": 8, "head": 128, "vocab": 128256,
+    "tied": False,
 }  # fmt: skip
 SMOLLM2 = {
     "hidden": 576, "inner": 1536, "layers": 30, "heads": 9, "kv_heads": 3, "head": 64, "vocab": 49152,

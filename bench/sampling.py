@@ -51,8 +51,9 @@ def generate(model, policy: Policy, batch, answers, new, fixed):
     ids = torch.tensor([[pad] * (width - len(p)) + p for p in batch], device=policy.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch], device=policy.device)
     out = model.generate(
-        input_ids=ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, num_return_sequences=answers,
-        max_new_tokens=new, min_new_tokens=new if fixed else None, pad_token_id=pad, eos_token_id=list(policy.end_ids),
+        input_ids=ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+        num_return_sequences=answers, max_new_tokens=new, min_new_tokens=new if fixed else None,
+        pad_token_id=pad, eos_token_id=list(policy.end_ids),
     )  # fmt: skip
     drawn = out[:, width:]
     ended = torch.isin(drawn, torch.tensor(policy.end_ids, device=drawn.device)).cumsum(1)
@@ -165,8 +166,8 @@ def same_distribution(args, policy, model):
             copies = copy.deepcopy(cache)
             copies.batch_repeat_interleave(128)
             out = model.generate(
-                ids.expand(128, -1), past_key_values=copies, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-                max_new_tokens=3, pad_token_id=end[0], eos_token_id=list(end),
+                ids.expand(128, -1), past_key_values=copies, do_sample=True, temperature=1.0, top_k=0,
+                top_p=1.0, max_new_tokens=3, pad_token_id=end[0], eos_token_id=list(end),
             )  # fmt: skip
             for drawn in out[:, len(prompt) :].tolist():
                 ended = next((i + 1 for i, token in enumerate(drawn) if token in end), len(drawn))

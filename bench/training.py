@@ -91,9 +91,9 @@ def case(args, policy, prompt_length, answer_length):
     model.is_quantized, model.hf_quantizer = False, None
     trl = DPOConfig(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=len(pairs), loss_type=["sigmoid", "sft"],
-        loss_weights=[1.0, 1.0], beta=config.beta, max_length=None, precompute_ref_log_probs=True, report_to=[],
-        bf16=policy.dtype == torch.bfloat16, use_cpu=policy.device.type == "cpu", gradient_checkpointing=False,
-        disable_dropout=True,
+        loss_weights=[1.0, 1.0], beta=config.beta, max_length=None, precompute_ref_log_probs=True,
+        report_to=[], bf16=policy.dtype == torch.bfloat16, use_cpu=policy.device.type == "cpu",
+        gradient_checkpointing=False, disable_dropout=True,
     )  # fmt: skip
     peft = LoraConfig(
         r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"

@@ -149,16 +149,19 @@ def plain_logps(model, prompt, answer):
 
 # ---- a whole run on the tiny GPT-2 -------------------------------------------------------------------------
 
-COMPARED = ("answers.jsonl", "pairs.jsonl", "pairs_summary.json", "reference.safetensors", "scores.json", "dev.jsonl",
-            "validation.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter_config.json")  # fmt: skip
+COMPARED = (
+    "answers.jsonl", "pairs.jsonl", "pairs_summary.json", "reference.safetensors", "scores.json", "dev.jsonl",
+    "validation.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter_config.json",
+)  # fmt: skip
 
 
 def command(folders, spider, run, *extra):
     return [
-        "--model", folders["gpt2"], "--data", "spider", "--data-dir", str(spider), "--out", str(run), "--iterations", "2",
-        "--answers", "4", "--pairs", "3", "--max-new", "12", "--batch-size", "6", "--validation", "2", "--min-gain", "-1",
-        "--lr", "0.01", "--workers", "1", "--precision", "float32", "--timeout", "5", "--device", "cpu",
-        "--batch-tokens", "150", "--train-tokens", "500", "--seed", "3", *extra,
+        "--model", folders["gpt2"], "--data", "spider", "--data-dir", str(spider), "--out", str(run),
+        "--iterations", "2", "--answers", "4", "--pairs", "3", "--max-new", "12", "--batch-size", "6",
+        "--validation", "2", "--min-gain", "-1", "--lr", "0.01", "--workers", "1", "--precision", "float32",
+        "--timeout", "5", "--device", "cpu", "--batch-tokens", "150", "--train-tokens", "500", "--seed", "3",
+        *extra,
     ]  # fmt: skip
 
 

@@ -148,7 +148,9 @@ def test_the_encoder_averages_over_the_text_alone(tmp_path, tokenizer):
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=352, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)).save_pretrained(tmp_path)  # fmt: skip # noqa: E501
+    BertModel(BertConfig(
+        vocab_size=352, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+    )).save_pretrained(tmp_path)  # fmt: skip
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(tmp_path)
     embed = analysis.Embedder(str(tmp_path))

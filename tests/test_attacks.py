@@ -120,17 +120,20 @@ def ask(verifier, database):
 
 WRITES = [
     "ANALYZE", "REINDEX", "REINDEX i", "SAVEPOINT a", "RELEASE a", "ROLLBACK", "COMMIT", "END", "DETACH main",
-    "ALTER TABLE t ADD COLUMN z", "ALTER TABLE t RENAME TO u", "ALTER TABLE t DROP COLUMN name", "CREATE INDEX j ON t(id)",
-    "CREATE VIEW v AS SELECT 1", "CREATE TRIGGER g AFTER INSERT ON t BEGIN SELECT 1; END", "DROP INDEX i",
+    "ALTER TABLE t ADD COLUMN z", "ALTER TABLE t RENAME TO u", "ALTER TABLE t DROP COLUMN name",
+    "CREATE INDEX j ON t(id)", "CREATE VIEW v AS SELECT 1",
+    "CREATE TRIGGER g AFTER INSERT ON t BEGIN SELECT 1; END", "DROP INDEX i",
     "REPLACE INTO t VALUES (1, 'z')", "INSERT INTO t(id) VALUES (1) ON CONFLICT DO NOTHING",
     "INSERT INTO t SELECT id + 10, name FROM t", "UPDATE t SET id = id RETURNING id", "VACUUM",
     "VACUUM main INTO 'file:copy.sqlite?mode=rwc'", "ATTACH ':memory:' AS m", "ATTACH 'file:/dev/null' AS n",
     "PRAGMA writable_schema = 1", "PRAGMA mmap_size = 1000000", "PRAGMA temp_store_directory = '/tmp'",
-    "PRAGMA locking_mode = EXCLUSIVE", "PRAGMA wal_checkpoint", "PRAGMA database_list", "PRAGMA table_info(t)",
-    "SELECT * FROM pragma_table_info('t')", "SELECT file FROM pragma_database_list", "SELECT * FROM pragma_user_version",
-    "SELECT rtreecheck('t')", "SELECT \"load_extension\"('x')", "SELECT LOAD_EXTENSION('x', 'y')",
-    "SELECT 1 WHERE EXISTS (SELECT [randomblob](9))", "SELECT (SELECT fts3_tokenizer('simple', x'00'))",
-    "WITH a AS (SELECT load_extension('x')) SELECT 1 FROM a", "SELECT count(*) FILTER (WHERE load_extension('x')) FROM t",
+    "PRAGMA locking_mode = EXCLUSIVE", "PRAGMA wal_checkpoint", "PRAGMA database_list",
+    "PRAGMA table_info(t)", "SELECT * FROM pragma_table_info('t')", "SELECT file FROM pragma_database_list",
+    "SELECT * FROM pragma_user_version", "SELECT rtreecheck('t')", "SELECT \"load_extension\"('x')",
+    "SELECT LOAD_EXTENSION('x', 'y')", "SELECT 1 WHERE EXISTS (SELECT [randomblob](9))",
+    "SELECT (SELECT fts3_tokenizer('simple', x'00'))",
+    "WITH a AS (SELECT load_extension('x')) SELECT 1 FROM a",
+    "SELECT count(*) FILTER (WHERE load_extension('x')) FROM t",
     "SELECT 1 FROM t ORDER BY zeroblob(1000000000)",
 ]  # fmt: skip
 
@@ -144,11 +147,12 @@ def test_statements_that_do_more_than_read(ask, answer):
 @pytest.mark.parametrize("answer", [
     "SELECT readfile('/etc/passwd')", "SELECT writefile('attacked', 'x')", "SELECT edit('x')",
     "SELECT * FROM [file:/etc/passwd?mode=ro].x", "SELECT @a", "SELECT :a", "SELECT $a", "SELECT ?1",
-    "SELECT id FROM t\0; DROP TABLE t", "SELECT 1 AS \"\ud800\"", "SELECT id FROM t WHERE name = '", "SELECT id FROM t [",
-    "SELECT id FROM t; COMMIT; SELECT id FROM t", "SELECT " + "(" * 400 + "1" + ")" * 400,
-    "SELECT * FROM " + "(SELECT * FROM " * 90 + "t" + ")" * 90, "SELECT " + "NOT " * 20_000 + "1",
-    "SELECT " + ", ".join(["1"] * 3000), " UNION ALL ".join(["SELECT id FROM t"] * 600),
-    "SELECT json('" + "[" * 40_000 + "]" * 40_000 + "')", "UPDATE sqlite_schema SET sql = ''",
+    "SELECT id FROM t\0; DROP TABLE t", "SELECT 1 AS \"\ud800\"", "SELECT id FROM t WHERE name = '",
+    "SELECT id FROM t [", "SELECT id FROM t; COMMIT; SELECT id FROM t",
+    "SELECT " + "(" * 400 + "1" + ")" * 400, "SELECT * FROM " + "(SELECT * FROM " * 90 + "t" + ")" * 90,
+    "SELECT " + "NOT " * 20_000 + "1", "SELECT " + ", ".join(["1"] * 3000),
+    " UNION ALL ".join(["SELECT id FROM t"] * 600), "SELECT json('" + "[" * 40_000 + "]" * 40_000 + "')",
+    "UPDATE sqlite_schema SET sql = ''",
 ], ids=lambda answer: answer[:40].encode("ascii", "backslashreplace").decode())  # fmt: skip
 def test_queries_that_do_not_execute(ask, answer):
     assert ask(answer).verdict == "error"
@@ -368,10 +372,10 @@ def judge(verifier):
 
 EQUAL = "class E:\n    def __eq__(s, o): return True\n    def __hash__(s): return hash(14)\n"
 FORGERIES = {
-    "mock.ANY": "from unittest.mock import ANY\nresult = ANY",
-    "inside a list": EQUAL + "result = [E()]", "inside a tuple": EQUAL + "result = (E(),)",
-    "inside a dictionary": EQUAL + "result = {14: E()}", "as a key": EQUAL + "result = {E(): 14}",
-    "inside a set": EQUAL + "result = {E()}", "inside a deque": EQUAL + "import collections\nresult = collections.deque([E()])",
+    "mock.ANY": "from unittest.mock import ANY\nresult = ANY", "inside a list": EQUAL + "result = [E()]",
+    "inside a tuple": EQUAL + "result = (E(),)", "inside a dictionary": EQUAL + "result = {14: E()}",
+    "as a key": EQUAL + "result = {E(): 14}", "inside a set": EQUAL + "result = {E()}",
+    "inside a deque": EQUAL + "import collections\nresult = collections.deque([E()])",
     "inside a counter": EQUAL + "import collections\nresult = collections.Counter([E()])",
     "a named tuple": "import collections\nclass N(collections.namedtuple('N', 'a')):\n"
                      "    __eq__ = lambda s, o: True\nresult = N(1)",
@@ -380,12 +384,15 @@ FORGERIES = {
     "a date": "import datetime\nclass D(datetime.date):\n    __eq__ = lambda s, o: True\nresult = D(1, 1, 1)",
     "an enum": "import enum\nclass D(enum.IntEnum):\n    a = 13\n    __eq__ = lambda s, o: True\nresult = D.a",
     "a module": "import types\nclass M(types.ModuleType):\n    __eq__ = lambda s, o: True\nresult = M('m')",
-    "a function": "result = lambda *a: True", "a partial": "import functools\nresult = functools.partial(max, 1)",
+    "a function": "result = lambda *a: True",
+    "a partial": "import functools\nresult = functools.partial(max, 1)",
     "a simple namespace": EQUAL + "import types\nresult = types.SimpleNamespace(a=E())",
-    "an ellipsis": "result = ...", "not implemented": "result = NotImplemented", "not a number": "result = float('nan')",
-    "a builder": "from verifier import unpack\nresult = unpack.copied", "itself": "result = []\nresult.append(result)",
-    "itself in a dictionary": "result = {}\nresult[14] = result",
-    "text": "result = '14'", "a million fourteens": "result = [14] * 10 ** 6", "nothing": "result = None",
+    "an ellipsis": "result = ...", "not implemented": "result = NotImplemented",
+    "not a number": "result = float('nan')",
+    "a builder": "from verifier import unpack\nresult = unpack.copied",
+    "itself": "result = []\nresult.append(result)",
+    "itself in a dictionary": "result = {}\nresult[14] = result", "text": "result = '14'",
+    "a million fourteens": "result = [14] * 10 ** 6", "nothing": "result = None",
 }  # fmt: skip
 
 
@@ -444,7 +451,8 @@ FRAMES = {
     "three items": WRITE + "w(b'E[\"error\", \"a\", \"b\"]')", "no text": WRITE + "w(b'E[\"error\", {}]')",
     "deep JSON": WRITE + "w(b'E' + b'[' * 200000)", "not UTF-8": WRITE + "w(b'E\\xff\\xfe')",
     "ready again": WRITE + "w(b'ready')", "report": WRITE + "w(json.dumps(['candidate', 1]).encode())",
-    "only a letter": WRITE + "w(b'R')", "two stops": WRITE + "w(b'RK\\x01.K\\x0e.')", "an unknown letter": WRITE + "w(b'P')",
+    "only a letter": WRITE + "w(b'R')", "two stops": WRITE + "w(b'RK\\x01.K\\x0e.')",
+    "an unknown letter": WRITE + "w(b'P')",
     "2 ** 64 - 1 bytes": WRITE + "os.write = os.write\nfor fd in range(3, 40):\n    try: os.write(fd, b'\\xff' * 8)\n"
                                  "    except OSError: pass\ntime.sleep(1)",
     "2 ** 63 bytes": WRITE + "for fd in range(3, 40):\n    try: os.write(fd, bytes(7) + b'\\x80')\n    except OSError: pass",
@@ -530,20 +538,26 @@ def test_pickles_that_are_too_much(judge, name):
 
 
 REFUSED = {
-    "no stack": b"a.", "no mark": b"t.", "no memo": b"h\x05.", "an empty pop": b"0.", "reduce of nothing": b"R.",
-    "stop": b".", "no stop": b"K\x01", "half a number": b"J\x01.", "text instruction": b"I14\n.", "global": b"cos\nsystem\n.",
-    "instance": b"(ios\nsystem\n.", "object": b"(cos\nsystem\no.", "build": b"}}b.", "persistent": b"K\x01Q.",
-    "extension": b"\x82\x01.", "extension 4": b"\x84\x01\0\0\0.", "next buffer": b"\x97.", "readonly buffer": b"K\x01\x98.",
-    "newobj": b"K\x01)\x81.", "newobj_ex": b"K\x01)}\x92.", "put": b"K\x01q\0.", "long put": b"K\x01r\0\0\0\0.",
-    "dup": b"K\x012.", "dict of a mark": b"(K\x01K\x02d.", "list of a mark": b"(K\x01l.", "float text": b"F1\n.",
-    "string text": b"S'a'\n.", "unicode text": b"Va\n.", "short string": b"U\x01a.", "string": b"T\x01\0\0\0a.",
-    "get text": b"K\x01\x94g0\n.", "attribute of a builder": b"\x8c\x0fverifier.unpack\x8c\x0fopaque.__code__\x93.",
-    "another module": b"\x8c\x02os\x8c\x06system\x93.", "the module's imports": b"\x8c\x0fverifier.unpack\x8c\x06pickle\x93.",
-    "the unpickler": b"\x8c\x0fverifier.unpack\x8c\x08Unpacker\x93.", "builtins": b"\x8c\x08builtins\x8c\x04eval\x93.",
+    "no stack": b"a.", "no mark": b"t.", "no memo": b"h\x05.", "an empty pop": b"0.",
+    "reduce of nothing": b"R.", "stop": b".", "no stop": b"K\x01", "half a number": b"J\x01.",
+    "text instruction": b"I14\n.", "global": b"cos\nsystem\n.", "instance": b"(ios\nsystem\n.",
+    "object": b"(cos\nsystem\no.", "build": b"}}b.", "persistent": b"K\x01Q.", "extension": b"\x82\x01.",
+    "extension 4": b"\x84\x01\0\0\0.", "next buffer": b"\x97.", "readonly buffer": b"K\x01\x98.",
+    "newobj": b"K\x01)\x81.", "newobj_ex": b"K\x01)}\x92.", "put": b"K\x01q\0.",
+    "long put": b"K\x01r\0\0\0\0.", "dup": b"K\x012.", "dict of a mark": b"(K\x01K\x02d.",
+    "list of a mark": b"(K\x01l.", "float text": b"F1\n.", "string text": b"S'a'\n.",
+    "unicode text": b"Va\n.", "short string": b"U\x01a.", "string": b"T\x01\0\0\0a.",
+    "get text": b"K\x01\x94g0\n.",
+    "attribute of a builder": b"\x8c\x0fverifier.unpack\x8c\x0fopaque.__code__\x93.",
+    "another module": b"\x8c\x02os\x8c\x06system\x93.",
+    "the module's imports": b"\x8c\x0fverifier.unpack\x8c\x06pickle\x93.",
+    "the unpickler": b"\x8c\x0fverifier.unpack\x8c\x08Unpacker\x93.",
+    "builtins": b"\x8c\x08builtins\x8c\x04eval\x93.",
     "a call of a type": b"\x8c\x0fverifier.unpack\x8c\x0atype_named\x93\x8c\x08builtins\x8c\x03int\x86R)R.",
     "a call of text": b"\x8c\x01a)R.", "arguments in a list": b"\x8c\x0fverifier.unpack\x8c\x06copied\x93]R.",
-    "an unhashable key": b"}]K\x01s.", "filling a frozen set": b"(\x91(K\x01\x90.", "filling a tuple": b")K\x01a.",
-    "appending to text": b"\x8c\x01aK\x01a.", "items of a list": b"]K\x01K\x02s.", "extending a set": b"\x8f(K\x01e.",
+    "an unhashable key": b"}]K\x01s.", "filling a frozen set": b"(\x91(K\x01\x90.",
+    "filling a tuple": b")K\x01a.", "appending to text": b"\x8c\x01aK\x01a.",
+    "items of a list": b"]K\x01K\x02s.", "extending a set": b"\x8f(K\x01e.",
 }  # fmt: skip
 
 
@@ -563,16 +577,19 @@ def test_shared_references_and_loops_are_data():
 
 ARRAYS = {
     "negative": ("|u1", (-1,), b"x"), "negative and negative": ("|u1", (-1, -1), b"x"),
-    "negative and empty": ("|u1", (-5,), b""), "true": ("|u1", (True,), b"x"), "a float": ("|u1", (1.0,), b"x"),
-    "a list": ("|u1", [1], b"x"), "a number": ("|u1", 1, b"x"), "too long": ("|u1", (9,), b"x"),
-    "overflow": ("|u1", (2 ** 32, 2 ** 32), b"x"), "overflow to 0": ("<i8", (2 ** 61,), b"x"),
-    "pointers": ("|O", (1,), b"x" * 8), "pointers in text": ("O", (1,), b"x" * 8),
-    "pointers in a list": ([("a", "O")], (1,), b"x" * 8), "pointers after commas": ("i8,O", (1,), b"x" * 16),
-    "pointers in a subarray": (("O", (2,)), (1,), b"x" * 16), "pointers deep": ([("a", [("b", "|O")])], (1,), b"x" * 8),
+    "negative and empty": ("|u1", (-5,), b""), "true": ("|u1", (True,), b"x"),
+    "a float": ("|u1", (1.0,), b"x"), "a list": ("|u1", [1], b"x"), "a number": ("|u1", 1, b"x"),
+    "too long": ("|u1", (9,), b"x"), "overflow": ("|u1", (2 ** 32, 2 ** 32), b"x"),
+    "overflow to 0": ("<i8", (2 ** 61,), b"x"), "pointers": ("|O", (1,), b"x" * 8),
+    "pointers in text": ("O", (1,), b"x" * 8), "pointers in a list": ([("a", "O")], (1,), b"x" * 8),
+    "pointers after commas": ("i8,O", (1,), b"x" * 16),
+    "pointers in a subarray": (("O", (2,)), (1,), b"x" * 16),
+    "pointers deep": ([("a", [("b", "|O")])], (1,), b"x" * 8),
     "a dictionary": ({"names": ["a"], "formats": ["O"]}, (1,), b"x" * 8), "no type": (None, (1,), b"x" * 8),
     "a builder": (unpack.opaque, (1,), b"x" * 8), "a name": ("numpy.ndarray", (1,), b"x"),
-    "text for bytes": ("|u1", (1,), "x"), "65 dimensions": ("|u1", (1,) * 65, b"x"), "objects too few": ("|O", (3,), [1]),
-    "objects too many": ("|O", (1,), [1, 2, 3]), "objects in a tuple": ("|O", (1,), (1,)),
+    "text for bytes": ("|u1", (1,), "x"), "65 dimensions": ("|u1", (1,) * 65, b"x"),
+    "objects too few": ("|O", (3,), [1]), "objects too many": ("|O", (1,), [1, 2, 3]),
+    "objects in a tuple": ("|O", (1,), (1,)),
 }  # fmt: skip
 
 
@@ -603,7 +620,8 @@ REACHING = {
     "popen": "import os\nos.popen('true').read()",
     "multiprocessing": "import multiprocessing as m\nm.Process(target=int).start()",
     "a pool of processes": "import concurrent.futures as c\nlist(c.ProcessPoolExecutor(1).map(int, [1]))",
-    "a listener": "import socket\nsocket.create_server(('127.0.0.1', 0))", "netlink": "import socket\nsocket.socket(16, 3)",
+    "a listener": "import socket\nsocket.create_server(('127.0.0.1', 0))",
+    "netlink": "import socket\nsocket.socket(16, 3)",
     "kernel cryptography": "import socket\nsocket.socket(38, 5)",
     "virtual machine sockets": "import socket\nsocket.socket(40, 1)",
     "raw socket": "import socket\nsocket.socket(17, 3)", "ipv6": "import socket\nsocket.socket(10, 1)",
@@ -614,20 +632,22 @@ REACHING = {
     "a package renamed": "import json, os\nos.rename(json.__file__, json.__file__ + '.old')",
     "a file taken into its folder": "import json, os\nos.rename(json.__file__, 'json.py')",
     "path and reopen": "import json, os\nf = os.open(json.__file__, os.O_PATH)\nos.open(f'/proc/self/fd/{f}', os.O_RDWR)",
-    "the folder above": "import os\nos.listdir('..')", "up and up": "import os\nos.chdir('..')\nos.mkdir('new')",
+    "the folder above": "import os\nos.listdir('..')",
+    "up and up": "import os\nos.chdir('..')\nos.mkdir('new')",
     "its folder moved": "import os\nos.rename(os.getcwd(), os.getcwd() + 'x')",
-    "temporary folder": "import tempfile\ntempfile.mkdtemp(dir='/tmp')", "/var/tmp": "open('/var/tmp/x', 'w')",
-    "/run": "import os\nos.mkdir('/run/x')", "terminal": "open('/dev/tty', 'w')",
-    "/dev/pts": "import os\nos.listdir('/dev/pts')",
+    "temporary folder": "import tempfile\ntempfile.mkdtemp(dir='/tmp')",
+    "/var/tmp": "open('/var/tmp/x', 'w')", "/run": "import os\nos.mkdir('/run/x')",
+    "terminal": "open('/dev/tty', 'w')", "/dev/pts": "import os\nos.listdir('/dev/pts')",
     "kernel log": "open('/dev/kmsg', 'w')", "kernel memory": "open('/dev/mem', 'rb')",
     "message to the machine": "open('/proc/sysrq-trigger', 'w')",
     "settings of the kernel": "open('/proc/sys/kernel/core_pattern', 'w')",
     "control groups": "open('/sys/fs/cgroup/cgroup.procs', 'w')",
     "own memory": "open('/proc/self/mem', 'r+b')", "own environment": "open('/proc/self/environ').read()",
-    "own score": "open('/proc/self/oom_score_adj', 'w').write('-1000')", "own name map": "open('/proc/self/uid_map', 'w')",
-    "mounts": "open('/proc/self/mountinfo').read()", "network table": "open('/proc/net/tcp').read()",
-    "names of hosts": "open('/etc/hosts').read()", "all settings": "import os\nos.listdir('/etc')",
-    "group": "import os\nos.setgid(1)", "groups": "import os\nos.setgroups([1])", "priority": "import os\nos.nice(-5)",
+    "own score": "open('/proc/self/oom_score_adj', 'w').write('-1000')",
+    "own name map": "open('/proc/self/uid_map', 'w')", "mounts": "open('/proc/self/mountinfo').read()",
+    "network table": "open('/proc/net/tcp').read()", "names of hosts": "open('/etc/hosts').read()",
+    "all settings": "import os\nos.listdir('/etc')", "group": "import os\nos.setgid(1)",
+    "groups": "import os\nos.setgroups([1])", "priority": "import os\nos.nice(-5)",
     "scheduler": "import os\nos.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))",
     "signal by number of a file": "import signal, os\nsignal.pidfd_send_signal(0, 9)",
     "kill itself": "import os\nos.kill(os.getpid(), 9)",
@@ -647,19 +667,23 @@ def test_reaching_out(judge, name):
 
 
 # Numbers on x86-64 alone: name, number, arguments.
-CALLS = [("rt_tgsigqueueinfo", 297, "parent", "parent", 9), ("pidfd_send_signal", 424, 3, 9), ("process_madvise", 440),
-         ("move_pages", 279, "parent"), ("migrate_pages", 256, "parent"), ("mq_open", 240), ("inotify_init1", 294),
-         ("fanotify_init", 300), ("splice", 275), ("tee", 276), ("vmsplice", 278), ("memfd_secret", 447),
-         ("name_to_handle_at", 303), ("msgget", 68, 1, 0o1000), ("semget", 64, 1, 1, 0o1000), ("syslog", 103, 3),
-         ("iopl", 172, 3), ("modify_ldt", 154), ("pivot_root", 155), ("settimeofday", 164), ("adjtimex", 159),
-         ("timer_create", 222), ("ioprio_set", 251, 1, "parent", 0), ("setpgid", 109), ("set_mempolicy", 238),
-         ("prctl SET_MM", 157, 35), ("prctl SET_PTRACER", 157, 0x59616D61, 1), ("prctl SUBREAPER", 157, 36, 1),
-         ("prctl SECCOMP", 157, 22, 1), ("prctl NO_NEW_PRIVS", 157, 38, 0), ("sched_setattr", 314), ("fsopen", 430),
-         ("open_tree", 428), ("move_mount", 429), ("mount_setattr", 442), ("pidfd_getfd", 438), ("io_setup", 206, 1),
-         ("landlock_add_rule", 445), ("landlock_restrict_self", 446), ("process_mrelease", 448), ("sync", 162),
-         ("syncfs", 306, 1), ("sendmsg", 46), ("recvmsg", 47), ("bind", 49), ("mlockall", 151, 3), ("kexec_load", 246),
-         ("delete_module", 176), ("vhangup", 153), ("capset", 126), ("setresuid", 117, 1, 1, 1), ("setfsuid", 122, 1),
-         ("clone of a process in a new name space", 56, 0x20000000 | 17), ("vfork by clone", 56, 0x4111)]  # fmt: skip
+CALLS = [
+    ("rt_tgsigqueueinfo", 297, "parent", "parent", 9), ("pidfd_send_signal", 424, 3, 9),
+    ("process_madvise", 440), ("move_pages", 279, "parent"), ("migrate_pages", 256, "parent"),
+    ("mq_open", 240), ("inotify_init1", 294), ("fanotify_init", 300), ("splice", 275), ("tee", 276),
+    ("vmsplice", 278), ("memfd_secret", 447), ("name_to_handle_at", 303), ("msgget", 68, 1, 0o1000),
+    ("semget", 64, 1, 1, 0o1000), ("syslog", 103, 3), ("iopl", 172, 3), ("modify_ldt", 154),
+    ("pivot_root", 155), ("settimeofday", 164), ("adjtimex", 159), ("timer_create", 222),
+    ("ioprio_set", 251, 1, "parent", 0), ("setpgid", 109), ("set_mempolicy", 238), ("prctl SET_MM", 157, 35),
+    ("prctl SET_PTRACER", 157, 0x59616D61, 1), ("prctl SUBREAPER", 157, 36, 1), ("prctl SECCOMP", 157, 22, 1),
+    ("prctl NO_NEW_PRIVS", 157, 38, 0), ("sched_setattr", 314), ("fsopen", 430), ("open_tree", 428),
+    ("move_mount", 429), ("mount_setattr", 442), ("pidfd_getfd", 438), ("io_setup", 206, 1),
+    ("landlock_add_rule", 445), ("landlock_restrict_self", 446), ("process_mrelease", 448), ("sync", 162),
+    ("syncfs", 306, 1), ("sendmsg", 46), ("recvmsg", 47), ("bind", 49), ("mlockall", 151, 3),
+    ("kexec_load", 246), ("delete_module", 176), ("vhangup", 153), ("capset", 126),
+    ("setresuid", 117, 1, 1, 1), ("setfsuid", 122, 1),
+    ("clone of a process in a new name space", 56, 0x20000000 | 17), ("vfork by clone", 56, 0x4111),
+]  # fmt: skip
 
 
 @strict
@@ -929,14 +953,16 @@ def w(data):
     os.write(report, len(data).to_bytes(8, "little") + data)
 """
 DISTURBING = {
-    "a number": "w(b'5')", "nothing": "w(b'')", "deep": "w(b'[' * 9999)", "bytes": "w(b'\\xff')", "a dictionary": "w(b'{}')",
-    "no message": "w(json.dumps([nonce, 'wrong']).encode())", "no verdict": "w(json.dumps([nonce, 5, 'x']).encode())",
+    "a number": "w(b'5')", "nothing": "w(b'')", "deep": "w(b'[' * 9999)", "bytes": "w(b'\\xff')",
+    "a dictionary": "w(b'{}')", "no message": "w(json.dumps([nonce, 'wrong']).encode())",
+    "no verdict": "w(json.dumps([nonce, 5, 'x']).encode())",
     "not a text": "w(json.dumps([nonce, 'correct', {'a': 1}]).encode())",
     "unhashable": "w(json.dumps([nonce, [], 'x']).encode())", "huge": "os.write(report, bytes([255] * 8))",
-    "half": "os.write(report, b'abc')", "infrastructure": "w(json.dumps([nonce, 'infrastructure', 'x']).encode())",
+    "half": "os.write(report, b'abc')",
+    "infrastructure": "w(json.dumps([nonce, 'infrastructure', 'x']).encode())",
     "killed": "w(json.dumps([nonce, 'killed', '']).encode())",
-    "broken test": "w(json.dumps([nonce, 'broken test', 'x']).encode())", "announced twice": "w(b'[\"local\", 0]')",
-    "all is closed": "os.closerange(3, 99)",
+    "broken test": "w(json.dumps([nonce, 'broken test', 'x']).encode())",
+    "announced twice": "w(b'[\"local\", 0]')", "all is closed": "os.closerange(3, 99)",
 }  # fmt: skip
 
 
@@ -1138,15 +1164,16 @@ def command(database):
 BAD_LINES = {
     "id NaN": '{"id": NaN, "kind": "sql", "database": "a.sqlite", "gold": "SELECT 1", "answer": "SELECT 1"}',
     "id endless": '{"id": [1e999], "kind": "sql", "database": "a.sqlite", "gold": "SELECT 1", "answer": "SELECT 1"}',
-    "a byte-order mark": b"\xef\xbb\xbf" + line(2).encode(), "a zero byte": "\0", "not UTF-8": b'{"id": "\xff", "kind": 1}',
-    "a number": "5", "a text": '"a"', "true": "true", "two objects": line(2) + line(3), "half an object": line(2)[:-1],
-    "single quotes": "{'id': 1}", "a timeout that is none": line(2).replace("}", ', "timeout": NaN}'),
-    "an endless timeout": line(2).replace("}", ', "timeout": Infinity}'), "a true timeout": line(2, timeout=True),
-    "a negative timeout": line(2, timeout=-1), "a huge timeout": line(2).replace("}", f', "timeout": {"9" * 5000}}}'),
+    "a byte-order mark": b"\xef\xbb\xbf" + line(2).encode(), "a zero byte": "\0",
+    "not UTF-8": b'{"id": "\xff", "kind": 1}', "a number": "5", "a text": '"a"', "true": "true",
+    "two objects": line(2) + line(3), "half an object": line(2)[:-1], "single quotes": "{'id': 1}",
+    "a timeout that is none": line(2).replace("}", ', "timeout": NaN}'),
+    "an endless timeout": line(2).replace("}", ', "timeout": Infinity}'),
+    "a true timeout": line(2, timeout=True), "a negative timeout": line(2, timeout=-1),
+    "a huge timeout": line(2).replace("}", f', "timeout": {"9" * 5000}}}'),
     "a timeout of days": line(2, timeout=86401), "no timeout": line(2, timeout=None),
-    "a list of answers": line(2, answer=["SELECT 1"]),
-    "no answer": line(2, answer=None), "a database that is a number": line(2, database=5),
-    "a kind in capitals": line(2, kind="SQL"),
+    "a list of answers": line(2, answer=["SELECT 1"]), "no answer": line(2, answer=None),
+    "a database that is a number": line(2, database=5), "a kind in capitals": line(2, kind="SQL"),
     "a null kind": line(2, kind=None), "a comparison in a list": line(2, comparison=["bird"]),
     "no comparison": line(2, comparison=None),
     "a Python answer with a comparison": '{"id": 2, "kind": "python", "context": "", "answer": "", "comparison": "bird"}',
@@ -1196,10 +1223,11 @@ def test_odd_programs_on_the_command_line(command):
 
     code, verdicts, _ = command(
         program(1, "result = x * 2"), program(2, "result = 14\0"), program(3, "\ud800"), program(4, ""),
-        program(5, "result = 14", "\0"), program(6, "result = 14", "\ud800"), program(7, "result = 14", "raise SystemExit"),
-        program(8, "x" * 2_000_000), program(9, "(" * 100_000), program(10, "result = [insert]"), program(11, "'''"),
-        program(12, "result = x * 2  # last"),
-        arguments=("--python", PYTHON))  # fmt: skip
+        program(5, "result = 14", "\0"), program(6, "result = 14", "\ud800"),
+        program(7, "result = 14", "raise SystemExit"), program(8, "x" * 2_000_000), program(9, "(" * 100_000),
+        program(10, "result = [insert]"), program(11, "'''"), program(12, "result = x * 2  # last"),
+        arguments=("--python", PYTHON),
+    )  # fmt: skip
     assert code == 1  # the tests of 5 to 7 are at fault
     found = [v["verdict"] for v in verdicts]
     assert found[0] == found[11] == "correct" and found[4:7] == [None] * 3

@@ -86,11 +86,10 @@ def test_every_run_of_the_experiment_has_a_command_that_is_accepted(tmp_path, si
 BASE, DRAWS, PAIRS = "questions.json", "iter_1/answers.jsonl", "iter_1/reference.safetensors"
 
 
-@pytest.mark.parametrize(
-    "method, shared",
-    [("dpo", {BASE, DRAWS, PAIRS}), ("dpop", {BASE, DRAWS, PAIRS}), ("positives", {BASE, DRAWS}), ("nearest", {BASE, DRAWS}),
-     ("gold", {BASE})],
-)  # fmt: skip
+@pytest.mark.parametrize("method, shared", [
+    ("dpo", {BASE, DRAWS, PAIRS}), ("dpop", {BASE, DRAWS, PAIRS}), ("positives", {BASE, DRAWS}),
+    ("nearest", {BASE, DRAWS}), ("gold", {BASE}),
+])  # fmt: skip
 def test_runs_of_the_experiment_share_what_is_the_same(tmp_path, method, shared):
     args = argparse.Namespace(
         size="first", model="m", data="spider", data_dir="d", flags="--device cpu", out=tmp_path

@@ -27,8 +27,10 @@ from sample import pick
 from settings import Config, parse
 from stages import Checkpoint
 
-READ = ("questions.json", "iter_0/scores.json", "iter_1/answers.jsonl", "iter_1/verdicts.jsonl", "iter_1/pairs.jsonl",
-        "iter_2/pairs_summary.json", "iter_2/scores.json")  # fmt: skip
+READ = (
+    "questions.json", "iter_0/scores.json", "iter_1/answers.jsonl", "iter_1/verdicts.jsonl",
+    "iter_1/pairs.jsonl", "iter_2/pairs_summary.json", "iter_2/scores.json",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -159,8 +161,8 @@ TABLE = {
     "foreign_keys": [],
 }
 TABLES = [json.dumps([TABLE | change]) for change in (
-    {"foreign_keys": 7}, {"foreign_keys": [[1, 9]]}, {"column_names_original": [[5, "id"]]}, {"table_names_original": None},
-    {"table_names_original": [1]}, {"db_id": ["x"]},
+    {"foreign_keys": 7}, {"foreign_keys": [[1, 9]]}, {"column_names_original": [[5, "id"]]},
+    {"table_names_original": None}, {"table_names_original": [1]}, {"db_id": ["x"]},
 )]  # fmt: skip
 
 
@@ -237,8 +239,9 @@ def test_an_output_that_is_no_file_is_noticed_first_and_a_full_one_loses_no_scor
 
 
 @pytest.mark.parametrize("change", [
-    {"use_rslora": True}, {"use_dora": True}, {"alpha_pattern": {"x": 1}}, {"peft_type": "IA3"}, {"r": 0}, {"r": "8"},
-    {"r": None}, {"r": True}, {"lora_alpha": None}, {"lora_alpha": "16"}, {"lora_alpha": float("inf")},
+    {"use_rslora": True}, {"use_dora": True}, {"alpha_pattern": {"x": 1}}, {"peft_type": "IA3"}, {"r": 0},
+    {"r": "8"}, {"r": None}, {"r": True}, {"lora_alpha": None}, {"lora_alpha": "16"},
+    {"lora_alpha": float("inf")},
 ])  # fmt: skip
 def test_an_adapter_of_another_kind_is_refused(copy, change):
     folder = copy.run / "iter_2" / "adapter"
@@ -249,10 +252,10 @@ def test_an_adapter_of_another_kind_is_refused(copy, change):
 
 
 @pytest.mark.parametrize("plain, settings", [
-    (True, {}), (True, {"init_lora_weights": "gaussian"}), (True, {"lora_dropout": 0.1}), (True, {"bias": "lora_only"}),
-    (False, {"use_rslora": True}), (False, {"use_dora": True}), (False, {"init_lora_weights": "pissa"}),
-    (False, {"init_lora_weights": "olora"}), (False, {"alora_invocation_tokens": [5, 6]}),
-    (False, {"rank_pattern": {"q_proj": 2}}),
+    (True, {}), (True, {"init_lora_weights": "gaussian"}), (True, {"lora_dropout": 0.1}),
+    (True, {"bias": "lora_only"}), (False, {"use_rslora": True}), (False, {"use_dora": True}),
+    (False, {"init_lora_weights": "pissa"}), (False, {"init_lora_weights": "olora"}),
+    (False, {"alora_invocation_tokens": [5, 6]}), (False, {"rank_pattern": {"q_proj": 2}}),
 ])  # fmt: skip
 def test_of_pefts_own_adapters_those_are_refused_that_compute_something_else(
     folders, tmp_path, plain, settings

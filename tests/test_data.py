@@ -418,8 +418,9 @@ def test_a_schema_has_its_tables_without_comments_and_then_its_views_as_written(
 def test_a_view_that_ends_in_an_open_comment_swallows_no_other(tmp_path):
     """SQLite takes such a view, and keeps its text as it is."""
     views = {
-        "a": "SELECT x FROM t /* all; it's", "b": "SELECT x FROM t /*/", "c": "SELECT x FROM t /* *", "d": "SELECT 1 x /**/",
-        "e": "SELECT x FROM t -- no /* comment", "f": "SELECT '/* text' x", "g": "SELECT x FROM a /* */ /* x",
+        "a": "SELECT x FROM t /* all; it's", "b": "SELECT x FROM t /*/", "c": "SELECT x FROM t /* *",
+        "d": "SELECT 1 x /**/", "e": "SELECT x FROM t -- no /* comment", "f": "SELECT '/* text' x",
+        "g": "SELECT x FROM a /* */ /* x",
     }  # fmt: skip
     with closing(sqlite3.connect(tmp_path / "a.sqlite")) as connection:
         connection.execute("CREATE TABLE t (x)")
@@ -596,9 +597,9 @@ SLOW = [
     "with " + "/**/" * 20000, "with " + "/*" * 40000, "with a" + " " * 80000, "(" * 80000, "with [" * 20000,
 ]  # fmt: skip
 SLOW += [text * (80000 // len(text)) for text in (
-    "/*x\n", "/**/\n", "/*\n*/", "x/*\n/*x", "with /*\n", "with /**/ /*\n", "with/**/\n", "with\n", "with a /*\n", "(\n",
-    "\n ", "\n", "with\n/**//*x\n", "/*/", "/* */x\n", "`", "````a\n", "'\n", '"', "--`", "<think>", "select\n/*", "/*x\n(",
-    "``` ",
+    "/*x\n", "/**/\n", "/*\n*/", "x/*\n/*x", "with /*\n", "with /**/ /*\n", "with/**/\n", "with\n",
+    "with a /*\n", "(\n", "\n ", "\n", "with\n/**//*x\n", "/*/", "/* */x\n", "`", "````a\n", "'\n", '"',
+    "--`", "<think>", "select\n/*", "/*x\n(", "``` ",
 )]  # fmt: skip
 SLOW += ["/*x\n" * 20000 + "*/", "with /*a\n" * 10000 + "*/"]
 SLOW += ["```sql " + "/*x\n" * 20000, "```" + "x " * 40000, "```" + "(" * 80000, "```" + "/**/" * 20000]

@@ -270,8 +270,8 @@ def test_an_id_that_can_be_none_is_refused(write, own):
 
 
 @pytest.mark.parametrize("known, own", [
-    (700, "q1"), (700, "0701"), (700, " 701"), (700, "701.0"), (700, "\u0667"), (700, ""), ("q", 701), ("q", "701"),
-    (None, 701), (None, "None"), (None, "q"),
+    (700, "q1"), (700, "0701"), (700, " 701"), (700, "701.0"), (700, "\u0667"), (700, ""), ("q", 701),
+    ("q", "701"), (None, 701), (None, "None"), (None, "q"),
 ])  # fmt: skip
 def test_an_id_that_no_question_could_have_is_refused_and_not_passed_over(write, known, own):
     asked = questions(0, 1)
@@ -561,8 +561,8 @@ def test_a_prompt_too_long_for_the_model_is_a_question_without_an_answer(spider,
 
 
 @pytest.mark.parametrize("flag, value", [
-    ("--workers", "0"), ("--workers", "-1"), ("--limit", "-3"), ("--timeout", "0"), ("--timeout", "-2"), ("--timeout", "nan"),
-    ("--timeout", "inf"), ("--batch-tokens", "0"), ("--max-new", "0"),
+    ("--workers", "0"), ("--workers", "-1"), ("--limit", "-3"), ("--timeout", "0"), ("--timeout", "-2"),
+    ("--timeout", "nan"), ("--timeout", "inf"), ("--batch-tokens", "0"), ("--max-new", "0"),
 ])  # fmt: skip
 def test_a_number_that_cannot_be_is_exit_code_2_and_named(capsys, flag, value):
     with pytest.raises(SystemExit) as end:

@@ -271,12 +271,12 @@ def test_order_of_foreign_keys_does_not_join_groups():
     assert Schema(tables).same == {"a.p": "a.p", "b.r": "a.p", "b.s": "a.q", "a.q": "a.q"}
 
 
-@pytest.mark.parametrize(
-    "answer",
-    ["", " \n", ";", "I do not know.", "SELECT", "SELECT name FROM", "SELECT name FROM owner WHERE", "SELECT 'name FROM owner",
-     "SELECT name FROM owner; SELECT name FROM owner", "DROP TABLE owner", "VACUUM", "EXPLAIN SELECT name FROM owner",
-     "INSERT INTO owner SELECT name FROM owner", "SELECT \0 FROM owner", "SELECT \ud800 FROM owner"],
-)  # fmt: skip
+@pytest.mark.parametrize("answer", [
+    "", " \n", ";", "I do not know.", "SELECT", "SELECT name FROM", "SELECT name FROM owner WHERE",
+    "SELECT 'name FROM owner", "SELECT name FROM owner; SELECT name FROM owner", "DROP TABLE owner", "VACUUM",
+    "EXPLAIN SELECT name FROM owner", "INSERT INTO owner SELECT name FROM owner", "SELECT \0 FROM owner",
+    "SELECT \ud800 FROM owner",
+])  # fmt: skip
 def test_not_a_query(answer):
     assert exact_match("SELECT name FROM owner", answer, TABLES) is False
     assert exact_match("SELECT name FROM owner", answer, None) is False

@@ -16,8 +16,10 @@ from stages import Checkpoint
 
 MOMENTS, CALLS = (int(os.environ.get(name, few)) for name, few in (("MOMENTS", 3), ("CALLS", 2)))
 
-SAME = ("answers.jsonl", "reference.safetensors", "pairs.jsonl", "scores.json", "dev.jsonl", "validation.jsonl",
-        "adapter/adapter_model.safetensors", "../summary.json")  # fmt: skip
+SAME = (
+    "answers.jsonl", "reference.safetensors", "pairs.jsonl", "scores.json", "dev.jsonl", "validation.jsonl",
+    "adapter/adapter_model.safetensors", "../summary.json",
+)  # fmt: skip
 WRITES = {"open", "write", "write_record", "write_end_of_file", "flush", "fsync", "close", "replace"}
 
 

@@ -289,8 +289,8 @@ def test_blanks_at_the_end_of_a_line_make_no_other_python_code(text):
 
 
 OTHER_PROGRAMS = [
-    "if x:\n     y = 1", f"    {PROGRAM}", "if X:\n    y = 1", f"{PROGRAM} # one", f"{PROGRAM}\u00a0", "if x: y = 1",
-    f"{PROGRAM};",
+    "if x:\n     y = 1", f"    {PROGRAM}", "if X:\n    y = 1", f"{PROGRAM} # one", f"{PROGRAM}\u00a0",
+    "if x: y = 1", f"{PROGRAM};",
 ]  # fmt: skip
 
 

@@ -184,8 +184,8 @@ def test_greedy_is_transformers_generate_token_for_token(policy, reference, ques
     compared = 0
     for q, prompt in zip(questions, ids_of(policy, questions)):
         theirs = reference.generate(
-            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False, max_new_tokens=24,
-            pad_token_id=0,
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False,
+            max_new_tokens=24, pad_token_id=0,
         )[0, len(prompt) :].tolist()  # fmt: skip
         ids = list(mine[q.index, 0].ids)
         assert ids == theirs[: len(ids)]

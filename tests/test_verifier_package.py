@@ -119,6 +119,8 @@ def test_the_other_interpreter_may_have_something_else_called_verifier(tmp_path,
 
 def test_the_command_runs_from_any_folder(tmp_path):
     job = '{"id": 1, "kind": "sql", "database": "none.sqlite", "gold": "SELECT 1", "answer": "SELECT 1"}\n'
-    ended = subprocess.run([sys.executable, "-S", str(ROOT / "verify.py")], input=job, capture_output=True, text=True,
-                           cwd=tmp_path, env={"PATH": os.environ["PATH"]})  # fmt: skip
+    ended = subprocess.run(
+        [sys.executable, "-S", str(ROOT / "verify.py")], input=job, capture_output=True, text=True,
+        cwd=tmp_path, env={"PATH": os.environ["PATH"]},
+    )  # fmt: skip
     assert ended.returncode == 1 and f"no database at {tmp_path}" in ended.stdout, ended.stderr

@@ -433,10 +433,11 @@ SOMETHING = [
     "pd.Index(['a'])", "pd.Timestamp('2020')", "pd.NA", "torch.ones(1)", "torch.tensor(5)",
 ]  # fmt: skip
 PLACES = {
-    "alone": "v", "in a list": "[1, v]", "in a tuple": "(v, 1)", "in a dictionary": "{'k': v, 'l': 1}", "deep": "[{'k': (v,)}]",
-    "in a deque": "collections.deque([v])", "in an iterator": "iter([v])", "in a slice": "slice(1, v)",
-    "in an object array": "cells([v, 1])", "in a matrix": "np.asmatrix(cells([v, 1]))",
-    "in a series": "pd.Series(cells([v, 1]))", "in a column": "pd.DataFrame({'a': [1, 2], 'b': cells([1, v])})",
+    "alone": "v", "in a list": "[1, v]", "in a tuple": "(v, 1)", "in a dictionary": "{'k': v, 'l': 1}",
+    "deep": "[{'k': (v,)}]", "in a deque": "collections.deque([v])", "in an iterator": "iter([v])",
+    "in a slice": "slice(1, v)", "in an object array": "cells([v, 1])",
+    "in a matrix": "np.asmatrix(cells([v, 1]))", "in a series": "pd.Series(cells([v, 1]))",
+    "in a column": "pd.DataFrame({'a': [1, 2], 'b': cells([1, v])})",
     "in all cells": "pd.DataFrame({'a': cells([v, v]), 'b': cells([v, v])})",
     "as a label": "pd.Index(cells([v]), dtype=object)",
     "as a row's name": "pd.DataFrame({'a': [1]}, index=pd.Index(cells([v]), dtype=object))",
@@ -551,9 +552,12 @@ def test_an_empty_text_is_like_no_collection_that_has_elements(place):
 
 def test_empty_texts_in_results_that_are_built_in_another_way():
     np, pd = pytest.importorskip("numpy"), pytest.importorskip("pandas")
-    unlike = [(["", ""], [[1], [2]]), ([""], [[1], [2]]), ({""}, {(1,)}), (["", ""], np.ones((2, 2))), ({"": 1}, [[1], [2]]),
-              (np.array(["", ""]), [[1], [2]]), (np.array([b"", b""]), [[1], [2]]), (pd.Series(["", ""]), [[1], [2]]),
-              (pd.DataFrame({"a": ["", ""]}), [[1], [2]]), ((("", ""), ("", "")), np.ones((2, 2, 2)))]  # fmt: skip
+    unlike = [
+        (["", ""], [[1], [2]]), ([""], [[1], [2]]), ({""}, {(1,)}), (["", ""], np.ones((2, 2))),
+        ({"": 1}, [[1], [2]]), (np.array(["", ""]), [[1], [2]]), (np.array([b"", b""]), [[1], [2]]),
+        (pd.Series(["", ""]), [[1], [2]]), (pd.DataFrame({"a": ["", ""]}), [[1], [2]]),
+        ((("", ""), ("", "")), np.ones((2, 2, 2))),
+    ]  # fmt: skip
     texts = np.array([["", "a"], ["b", "c"]])
     alike = [(["", "a"], ["b", "c"]), (["", "a"], np.array(["", "a"])), (pd.Series(["", "a"]), ["", "a"]),
              (texts, texts.copy()), (pd.DataFrame(texts), pd.DataFrame(texts.copy())),
@@ -997,11 +1001,13 @@ RAW = {
     "pidfd_open": (434, 434, "parent"), "rt_sigqueueinfo": (129, 138, "parent", 9),
     "tkill": (200, 130, "parent", 9), "tgkill": (234, 131, "parent", "parent", 9), "sethostname": (170, 161),
     "clock_settime": (227, 112), "shmget": (29, 194, 0, 4096, 0o1600), "add_key": (248, 217),
-    "open_by_handle_at": (304, 265), "kcmp": (312, 272, "parent", "parent"), "personality": (135, 92, 0x0040000),
-    "init_module": (175, 105), "reboot": (169, 142), "swapon": (167, 224), "quotactl": (179, 60), "acct": (163, 89),
-    "seccomp": (317, 277, 1), "landlock_create_ruleset": (444, 444, 0, 0, 1), "execveat": (322, 281),
-    "prctl PDEATHSIG": (157, 167, 1, 0), "prctl DUMPABLE": (157, 167, 4, 1), "ioctl TIOCSTI": (16, 29, 0, 0x5412),
-    "x32 getpid": (0x40000027, None), "x32 fork": (0x40000039, None), "openat2": (437, 437, 0, 0, 0, 24),
+    "open_by_handle_at": (304, 265), "kcmp": (312, 272, "parent", "parent"),
+    "personality": (135, 92, 0x0040000), "init_module": (175, 105), "reboot": (169, 142),
+    "swapon": (167, 224), "quotactl": (179, 60), "acct": (163, 89), "seccomp": (317, 277, 1),
+    "landlock_create_ruleset": (444, 444, 0, 0, 1), "execveat": (322, 281),
+    "prctl PDEATHSIG": (157, 167, 1, 0), "prctl DUMPABLE": (157, 167, 4, 1),
+    "ioctl TIOCSTI": (16, 29, 0, 0x5412), "x32 getpid": (0x40000027, None), "x32 fork": (0x40000039, None),
+    "openat2": (437, 437, 0, 0, 0, 24),
 }  # fmt: skip
 
 

@@ -873,8 +873,10 @@ def test_a_full_text_table_is_searched_and_not_changed(verifier, tmp_path):
         )
         connection.commit()
     before, search = digest(path), "SELECT text FROM words WHERE words MATCH '{}'"
-    answers = [search.format("b"), search.format("c"), "INSERT INTO words VALUES ('b')", "PRAGMA data_version(7)",
-               "INSERT INTO words(words) VALUES ('rebuild')"]  # fmt: skip
+    answers = [
+        search.format("b"), search.format("c"), "INSERT INTO words VALUES ('b')", "PRAGMA data_version(7)",
+        "INSERT INTO words(words) VALUES ('rebuild')",
+    ]  # fmt: skip
     found = verifier.run([SqlJob(path, search.format("a"), answer) for answer in answers])
     assert [v.verdict for v in found] == ["correct", "wrong", "denied", "denied", "denied"] and digest(
         path
