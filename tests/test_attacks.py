@@ -382,7 +382,8 @@ FORGERIES = {
     "a dictionary": "class D(dict):\n    __eq__ = lambda s, o: True\nresult = D()",
     "a decimal": "import decimal\nclass D(decimal.Decimal):\n    __eq__ = lambda s, o: True\nresult = D(1)",
     "a date": "import datetime\nclass D(datetime.date):\n    __eq__ = lambda s, o: True\nresult = D(1, 1, 1)",
-    "an enum": "import enum\nclass D(enum.IntEnum):\n    a = 13\n    __eq__ = lambda s, o: True\nresult = D.a",
+    "an enum": "import enum\nclass D(enum.IntEnum):\n    a = 13\n    __eq__ = lambda s, o: True\n"
+               "result = D.a",
     "a module": "import types\nclass M(types.ModuleType):\n    __eq__ = lambda s, o: True\nresult = M('m')",
     "a function": "result = lambda *a: True",
     "a partial": "import functools\nresult = functools.partial(max, 1)",
@@ -435,7 +436,8 @@ def test_nor_inside_an_array_or_a_series(judge, name, turn):
 def test_numpy_protocols_of_the_result_do_not_arrive(judge, method):
     """The official program would call these, as attributes of whatever the answer returns."""
     answer = (
-        "import numpy as np\nclass F:\n    def f(s, *a, **k): return np.arange(4) * 0 + 7 * np.arange(4)[::-1]\n"
+        "import numpy as np\nclass F:\n"
+        "    def f(s, *a, **k): return np.arange(4) * 0 + 7 * np.arange(4)[::-1]\n"
         f"    {method} = f\nresult = F()"
     )
     assert judge(answer, ARRAY).verdict in ("wrong", "error")
@@ -453,9 +455,11 @@ FRAMES = {
     "ready again": WRITE + "w(b'ready')", "report": WRITE + "w(json.dumps(['candidate', 1]).encode())",
     "only a letter": WRITE + "w(b'R')", "two stops": WRITE + "w(b'RK\\x01.K\\x0e.')",
     "an unknown letter": WRITE + "w(b'P')",
-    "2 ** 64 - 1 bytes": WRITE + "os.write = os.write\nfor fd in range(3, 40):\n    try: os.write(fd, b'\\xff' * 8)\n"
+    "2 ** 64 - 1 bytes": WRITE + "os.write = os.write\nfor fd in range(3, 40):\n"
+                                 "    try: os.write(fd, b'\\xff' * 8)\n"
                                  "    except OSError: pass\ntime.sleep(1)",
-    "2 ** 63 bytes": WRITE + "for fd in range(3, 40):\n    try: os.write(fd, bytes(7) + b'\\x80')\n    except OSError: pass",
+    "2 ** 63 bytes": WRITE + "for fd in range(3, 40):\n    try: os.write(fd, bytes(7) + b'\\x80')\n"
+                             "    except OSError: pass",
     "a second reply": WRITE + "w(b'RK\\x01.', (5).to_bytes(8, 'little') + b'RK\\x0e.')\ntime.sleep(1)",
 }  # fmt: skip
 
@@ -500,14 +504,17 @@ def test_replies_sent_ahead_are_only_results(judge):
 @strict
 @pytest.mark.parametrize("answer", [
     "import os, time\nos.closerange(3, 99)\ntime.sleep(60)",
-    "import os, time\nfor fd in range(3, 40):\n    try: os.write(fd, bytes(8))\n    except OSError: pass\ntime.sleep(60)",
+    "import os, time\nfor fd in range(3, 40):\n    try: os.write(fd, bytes(8))\n    except OSError: pass\n"
+    "time.sleep(60)",
     "import hashlib\nhashlib.pbkdf2_hmac('sha256', b'a', b'b', 10 ** 9)",
     "sum(range(10 ** 12))",
     "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nwhile True: pass",
-    "import threading\nfor _ in range(20): threading.Thread(target=lambda: [None for _ in iter(int, 1)]).start()",
+    "import threading\n"
+    "for _ in range(20): threading.Thread(target=lambda: [None for _ in iter(int, 1)]).start()",
     "import fcntl, os\nr, w = os.pipe()\nos.read(r, 1)",
     "import threading\nl = threading.Lock()\nl.acquire()\nl.acquire()",
-    "from verifier import pack\npack.pack = lambda r: (b'\\x8c\\x0fverifier.unpack\\x8c\\x08standard\\x93\\x8c\\x08Fraction'\n"
+    "from verifier import pack\n"
+    "pack.pack = lambda r: (b'\\x8c\\x0fverifier.unpack\\x8c\\x08standard\\x93\\x8c\\x08Fraction'\n"
     "    b'\\x8c\\x0c1e9999999999\\x86R.')\nresult = 1  # the judge would compute 10 ** 9999999999",
 ], ids=["closed pipes", "empty reply", "a call without end", "a sum", "blocked signals", "threads", "an empty pipe",
         "a lock", "a fraction"])  # fmt: skip
@@ -631,7 +638,8 @@ REACHING = {
     "a package by its folder": "import json, os\nos.rmdir(os.path.dirname(json.__file__))",
     "a package renamed": "import json, os\nos.rename(json.__file__, json.__file__ + '.old')",
     "a file taken into its folder": "import json, os\nos.rename(json.__file__, 'json.py')",
-    "path and reopen": "import json, os\nf = os.open(json.__file__, os.O_PATH)\nos.open(f'/proc/self/fd/{f}', os.O_RDWR)",
+    "path and reopen": "import json, os\nf = os.open(json.__file__, os.O_PATH)\n"
+                       "os.open(f'/proc/self/fd/{f}', os.O_RDWR)",
     "the folder above": "import os\nos.listdir('..')",
     "up and up": "import os\nos.chdir('..')\nos.mkdir('new')",
     "its folder moved": "import os\nos.rename(os.getcwd(), os.getcwd() + 'x')",
@@ -725,7 +733,8 @@ for name, number, *arguments in {CALLS!r}:
 def test_a_32_bit_system_call(judge):
     """Its numbers mean other calls; the filter must not read them as 64-bit ones."""
     answer = (
-        "import ctypes, mmap\nm = mmap.mmap(-1, 4096, prot=7)\nm.write(bytes.fromhex('b802000000cd80c3'))  # fork\n"
+        "import ctypes, mmap\nm = mmap.mmap(-1, 4096, prot=7)\n"
+        "m.write(bytes.fromhex('b802000000cd80c3'))  # fork\n"
         "ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))()\nresult = x * 2"
     )
     assert judge(answer).verdict in ("denied", "crash")
@@ -735,7 +744,8 @@ def test_a_32_bit_system_call(judge):
 def test_open_files_of_other_processes_are_not_opened_through_proc(judge):
     """Landlock knows no rule for pipes; what stops this is that one domain cannot look into another."""
     answer = (
-        "import os\nopened = []\nfor pid in [os.getppid(), *range(max(2, os.getppid() - 10), os.getppid() + 10)]:\n"
+        "import os\nopened = []\n"
+        "for pid in [os.getppid(), *range(max(2, os.getppid() - 10), os.getppid() + 10)]:\n"
         "    for fd in range(40):\n        for flags in (os.O_RDONLY, os.O_WRONLY):\n"
         "            if pid != os.getpid():\n"
         "                try: opened.append(os.open(f'/proc/{pid}/fd/{fd}', flags | os.O_NONBLOCK))\n"
@@ -806,7 +816,8 @@ LOADS = {
 def test_a_result_that_is_a_pickle_makes_no_object_in_the_judge(judge, name):
     """Else its pickle could make the comparison that follows true."""
     code = (
-        "import builtins\nclass R:\n    def __reduce__(s): return (exec, ('import builtins; builtins.taken = 1',))\n"
+        "import builtins\nclass R:\n"
+        "    def __reduce__(s): return (exec, ('import builtins; builtins.taken = 1',))\n"
         "result = pickle.dumps(R())\n"
     )
     if name == "twice":
@@ -848,8 +859,10 @@ def test_files_of_the_test_reach_the_program(judge):
     write = (
         "import os, tempfile\ndef write(case):\n    os.makedirs('deep/er', exist_ok=True)\n"
         "    os.makedirs('empty', exist_ok=True)\n"
-        "    for name in ('a.bin', 'deep/er/b.bin'):\n        with open(name, 'wb') as f: f.write(bytes([case, 255]))\n"
-        "    path = os.path.join(tempfile.mkdtemp(), 'named')\n    open(path, 'w').write(str(case))\n    return path"
+        "    for name in ('a.bin', 'deep/er/b.bin'):\n"
+        "        with open(name, 'wb') as f: f.write(bytes([case, 255]))\n"
+        "    path = os.path.join(tempfile.mkdtemp(), 'named')\n    open(path, 'w').write(str(case))\n"
+        "    return path"
     )
     test = context(write, value="write(test_case_id)", expected="test_case_id * 3", cases=2)
     answer = (
@@ -913,7 +926,8 @@ def test_floods(judge, stream, where):
 DISK = {
     "reserved": "for i in range(40):\n f = os.open(str(i), os.O_RDWR | os.O_CREAT)\n"
     " os.posix_fallocate(f, 0, 64 << 20)\n os.close(f)",
-    "deleted and mapped": "libc = ctypes.CDLL(None)\nfor i in range(12):\n f = os.open('f', os.O_RDWR | os.O_CREAT)\n"
+    "deleted and mapped": "libc = ctypes.CDLL(None)\nfor i in range(12):\n"
+    " f = os.open('f', os.O_RDWR | os.O_CREAT)\n"
     " os.write(f, bytes(8192))\n libc.mmap(None, 4096, 1, 1, f, 0)\n os.close(f)\n os.unlink('f')\n"
     "time.sleep(9)",
 }
@@ -1083,7 +1097,8 @@ def test_nothing_passes_from_one_program_to_the_next(judge, name):
         "import sys, warnings\n"
     )
     look = (
-        f"try: seen = {seen}\nexcept (LookupError, AttributeError): seen = False\nexcept BlockingIOError: seen = True\n"
+        f"try: seen = {seen}\nexcept (LookupError, AttributeError): seen = False\n"
+        "except BlockingIOError: seen = True\n"
         "assert {} seen\nresult = 14"
     )
     for worker in (1, 2):  # one of them runs the last program

@@ -357,10 +357,12 @@ NASTY = {
     "defaults": "CREATE TABLE t (a DEFAULT 'two  blanks -- none', b DEFAULT 'it''s  /* x */', c DEFAULT x'00')",
     "a no-break space in a name": "CREATE TABLE t (a\u00a0b TEXT, c\u3000d TEXT)",
     "names like SQLite's": "CREATE TABLE sqliteX (a); CREATE TABLE sqlite (b); CREATE TABLE xsqlite_y (c)",
-    "keys": "CREATE TABLE p (a INTEGER PRIMARY KEY AUTOINCREMENT); CREATE TABLE c (a -- of p\n REFERENCES p(a))",
+    "keys": "CREATE TABLE p (a INTEGER PRIMARY KEY AUTOINCREMENT); CREATE TABLE c (a -- of p\n"
+    " REFERENCES p(a))",
     "views": """CREATE TABLE t (a); CREATE VIEW v AS SELECT a, '  ' AS "x  y" -- it's all\n FROM t;
                 CREATE TABLE u (b)""",
-    "a comment after a view": "CREATE VIEW v AS SELECT 1 -- one\n; CREATE VIEW w AS SELECT * FROM v /* all */;",
+    "a comment after a view": "CREATE VIEW v AS SELECT 1 -- one\n"
+    "; CREATE VIEW w AS SELECT * FROM v /* all */;",
     "generated": """CREATE TABLE t (a INT, b INT GENERATED ALWAYS AS (a -- twice\n * 2) STORED,
                     c AS (a / 1) /* virtual */)""",
     "without rowid": "CREATE TABLE t (a TEXT PRIMARY KEY, b) -- no rowid\n WITHOUT /* it's */ ROWID",

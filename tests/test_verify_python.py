@@ -279,28 +279,38 @@ CHEATS = {
     "37 quit": "result = x * 2\nraise SystemExit",
     "38 os._exit": "import os\nos._exit(0)",
     "38 os._exit after": "import os\nresult = x * 2\nos._exit(0)",
-    "39 always equal": "class Equal:\n    __eq__ = lambda s, o: True\n    __ne__ = lambda s, o: False\nresult = Equal()",
+    "39 always equal": "class Equal:\n    __eq__ = lambda s, o: True\n    __ne__ = lambda s, o: False\n"
+                       "result = Equal()",
     "39 always equal number": "class Equal(int):\n    __eq__ = lambda s, o: True\nresult = Equal(3)",
     "39 always equal text": "class Equal(str):\n    __eq__ = lambda s, o: True\nresult = Equal('3')",
     "39 always equal list": "class Equal(list):\n    __eq__ = lambda s, o: True\nresult = Equal([3])",
     "39 class": "class M(type):\n    __eq__ = lambda s, o: True\nclass E(metaclass=M): pass\nresult = E",
-    "41 patched builtins": "import builtins\nbuiltins.abs = lambda v: 0\nbuiltins.AssertionError = None\nresult = 1",
+    "41 patched builtins": "import builtins\nbuiltins.abs = lambda v: 0\nbuiltins.AssertionError = None\n"
+                           "result = 1",
     "41 patched int": "import ctypes\nint_eq = lambda s, o: True\nint.__eq__ = int_eq\nresult = 1",
-    "42 frames": "import sys\nframe = sys._getframe()\nwhile frame:\n    for v in list(frame.f_locals.values()):\n"
+    "42 frames": "import sys\nframe = sys._getframe()\nwhile frame:\n"
+                 "    for v in list(frame.f_locals.values()):\n"
                  f"        if v == {SECRET + 7}: result = v\n    frame = frame.f_back",
-    "42 traceback": "try:\n    1 / 0\nexcept Exception as e:\n    f = e.__traceback__.tb_frame\n    while f:\n"
-                    "        if 'expected_result' in f.f_locals: result = f.f_locals['expected_result']\n        f = f.f_back",
+    "42 traceback": "try:\n    1 / 0\nexcept Exception as e:\n    f = e.__traceback__.tb_frame\n"
+                    "    while f:\n"
+                    "        if 'expected_result' in f.f_locals: result = f.f_locals['expected_result']\n"
+                    "        f = f.f_back",
     "43 gc": "import gc\nfor o in gc.get_objects():\n    if isinstance(o, dict) and 'expected_result' in o:\n"
-             "        result = o['expected_result']\n    if isinstance(o, dict) and 'generate_test_case' in o:\n"
+             "        result = o['expected_result']\n"
+             "    if isinstance(o, dict) and 'generate_test_case' in o:\n"
              "        result = o['generate_test_case'](1)[1]",
-    "44 reduce": "import os\nclass R:\n    def __reduce__(self): return (os.system, ('touch /tmp/codelutra_reduced',))\n"
+    "44 reduce": "import os\nclass R:\n"
+                 "    def __reduce__(self): return (os.system, ('touch /tmp/codelutra_reduced',))\n"
                  "result = R()",
-    "45 every fd": "import os\nfor fd in range(256):\n    try: os.write(fd, b'PASS\\n' * 3)\n    except OSError: pass",
-    "45 forged reply": "import os\nfor fd in range(3, 30):\n    try: os.write(fd, (9).to_bytes(8, 'little') + b'RPASS1234')\n"
+    "45 every fd": "import os\nfor fd in range(256):\n    try: os.write(fd, b'PASS\\n' * 3)\n"
+                   "    except OSError: pass",
+    "45 forged reply": "import os\nfor fd in range(3, 30):\n"
+                       "    try: os.write(fd, (9).to_bytes(8, 'little') + b'RPASS1234')\n"
                        "    except OSError: pass",
     "70 no result": "y = x * 2",
     "79 the judge's own exception": "from verifier import judge\nraise judge.Decided('correct', '')",
-    "79 patched judge": "from verifier import candidate, judge\ncandidate.classify = lambda e: ('correct', '')\n"
+    "79 patched judge": "from verifier import candidate, judge\n"
+                        "candidate.classify = lambda e: ('correct', '')\n"
                         "judge.official = None\n1 / 0",
 }  # fmt: skip
 
@@ -605,7 +615,8 @@ EMPTY_CELLS = [
 def test_a_frame_of_cells_without_elements_is_not_right(judge, cell):
     for which in ("[0, 1]", "[1]"):  # in every cell, in one
         code = (
-            f"import numpy as np\na = np.empty((2, 1), object)\na[:, 0] = [x, 2]\nfor i in {which}: a[i, 0] = {cell}\n"
+            "import numpy as np\na = np.empty((2, 1), object)\na[:, 0] = [x, 2]\n"
+            f"for i in {which}: a[i, 0] = {cell}\n"
             "result = pd.DataFrame(a, columns=['a'])"
         )
         assert judge(code, FRAME).verdict == "wrong"
@@ -664,12 +675,15 @@ HANGS = {
 WAITS = {
     "49 stops itself": "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\nresult = x * 2",
     "80 sleeps": "import time\ntime.sleep(1000)\nresult = x * 2",
-    "80 deadlock": "import threading\nlock = threading.Lock()\nlock.acquire()\nlock.acquire()\nresult = x * 2",
+    "80 deadlock": "import threading\nlock = threading.Lock()\nlock.acquire()\nlock.acquire()\n"
+                   "result = x * 2",
     "80 waits for a thread": "import threading\nthreading.Thread(target=threading.Event().wait).start()\n"
                              "threading.Event().wait()\nresult = x * 2",
-    "80 sleeps in pickling": "import time\nclass Slow(list):\n    def __iter__(self):\n        time.sleep(60)\n"
+    "80 sleeps in pickling": "import time\nclass Slow(list):\n    def __iter__(self):\n"
+                             "        time.sleep(60)\n"
                              "        return iter([])\nresult = Slow()",
-    "80 half a reply": "import os, time\nfor fd in range(3, 30):\n    try: os.write(fd, (100).to_bytes(8, 'little') + b'R')\n"
+    "80 half a reply": "import os, time\nfor fd in range(3, 30):\n"
+                       "    try: os.write(fd, (100).to_bytes(8, 'little') + b'R')\n"
                        "    except OSError: pass\ntime.sleep(60)",
 }  # fmt: skip
 
@@ -725,8 +739,10 @@ threads = []
 @pytest.mark.parametrize("name, answer, expected", [
     ("one thread", "burn_in_thread(0.3)\nthreads[0].join()", "correct"),
     ("two at once", "burn_in_thread(0.6)\nburn_in_thread(0.6)\nfor t in threads: t.join()", "timeout"),
-    ("two one after the other", "burn_in_thread(0.6)\nthreads[0].join()\nburn_in_thread(0.6)\nthreads[1].join()", "timeout"),
-    ("after its main thread has ended", "burn_in_thread(9)\nimport ctypes\nctypes.CDLL(None).syscall(60, 0)", "timeout"),
+    ("two one after the other", "burn_in_thread(0.6)\nthreads[0].join()\nburn_in_thread(0.6)\n"
+                                "threads[1].join()", "timeout"),
+    ("after its main thread has ended", "burn_in_thread(9)\nimport ctypes\n"
+                                        "ctypes.CDLL(None).syscall(60, 0)", "timeout"),
 ], ids=lambda value: value if " " in value and len(value) < 40 else "")  # fmt: skip
 def test_the_time_of_all_threads_is_added_up(judge, name, answer, expected):
     if os.uname().machine != "x86_64" and "main thread" in name:
@@ -902,7 +918,8 @@ def test_57_disk(judge):
     )
     assert judge(many, timeout=30).message.startswith("more than")
     unlinked = (
-        "import os, time\nopened = []\nfor i in range(200):\n    f = open('a', 'wb')\n    f.write(b'x' * (20 << 20))\n"
+        "import os, time\nopened = []\nfor i in range(200):\n    f = open('a', 'wb')\n"
+        "    f.write(b'x' * (20 << 20))\n"
         "    os.remove('a')\n    opened.append(f)\ntime.sleep(20)\nresult = x * 2"
     )
     assert judge(unlinked, timeout=30).message.startswith("more than")
@@ -961,12 +978,14 @@ DENIED = {
     "61 arguments of init": "open('/proc/1/cmdline').read()",
     "61 other processes": "import os\nresult = os.listdir('/proc')",
     "63 tcp": "import socket\nsocket.create_connection(('127.0.0.1', 80))",
-    "63 udp": "import socket\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 53))",
+    "63 udp": "import socket\n"
+              "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 53))",
     "63 unix": "import socket\nsocket.socket(socket.AF_UNIX)",
     "63 pair": "import socket\nsocket.socketpair()",
     "63 urllib": "import urllib.request\nurllib.request.urlopen('http://127.0.0.1')",
     "76 chown": "import os, json\nos.chown(json.__file__, 1, 1)",
-    "77 prlimit parent": "import os, resource\nresource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (1, 1))",
+    "77 prlimit parent": "import os, resource\n"
+                         "resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (1, 1))",
     "77 priority of parent": "import os\nos.setpriority(os.PRIO_PROCESS, os.getppid(), 19)",
     "77 processors of parent": "import os\nos.sched_setaffinity(os.getppid(), {0})",
     "77 fcntl owner": "import fcntl, os\nfcntl.fcntl(3, fcntl.F_SETOWN, os.getppid())",
@@ -1106,7 +1125,8 @@ def test_only_its_own_files_are_open(judge):
     answer = (
         "import os\nopened = []\nfor fd in range(256):\n    try: os.fstat(fd)\n    except OSError: continue\n"
         "    opened.append(fd)\nassert len(opened) <= 10, opened\n"
-        "assert not [fd for fd in opened if __import__('stat').S_ISSOCK(os.fstat(fd).st_mode)]\nresult = x * 2"
+        "assert not [fd for fd in opened if __import__('stat').S_ISSOCK(os.fstat(fd).st_mode)]\n"
+        "result = x * 2"
     )
     assert judge(answer).verdict == "correct"
 
@@ -1132,7 +1152,8 @@ def test_73_74_75_harmless_habits(judge):
     assert judge(thread.format(False)).verdict == "correct"
     assert time.monotonic() - started < 8
     habits = (
-        "print('hello')\nimport xml.dom.minidom, zoneinfo, tempfile, os, json\nopen('a.txt', 'w').write('b')\n"
+        "print('hello')\nimport xml.dom.minidom, zoneinfo, tempfile, os, json\n"
+        "open('a.txt', 'w').write('b')\n"
         "os.makedirs('d/e')\nos.rename('a.txt', 'd/b.txt')\n"
         "with tempfile.TemporaryDirectory() as t: open(t + '/f', 'w').write('x')\n"
         "with tempfile.TemporaryFile() as f: f.write(b'x')\nassert zoneinfo.ZoneInfo('UTC')\n"
@@ -1151,7 +1172,8 @@ def test_74_savefig_in_its_folder(judge):
 @needs("sklearn")
 def test_75_n_jobs(judge):
     answer = (
-        "from sklearn.ensemble import RandomForestClassifier as F\nfrom sklearn.model_selection import cross_val_score\n"
+        "from sklearn.ensemble import RandomForestClassifier as F\n"
+        "from sklearn.model_selection import cross_val_score\n"
         "X = [[i] for i in range(20)]\ny = [i % 2 for i in range(20)]\n"
         "cross_val_score(F(4, n_jobs=-1), X, y, cv=2, n_jobs=-1)\nresult = x * 2"
     )
