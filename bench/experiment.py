@@ -1,7 +1,6 @@
-"""The paper's comparison on one base model: many runs of codelutra.py, one after the other, from the same
-draws.
+"""The paper's comparison on one base model: many runs of codelutra.py, one by one, from the same draws.
 
-    python bench/experiment.py --data spider --data-dir PATH                       one seed, 256 questions, one iteration
+    python bench/experiment.py --data spider --data-dir PATH         one seed, 256 questions, one iteration
     python bench/experiment.py --data spider --data-dir PATH --size paper --seeds 0 1 2 --minutes 28
 
 Each run is a folder under --out; the same command resumes. What runs of one size and seed have in common is
@@ -97,9 +96,7 @@ def command(args, method: str, seed: int) -> list[str]:
 
 
 def sharing(run: Path, config: dict) -> dict:
-    """The settings of a run by which it is known what it shares; also whether its variant has other pairs
-    than the paper.
-    """
+    """The settings of a run that say what it shares; also whether its variant has pairs of its own."""
     module = VARIANTS.get(run.name.split("-seed")[0].split("-", 1)[1], (None,))[0]
     # the dual loss and DPO compare the same answers
     objective = "sft" if config["objective"] == "sft" else "pairs"

@@ -41,9 +41,7 @@ from verify import Verifier
 
 
 def timed(seconds, name, run):
-    """The result of `run`; its seconds are kept under `name` and printed at once, as a run may end for want
-    of memory.
-    """
+    """The result of `run`; prints its seconds at once (memory may run out later) and keeps them as `name`."""
     started = time.time()
     result = run()
     seconds[name] = time.time() - started

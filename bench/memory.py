@@ -1,6 +1,6 @@
 """Memory of one training step, counted from shapes; checked against a measurement on SmolLM2.
 
-    python bench/memory.py                  measures one checkpointed step, 16 answers, at K = 8, 16 and 64 pairs
+    python bench/memory.py                  one checkpointed step, 16 answers, at K = 8, 16 and 64 pairs
     python bench/memory.py --count-only     the table for Llama-3-8B on a 24 GB GPU
 
 With checkpointing a step holds the weights, the adapter with its gradient and AdamW's two moments, the input

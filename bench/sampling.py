@@ -2,7 +2,7 @@
 
     python bench/sampling.py [--quick] [--lengths 300 1000]      fixed lengths: 64 new tokens for every answer
     python bench/sampling.py --spider FOLDER                     real questions, answers end when they end
-    python bench/sampling.py --spider FOLDER --draws 2048        do both draw from the same distribution? chi-square
+    python bench/sampling.py --spider FOLDER --draws 2048        the same distribution? chi-square
 
 Tokens per second, peak memory, and the share of the machine's measured matmul peak and, on a GPU, memory
 bandwidth. Ours takes as many questions at once as the sampler does by itself (`--batch-tokens`), generate
@@ -63,9 +63,7 @@ def generate(model, policy: Policy, batch, answers, new, fixed):
 
 
 def timed(run):
-    """(result, seconds, peak MiB). The first of two runs gives the memory, which starts trimmed; the second
-    the time.
-    """
+    """(result, seconds, peak MiB). Of two runs the first, which starts trimmed, gives MiB, the other time."""
     with PeakMemory() as memory:
         once(run)
     return *once(run), memory.mib
@@ -145,8 +143,7 @@ def real(args, policy, model):
 
 @torch.no_grad()
 def same_distribution(args, policy, model):
-    """Chi-square test of homogeneity: the first three tokens of `--draws` answers of each, to 8 real
-    questions.
+    """Chi-square test of homogeneity: the first three tokens of `--draws` answers of each, 8 real questions.
 
     generate gets the prompt's cache, or it would prefill the prompt for every answer. Cells with fewer than
     20 draws in sum are one. Returns {"chi-square", "degrees of freedom", "p"}.

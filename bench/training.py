@@ -1,5 +1,4 @@
-"""Training: ours against TRL's DPOTrainer with PEFT, the same batch of pairs, the same modules, the same
-loss.
+"""Training: ours against TRL's DPOTrainer with PEFT, the same batch of pairs, the same modules and loss.
 
     python bench/training.py [--quick] [--cases 300x40 1000x60]
 

@@ -66,7 +66,7 @@ for program in programs:
 
 @contextlib.contextmanager
 def temporary_files():
-    """A temporary folder for this process and all that it starts, which goes with everything that is in it."""
+    """A temporary folder for this process and all that it starts, removed with everything that is in it."""
     outer = tempfile.tempdir, os.environ.get("TMPDIR")
     with tempfile.TemporaryDirectory(prefix="codelutra-bench-") as folder:
         tempfile.tempdir = os.environ["TMPDIR"] = folder
@@ -142,7 +142,8 @@ def python(args, count):
         ]
         verifier.run(twice)  # the pool is up: every worker has loaded every library
         print(
-            f"Python: the pool starts and loads all libraries once in {time.time() - started:.0f} s (not counted below)"
+            f"Python: the pool starts and loads all libraries once in {time.time() - started:.0f} s "
+            "(not counted below)"
         )
         jobs = [PythonJob(q.context, f"{answer}\n# {i}") for i, (q, answer) in enumerate(rows)]
         ours, verdicts = per_second(verifier.run, jobs)
@@ -154,7 +155,7 @@ def python(args, count):
 
 
 def forks_alone(args, programs):
-    """Programs per second of warm interpreters, one a worker, that fork for each program and do nothing else."""
+    """Programs per second of warm interpreters, one a worker, that fork for each program and do no more."""
     environment = {**os.environ, **ONE_THREAD, **QUIET}
     command = [args.python, "-s", "-c", FORKS_ALONE, PROJECT]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}

@@ -173,9 +173,7 @@ def cols_of(t, *kinds):
 
 
 def conditions(t, r, pre=""):
-    """(SQL condition, words that follow the plural noun, column) - one per comparison and column of the
-    table.
-    """
+    """(SQL condition, words that follow the plural noun, column) for each comparison and column of it."""
     for c in cols_of(t, "cat"):
         for v in r.sample(sorted(set(c.data)), 2):
             yield f"{pre}{c.name} = {quote(v)}", c.says[0].format(v), c
@@ -460,7 +458,8 @@ def medium(t, r):
                     f"SELECT {k.name} FROM {many} WHERE {where} ORDER BY {c.name}",
                     [
                         f"List the {pl(k.say)} of the {many} {said}, ordered by {c.say}.",
-                        f"What are the {pl(k.say)} of {many} {said}, sorted by {c.say} from {c.low} to {c.top}?",
+                        f"What are the {pl(k.say)} of {many} {said}, "
+                        f"sorted by {c.say} from {c.low} to {c.top}?",
                         f"Show the {many} {said} in order of {c.say}.",
                     ],
                 )
@@ -750,9 +749,7 @@ def choose(tables, con, level, n, r, seen):
 
 
 def build(out):
-    """Write everything below `out`; return {"train": [...], "dev": [...]} with kind and level of each
-    question.
-    """
+    """Write all below `out`; return {"train": [...], "dev": [...]} with kind and level of each question."""
     splits, entries, seen = {"train": [], "dev": []}, [], set()
     for db, tables in parse((Path(__file__).parent / "shop_domains.txt").read_text(encoding="utf-8")).items():
         r = random.Random(f"{SEED} {db}")

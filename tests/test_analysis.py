@@ -1,4 +1,4 @@
-"""The further analyses: pass@k against enumeration, preferences against plain sequences, similarity by hand."""
+"""The further analyses: pass@k by enumeration, preferences by plain sequences, similarity by hand."""
 
 import itertools
 import json

@@ -1,5 +1,4 @@
-"""More attacks on the verifier, by somebody who had not built it: each was tried, and each must go on
-failing.
+"""More attacks on the verifier, by somebody who had not built it: each was tried, and each must still fail.
 
 What test_verify_sql.py and test_verify_python.py hold already is not repeated. After all of it no process, no
 folder and no changed database may be left. DS1000_PYTHON names another interpreter for the programs, as in
@@ -144,6 +143,10 @@ def test_statements_that_do_more_than_read(ask, answer):
     assert ask(answer, "SELECT id FROM t WHERE id > 100").verdict == "denied"
 
 
+def ascii_name(text, length=40):
+    return text[:length].encode("ascii", "backslashreplace").decode()
+
+
 @pytest.mark.parametrize("answer", [
     "SELECT readfile('/etc/passwd')", "SELECT writefile('attacked', 'x')", "SELECT edit('x')",
     "SELECT * FROM [file:/etc/passwd?mode=ro].x", "SELECT @a", "SELECT :a", "SELECT $a", "SELECT ?1",
@@ -153,7 +156,7 @@ def test_statements_that_do_more_than_read(ask, answer):
     "SELECT " + "NOT " * 20_000 + "1", "SELECT " + ", ".join(["1"] * 3000),
     " UNION ALL ".join(["SELECT id FROM t"] * 600), "SELECT json('" + "[" * 40_000 + "]" * 40_000 + "')",
     "UPDATE sqlite_schema SET sql = ''",
-], ids=lambda answer: answer[:40].encode("ascii", "backslashreplace").decode())  # fmt: skip
+], ids=ascii_name)  # fmt: skip
 def test_queries_that_do_not_execute(ask, answer):
     assert ask(answer).verdict == "error"
 
@@ -183,7 +186,8 @@ ALL = dict.fromkeys(verify.COMPARISONS, "correct")
     ("SELECT 'a'", "SELECT 'A'", NONE),
     ("SELECT 'a'", "SELECT 'a '", NONE),
     ("SELECT 'ss'", "SELECT '\u00df'", NONE),
-    ("SELECT CAST(x'edb3bf' AS TEXT)", "SELECT CAST(x'ff' AS TEXT)", NONE),  # a surrogate that stands for a byte
+    # a surrogate that stands for a byte
+    ("SELECT CAST(x'edb3bf' AS TEXT)", "SELECT CAST(x'ff' AS TEXT)", NONE),
     ("SELECT CAST(x'c080' AS TEXT)", "SELECT char(0)", NONE),
     ("SELECT CAST(x'ff' AS TEXT)", "SELECT CAST(x'fe' AS TEXT)", NONE),
     ("SELECT 1, 2, 2", "SELECT 1, 1, 2", NONE),
@@ -196,12 +200,13 @@ ALL = dict.fromkeys(verify.COMPARISONS, "correct")
     ("SELECT id FROM t WHERE 0", "SELECT NULL", NONE),
     ("SELECT id FROM t WHERE 0", "SELECT NULL WHERE 0", ALL),
     ("SELECT id FROM t WHERE 0", "SELECT NULL, NULL WHERE 0", ALL | {"strict": "wrong"}),
-    ("SELECT 'SELECT id FROM t'", "SELECT sql FROM sqlite_stmt", NONE),  # statements of this connection: its own alone
+    # statements of this connection: its own alone
+    ("SELECT 'SELECT id FROM t'", "SELECT sql FROM sqlite_stmt", NONE),
     ("SELECT count(*) FROM t", "SELECT sql FROM sqlite_stmt WHERE sql NOT LIKE '%sqlite_stmt%'", NONE),
     ("SELECT 3", "SELECT 3 /* ; DROP TABLE t */ ; -- x", ALL),
     ("SELECT 3", "\ufeffSELECT 3", ALL),  # a byte-order mark
     ("SELECT 3", "SELECT 3 ORDER BY (SELECT count(*) FROM big a, big b, big c)", ALL),
-], ids=lambda value: value[:45].encode("ascii", "backslashreplace").decode() if type(value) is str else "")  # fmt: skip
+], ids=lambda value: ascii_name(value, 45) if type(value) is str else "")  # fmt: skip
 def test_results_that_look_alike(ask, gold, answer, expected, comparison):
     assert ask(answer, gold, comparison).verdict == expected[comparison]
 
@@ -218,14 +223,17 @@ SLOW = {
     "GLOB": "SELECT printf('%.*c', 90000, 'a') GLOB '" + "*[ab]" * 9000 + "c'",
     "replace": "SELECT replace(printf('%.*c', 800000, 'a'), printf('%.*c', 400000, 'a') || 'b', 'x')",
     "window": "SELECT group_concat(a.x) OVER (ORDER BY a.x) FROM big a, big b",
-    "JSON that grows": "WITH RECURSIVE s(x) AS (SELECT '[]' UNION ALL SELECT json_array(x) FROM s) SELECT max(x) FROM s",
+    "JSON that grows": "WITH RECURSIVE s(x) AS (SELECT '[]' UNION ALL SELECT json_array(x) FROM s) "
+                       "SELECT max(x) FROM s",
     "hex": "SELECT length(hex(hex(hex(printf('%.*c', 2000000, 'a')))))",
     "width": "SELECT printf('%2000000000d', 1)", "precision": "SELECT printf('%.*f', 100000000, 1.0)",
-    "deep plan": "WITH c0 AS (SELECT 1 AS x)" + "".join(f", c{i} AS (SELECT * FROM c{i - 1})" for i in range(1, 2500))
+    "deep plan": "WITH c0 AS (SELECT 1 AS x)"
+                 + "".join(f", c{i} AS (SELECT * FROM c{i - 1})" for i in range(1, 2500))
                  + " SELECT x + 1 FROM c2499",
     "values": "VALUES " + ", ".join(["(1)"] * 12_000),
     "correlated": "SELECT (SELECT count(*) FROM big b, big c WHERE b.x <> a.x) FROM big a",
-    "triangle": "WITH RECURSIVE s(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM s LIMIT 100000000) SELECT sum(x) FROM s",
+    "triangle": "WITH RECURSIVE s(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM s LIMIT 100000000) "
+                "SELECT sum(x) FROM s",
 }  # fmt: skip
 
 
@@ -443,8 +451,11 @@ def test_numpy_protocols_of_the_result_do_not_arrive(judge, method):
     assert judge(answer, ARRAY).verdict in ("wrong", "error")
 
 
-WRITE = "import os, json, time\ndef w(data, more=b''):\n    data = len(data).to_bytes(8, 'little') + data + more\n" \
-        "    for fd in range(3, 40):\n        try: os.write(fd, data)\n        except OSError: pass\n"  # fmt: skip
+WRITE = (
+    "import os, json, time\ndef w(data, more=b''):\n"
+    "    data = len(data).to_bytes(8, 'little') + data + more\n"
+    "    for fd in range(3, 40):\n        try: os.write(fd, data)\n        except OSError: pass\n"
+)
 FRAMES = {
     "correct as an error": WRITE + "w(b'E' + json.dumps(['correct', '']).encode())",
     "infrastructure as an error": WRITE + "w(b'E' + json.dumps(['infrastructure', '']).encode())",
@@ -501,36 +512,42 @@ def test_replies_sent_ahead_are_only_results(judge):
     assert judge(ahead, context(value="test_case_id", cases=3)).verdict == "wrong"
 
 
+NEVER_REPLY = {
+    "closed pipes": "import os, time\nos.closerange(3, 99)\ntime.sleep(60)",
+    "empty reply": "import os, time\nfor fd in range(3, 40):\n    try: os.write(fd, bytes(8))\n"
+                   "    except OSError: pass\ntime.sleep(60)",
+    "a call without end": "import hashlib\nhashlib.pbkdf2_hmac('sha256', b'a', b'b', 10 ** 9)",
+    "a sum": "sum(range(10 ** 12))",
+    "blocked signals": "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\n"
+                       "while True: pass",
+    "threads": "import threading\n"
+               "for _ in range(20): threading.Thread(target=lambda: [None for _ in iter(int, 1)]).start()",
+    "an empty pipe": "import fcntl, os\nr, w = os.pipe()\nos.read(r, 1)",
+    "a lock": "import threading\nl = threading.Lock()\nl.acquire()\nl.acquire()",
+    "a fraction": "from verifier import pack\n"
+                  "pack.pack = lambda r: (b'\\x8c\\x0fverifier.unpack\\x8c\\x08standard\\x93'\n"
+                  "    b'\\x8c\\x08Fraction\\x8c\\x0c1e9999999999\\x86R.')\n"
+                  "result = 1  # the judge would compute 10 ** 9999999999",
+}  # fmt: skip
+
+
 @strict
-@pytest.mark.parametrize("answer", [
-    "import os, time\nos.closerange(3, 99)\ntime.sleep(60)",
-    "import os, time\nfor fd in range(3, 40):\n    try: os.write(fd, bytes(8))\n    except OSError: pass\n"
-    "time.sleep(60)",
-    "import hashlib\nhashlib.pbkdf2_hmac('sha256', b'a', b'b', 10 ** 9)",
-    "sum(range(10 ** 12))",
-    "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nwhile True: pass",
-    "import threading\n"
-    "for _ in range(20): threading.Thread(target=lambda: [None for _ in iter(int, 1)]).start()",
-    "import fcntl, os\nr, w = os.pipe()\nos.read(r, 1)",
-    "import threading\nl = threading.Lock()\nl.acquire()\nl.acquire()",
-    "from verifier import pack\n"
-    "pack.pack = lambda r: (b'\\x8c\\x0fverifier.unpack\\x8c\\x08standard\\x93\\x8c\\x08Fraction'\n"
-    "    b'\\x8c\\x0c1e9999999999\\x86R.')\nresult = 1  # the judge would compute 10 ** 9999999999",
-], ids=["closed pipes", "empty reply", "a call without end", "a sum", "blocked signals", "threads", "an empty pipe",
-        "a lock", "a fraction"])  # fmt: skip
+@pytest.mark.parametrize("answer", NEVER_REPLY.values(), ids=NEVER_REPLY)
 def test_it_ends_at_its_deadline(judge, answer):
     assert judge(answer, timeout=0.2).verdict == "timeout"
 
 
 RAW_PICKLES = {
-    "a tuple too deep to hash": ("b'}' + b')' + b'\\x85' * 2000000 + b'K\\x01s.'", ("crash", "error", "wrong")),
+    "a tuple too deep to hash": ("b'}' + b')' + b'\\x85' * 2000000 + b'K\\x01s.'",
+                                 ("crash", "error", "wrong")),
     "a list too deep to compare": ("b']' * 500000 + b'a' * 499999 + b'.'", ("crash", "error", "wrong")),
     "2 ** 62 bytes of a bytearray": ("b'\\x96' + (1 << 62).to_bytes(8, 'little') + b'.'", ("error", "wrong")),
     "2 ** 62 bytes": ("b'\\x8e' + (1 << 62).to_bytes(8, 'little') + b'.'", ("error",)),
     "2 ** 62 letters": ("b'\\x8d' + (1 << 62).to_bytes(8, 'little') + b'.'", ("error",)),
     "a frame of 2 ** 63 bytes": ("b'\\x95' + (1 << 63).to_bytes(8, 'little') + b'K\\x01.'", ("error",)),
     "a number of negative length": ("b'\\x8b\\xff\\xff\\xff\\xff.'", ("error",)),
-    "a number of a megabyte": ("b'\\x8b' + (1 << 20).to_bytes(4, 'little') + b'x' * (1 << 20) + b'.'", ("wrong",)),
+    "a number of a megabyte": ("b'\\x8b' + (1 << 20).to_bytes(4, 'little') + b'x' * (1 << 20) + b'.'",
+                               ("wrong",)),
     "an array of 2 ** 40 bytes": ("b'\\x8c\\x0fverifier.unpack\\x8c\\x05array\\x93(\\x8c\\x03|u1'"
                                   "b'\\x8a\\x06\\0\\0\\0\\0\\0\\1\\x85C\\0tR.'", ("error", "wrong")),
 }  # fmt: skip
@@ -608,9 +625,7 @@ def test_arrays_that_are_none(name):
 
 
 def test_a_truth_value_of_two_is_not_both():
-    """numpy's booleans are bytes; a byte that is neither 0 nor 1 must not be equal to both, nor missing and
-    present.
-    """
+    """numpy's booleans are bytes; one that is not 0 or 1 must not be equal to both, nor missing and there."""
     np = pytest.importorskip("numpy")
     for size in (1, 16, 67):
         for byte in range(256):
@@ -761,7 +776,10 @@ def test_open_files_of_other_processes_are_not_opened_through_proc(judge):
 def test_the_judge_imports_nothing_from_the_folder_of_the_program(judge, name):
     """Each works in a folder of its own."""
     module = name.removesuffix(".py")
-    check = f"import importlib, sys; sys.modules.pop({module!r}, 0); m = importlib.import_module({module!r}); assert m.x != 5"
+    check = (
+        f"import importlib, sys; sys.modules.pop({module!r}, 0); "
+        f"m = importlib.import_module({module!r}); assert m.x != 5"
+    )
     verdict = judge(f"open({name!r}, 'w').write('x = 5')\nresult = x * 2", context(check=check))
     assert verdict.verdict == "wrong" and (
         "No module" in verdict.message or "no attribute" in verdict.message
@@ -806,7 +824,10 @@ LOADS = {
     "Unpickler": "pickle.Unpickler(io.BytesIO(result)).load()",
     "written to a file": "open('f', 'wb').write(result); pickle.load(open('f', 'rb'))",
     "read_pickle": "__import__('pandas').read_pickle(io.BytesIO(result))",
-    "in a thread": "t = threading.Thread(target=lambda: seen.append(pickle.loads(result))); t.start(); t.join(); assert seen",
+    "in a thread": (
+        "t = threading.Thread(target=lambda: seen.append(pickle.loads(result))); "
+        "t.start(); t.join(); assert seen"
+    ),
     "a subclass": "type('U', (pickle.Unpickler,), {})(io.BytesIO(result)).load()",
 }
 
@@ -867,7 +888,8 @@ def test_files_of_the_test_reach_the_program(judge):
     test = context(write, value="write(test_case_id)", expected="test_case_id * 3", cases=2)
     answer = (
         "import os, shutil\nassert os.listdir('empty') == []\n"
-        "result = sum(open(name, 'rb').read()[0] for name in ('a.bin', 'deep/er/b.bin')) + int(open(x).read())\n"
+        "result = sum(open(name, 'rb').read()[0] for name in ('a.bin', 'deep/er/b.bin'))"
+        " + int(open(x).read())\n"
     )
     assert judge(answer, test).verdict == "correct"
     # they come again
@@ -924,12 +946,15 @@ def test_floods(judge, stream, where):
 # --- Python: from one program to the next -------------------------------------------------------------------
 
 DISK = {
-    "reserved": "for i in range(40):\n f = os.open(str(i), os.O_RDWR | os.O_CREAT)\n"
-    " os.posix_fallocate(f, 0, 64 << 20)\n os.close(f)",
-    "deleted and mapped": "libc = ctypes.CDLL(None)\nfor i in range(12):\n"
-    " f = os.open('f', os.O_RDWR | os.O_CREAT)\n"
-    " os.write(f, bytes(8192))\n libc.mmap(None, 4096, 1, 1, f, 0)\n os.close(f)\n os.unlink('f')\n"
-    "time.sleep(9)",
+    "reserved": (
+        "for i in range(40):\n f = os.open(str(i), os.O_RDWR | os.O_CREAT)\n"
+        " os.posix_fallocate(f, 0, 64 << 20)\n os.close(f)"
+    ),
+    "deleted and mapped": (
+        "libc = ctypes.CDLL(None)\nfor i in range(12):\n f = os.open('f', os.O_RDWR | os.O_CREAT)\n"
+        " os.write(f, bytes(8192))\n libc.mmap(None, 4096, 1, 1, f, 0)\n os.close(f)\n os.unlink('f')\n"
+        "time.sleep(9)"
+    ),
 }
 
 
@@ -1061,26 +1086,31 @@ STATE = {
     "environment": ("os.environ['LEFT'] = '1'", "'LEFT' in os.environ"),
     "real environment": ("ctypes.CDLL(None).setenv(b'LEFT', b'1', 1)", "ctypes.CDLL(None).getenv(b'LEFT')"),
     "mask": ("os.umask(0o111)", "os.umask(0) == 0o111"),
-    "signal handler": ("signal.signal(signal.SIGTERM, signal.SIG_IGN)", "signal.getsignal(signal.SIGTERM) is signal.SIG_IGN"),
+    "signal handler": ("signal.signal(signal.SIGTERM, signal.SIG_IGN)",
+                       "signal.getsignal(signal.SIGTERM) is signal.SIG_IGN"),
     "blocked signals": ("signal.pthread_sigmask(0, [signal.SIGTERM])", "signal.pthread_sigmask(0, [])"),
     "alarm": ("signal.setitimer(signal.ITIMER_REAL, 0.3)", "signal.getitimer(signal.ITIMER_REAL)[0]"),
     "recursion": ("sys.setrecursionlimit(123456)", "sys.getrecursionlimit() == 123456"),
     "switch interval": ("sys.setswitchinterval(0.5)", "sys.getswitchinterval() == 0.5"),
     "trace": ("sys.settrace(lambda *a: None)", "sys.gettrace()"),
-    "audit": ("sys.addaudithook(lambda *a: setattr(builtins, 'seen', 1))", "sys.audit('left') or hasattr(builtins, 'seen')"),
+    "audit": ("sys.addaudithook(lambda *a: setattr(builtins, 'seen', 1))",
+              "sys.audit('left') or hasattr(builtins, 'seen')"),
     "path": ("sys.path.insert(0, os.getcwd())", "os.getcwd() in sys.path"),
     "import hook": ("sys.meta_path.insert(0, type('left', (), {}))", "sys.meta_path[0].__name__ == 'left'"),
     "warnings": ("warnings.simplefilter('error')", "warnings.filters[0][0] == 'error'"),
     "decimal": ("decimal.getcontext().prec = 3", "decimal.getcontext().prec == 3"),
     "random": ("random.seed(77)", "random.random() == random.Random(77).random()"),
     "locale": ("locale.setlocale(locale.LC_ALL, 'C')", "locale.setlocale(locale.LC_ALL) == 'C'"),
-    "codecs": ("codecs.register(lambda n: codecs.lookup('utf-8') if n == 'left' else None)", "codecs.lookup('left')"),
+    "codecs": ("codecs.register(lambda n: codecs.lookup('utf-8') if n == 'left' else None)",
+               "codecs.lookup('left')"),
     "patched class": ("ctypes.pythonapi.PyType_Modified; fractions.Fraction.__eq__ = lambda *a: True",
                       "fractions.Fraction(1) == 5"),
-    "a function's code": ("json.detect_encoding.__code__ = (lambda b: 5).__code__", "json.detect_encoding(b'1') == 5"),
+    "a function's code": ("json.detect_encoding.__code__ = (lambda b: 5).__code__",
+                          "json.detect_encoding(b'1') == 5"),
     "interned integer": ("ctypes.memmove(id(200) + 24, id(201) + 24, 4)", "int('200') == int('201')"),
     "files": ("open('left', 'w').close()", "os.listdir('.')"),
-    "home": ("open(os.path.expanduser('~/.pythonrc'), 'w').close()", "os.path.exists(os.path.expanduser('~/.pythonrc'))"),
+    "home": ("open(os.path.expanduser('~/.pythonrc'), 'w').close()",
+             "os.path.exists(os.path.expanduser('~/.pythonrc'))"),
     "a lock on a package": ("lock = os.open(json.__file__, 0); fcntl.flock(lock, fcntl.LOCK_EX)",
                             "fcntl.flock(os.open(json.__file__, 0), fcntl.LOCK_EX | fcntl.LOCK_NB)"),
     "collector": ("gc.disable(); gc.set_threshold(1)", "not gc.isenabled()"),
@@ -1178,7 +1208,8 @@ def command(database):
 
 BAD_LINES = {
     "id NaN": '{"id": NaN, "kind": "sql", "database": "a.sqlite", "gold": "SELECT 1", "answer": "SELECT 1"}',
-    "id endless": '{"id": [1e999], "kind": "sql", "database": "a.sqlite", "gold": "SELECT 1", "answer": "SELECT 1"}',
+    "id endless": '{"id": [1e999], "kind": "sql", "database": "a.sqlite", "gold": "SELECT 1", '
+                  '"answer": "SELECT 1"}',
     "a byte-order mark": b"\xef\xbb\xbf" + line(2).encode(), "a zero byte": "\0",
     "not UTF-8": b'{"id": "\xff", "kind": 1}', "a number": "5", "a text": '"a"', "true": "true",
     "two objects": line(2) + line(3), "half an object": line(2)[:-1], "single quotes": "{'id': 1}",
@@ -1191,7 +1222,8 @@ BAD_LINES = {
     "a database that is a number": line(2, database=5), "a kind in capitals": line(2, kind="SQL"),
     "a null kind": line(2, kind=None), "a comparison in a list": line(2, comparison=["bird"]),
     "no comparison": line(2, comparison=None),
-    "a Python answer with a comparison": '{"id": 2, "kind": "python", "context": "", "answer": "", "comparison": "bird"}',
+    "a Python answer with a comparison": '{"id": 2, "kind": "python", "context": "", "answer": "", '
+                                         '"comparison": "bird"}',
     "a deep line": '{"id": ' + "[" * 50_000, "an unknown field": line(2, verdict="correct"),
 }  # fmt: skip
 

@@ -49,7 +49,8 @@ RIGHT = ("result = x * 2", CONTEXT)
 @pytest.mark.parametrize("other, code, words", [
     (("result = x * 2", BY_NAME), 0, "1 Numpy: left out"),
     (("result = x * 2", MISSING), 1, "1 Numpy: no verdict"),  # nothing that is loaded by name
-    (("result = x * 2", BY_NAME.replace("'/no/such/data.csv'", "5, 6, 7, 8, 9, 10, 11, 12")), 1, "1 Numpy: no verdict"),
+    (("result = x * 2", BY_NAME.replace("'/no/such/data.csv'", "5, 6, 7, 8, 9, 10, 11, 12")), 1,
+     "1 Numpy: no verdict"),
     (("result = x", CONTEXT), 1, "1 Numpy: wrong"),
 ], ids=["not fetched", "another file", "another fault", "wrong"])  # fmt: skip
 def test_references(problems, monkeypatch, capsys, other, code, words):

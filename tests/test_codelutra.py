@@ -1,6 +1,4 @@
-"""The whole loop on a tiny GPT-2: stopped anywhere, it ends the same; which verdicts are chosen; what is said
-at the door.
-"""
+"""The whole loop on a tiny GPT-2: stopped anywhere, it ends the same; which verdicts it chooses; errors."""
 
 import json
 import math

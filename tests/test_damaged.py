@@ -1,6 +1,4 @@
-"""What a crash of the machine, a full disk or a hand leave behind: one sentence that names it, never wrong
-results.
-"""
+"""What a crash, a full disk or a hand leave behind: one sentence that names it, never wrong results."""
 
 import json
 import re

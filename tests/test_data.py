@@ -1,6 +1,4 @@
-"""Loaders count what they leave out, subsets nest, prompts share their schema, and one rule says where code
-ends.
-"""
+"""Loaders count what they leave out, subsets nest, prompts share schemas, one rule says where code ends."""
 
 import gzip
 import json
@@ -346,23 +344,30 @@ def test_the_schema_is_the_databases_own_create_statements(spider):
     )
 
 
-# Each of these lost something when its white space was collapsed, or was not in the schema, or should not be
-# in it.
+# Each lost something when its white space was collapsed, or was not in the schema, or should not be in it.
 NASTY = {
     "line comments": "CREATE TABLE t (a INTEGER, -- it's the key\n b TEXT -- (last)\n)",
     "block comments": "CREATE TABLE t (a /* -- it's */ INTEGER /* two\n lines */, b TEXT /**/ NOT NULL)",
     "comment signs in names": 'CREATE TABLE t ("a -- b" TEXT, [c /* d] TEXT, `e */ f` TEXT)',
-    "white space in names": """CREATE TABLE "my  table" ([a  b] TEXT, `c\n d` TEXT, "e\t'f" TEXT, 'g  h' TEXT)""",
-    "quotes in names": 'CREATE TABLE "say ""x  y" (`a``  b` TEXT, "[c]" TEXT); CREATE TABLE [it\'s  "odd] (a)',
-    "defaults": "CREATE TABLE t (a DEFAULT 'two  blanks -- none', b DEFAULT 'it''s  /* x */', c DEFAULT x'00')",
+    "white space in names": (
+        """CREATE TABLE "my  table" ([a  b] TEXT, `c\n d` TEXT, "e\t'f" TEXT, 'g  h' TEXT)"""
+    ),
+    "quotes in names": (
+        'CREATE TABLE "say ""x  y" (`a``  b` TEXT, "[c]" TEXT); CREATE TABLE [it\'s  "odd] (a)'
+    ),
+    "defaults": (
+        "CREATE TABLE t (a DEFAULT 'two  blanks -- none', b DEFAULT 'it''s  /* x */', c DEFAULT x'00')"
+    ),
     "a no-break space in a name": "CREATE TABLE t (a\u00a0b TEXT, c\u3000d TEXT)",
     "names like SQLite's": "CREATE TABLE sqliteX (a); CREATE TABLE sqlite (b); CREATE TABLE xsqlite_y (c)",
-    "keys": "CREATE TABLE p (a INTEGER PRIMARY KEY AUTOINCREMENT); CREATE TABLE c (a -- of p\n"
-    " REFERENCES p(a))",
+    "keys": (
+        "CREATE TABLE p (a INTEGER PRIMARY KEY AUTOINCREMENT); CREATE TABLE c (a -- of p\n REFERENCES p(a))"
+    ),
     "views": """CREATE TABLE t (a); CREATE VIEW v AS SELECT a, '  ' AS "x  y" -- it's all\n FROM t;
                 CREATE TABLE u (b)""",
-    "a comment after a view": "CREATE VIEW v AS SELECT 1 -- one\n"
-    "; CREATE VIEW w AS SELECT * FROM v /* all */;",
+    "a comment after a view": (
+        "CREATE VIEW v AS SELECT 1 -- one\n; CREATE VIEW w AS SELECT * FROM v /* all */;"
+    ),
     "generated": """CREATE TABLE t (a INT, b INT GENERATED ALWAYS AS (a -- twice\n * 2) STORED,
                     c AS (a / 1) /* virtual */)""",
     "without rowid": "CREATE TABLE t (a TEXT PRIMARY KEY, b) -- no rowid\n WITHOUT /* it's */ ROWID",
@@ -375,7 +380,7 @@ NASTY = {
 
 
 def shape(connection):
-    """All that a query can see of the tables and views: kinds, columns, types, keys, defaults, foreign keys."""
+    """All that a query can see of tables and views: kinds, columns, types, keys, defaults, foreign keys."""
     found = {}
     for _, name, kind, _, without_rowid, strict in connection.execute("PRAGMA table_list").fetchall():
         if not name.startswith("sqlite_"):

@@ -406,9 +406,7 @@ def test_a_question_whose_gold_fails_is_left_out_and_named(spider, verifier):
 
 
 def test_a_gold_is_judged_as_an_answer_would_be(spider, verifier):
-    """Spider's preparation of a query comes before it runs; a gold that is not the same the next time says
-    nothing.
-    """
+    """Spider's preparation of a query comes before it runs; a gold that changes between runs says nothing."""
     path = data.load("spider", spider, "dev")[0][0].database
     golds = ["SELECT name FROM owner WHERE id > = 2", "SELECT name FROM owner ORDER BY random()"]
     golds.append("EXPLAIN SELECT name FROM owner")
@@ -701,7 +699,8 @@ def test_a_folder_without_the_data_is_exit_code_2_and_one_line(tmp_path):
 @pytest.mark.parametrize("row, message", [
     ({"index": 6, "answer": "SELECT 1"}, "line 2: index 6, but the split has 6 questions"),
     ({"index": -1, "answer": "SELECT 1"}, "line 2: index -1"),
-    ({"index": 0, "db_id": "books", "answer": "SELECT 1"}, "line 2: database books, but question 0 is on pets"),
+    ({"index": 0, "db_id": "books", "answer": "SELECT 1"},
+     "line 2: database books, but question 0 is on pets"),
 ])  # fmt: skip
 def test_predictions_for_another_split_are_refused(spider, tmp_path, row, message):
     path = tmp_path / "predictions.jsonl"

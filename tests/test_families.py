@@ -1,6 +1,4 @@
-"""Every family of models that the README lists, tiny and with random weights: tree scores, sampling, LoRA, a
-training step.
-"""
+"""Every family that the README lists, tiny, with random weights: tree scores, sampling, LoRA, a step."""
 
 from pathlib import Path
 

@@ -1,6 +1,4 @@
-"""What only a GPU runs: fused attention by other kernels, and decoding steps captured as CUDA graphs. Skipped
-without one.
-"""
+"""What only a GPU runs: fused attention by other kernels, decoding steps as CUDA graphs. Else skipped."""
 
 import math
 

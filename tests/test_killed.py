@@ -1,6 +1,8 @@
 """kill -9 at any moment: the same command, started again, ends with the files of the run that nobody killed.
 
-MOMENTS=100 CALLS=1000 python -m pytest -s tests/test_killed.py     100 random moments, every call of a checkpoint's writer
+    MOMENTS=100 CALLS=1000 python -m pytest -s tests/test_killed.py
+
+tries 100 random moments and every call of a checkpoint's writer.
 """
 
 import os
@@ -24,8 +26,7 @@ WRITES = {"open", "write", "write_record", "write_end_of_file", "flush", "fsync"
 
 
 def child(arguments, seconds=None, dies_at=None):
-    """Run the command in a forked process, killed after `seconds` or before call `dies_at` of the
-    checkpoint's writer.
+    """Run the command in a forked process, killed after `seconds` or before call `dies_at` of its writer.
 
     Returns its exit status, negative the signal that ended it.
     """
@@ -52,9 +53,7 @@ def child(arguments, seconds=None, dies_at=None):
 
 
 def die_in_the_writer(number):
-    """Kill this process just before the `number`-th call by which the second checkpoint opens, writes,
-    flushes or renames.
-    """
+    """Kill this process before the `number`-th open, write, flush or rename of the second checkpoint."""
     original, checkpoints, calls = Checkpoint.save, [], []
 
     def watch(_frame, event, function):

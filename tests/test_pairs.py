@@ -28,7 +28,7 @@ def answers(question, *verdicts, first=1):
 
 
 def pairs_of(drawn, t=1, index=5, counts=None, gold_code="SELECT 1", context="", **settings):
-    """D_t of one question whose gold code has the ids GOLD, None where it has no pairs; `counts` is added to."""
+    """D_t of one question whose gold code has the ids GOLD, None where it has no pairs; adds to `counts`."""
     question = Question(index, "pets", "pets.sqlite", "?", gold_code, context=context)
     given, verdicts = [replace(a, question=index) for a, _ in drawn], [v for _, v in drawn]
     with pytest.MonkeyPatch.context() as patch:
@@ -389,9 +389,7 @@ def test_the_gold_answer_is_its_tokens_and_the_end_token(spider, tokenizer):
 
 
 def test_what_the_golds_tokens_say_counts_where_a_tokenizer_changes_it(tokenizer):
-    """NFC makes one letter of two: the text of the gold's tokens is another query, which was drawn and is
-    wrong.
-    """
+    """NFC makes one letter of two: the gold's tokens say another query, which was drawn and is wrong."""
     from tokenizers import normalizers
 
     made = copy.deepcopy(tokenizer)

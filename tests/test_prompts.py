@@ -47,9 +47,8 @@ def as_llama(_):
 
 
 def as_llama_2(_):
-    """As Llama-2's, Mistral's and Phi-3's: the ▁ is put before a text (and before what follows a special
-    token) by the normalizer, and decoding takes one space away. Line breaks and indentation have tokens of
-    their own."""
+    """As Llama-2's, Mistral's and Phi-3's: the normalizer puts ▁ before a text and after a special token,
+    decoding takes one space away. Line breaks and indentation have tokens of their own."""
     from tokenizers import normalizers
 
     made = as_llama(None)
@@ -143,8 +142,7 @@ def test_ordinary_prompts_and_code_have_the_tokenizers_own_tokens(made, question
         made.chat_template = template
         ids = prompts.code_ids(question.gold, made)
         plain = made(question.gold, add_special_tokens=False)["input_ids"]
-        # a SentencePiece tokenizer puts a space before a text, which is not there behind the prompt's line
-        # break
+        # SentencePiece puts a space before a text, which is not there behind the prompt's line break
         space = made.decode([*made("x")["input_ids"], *plain]) == f"x {question.gold}"
         assert (ids == (*plain, made.eos_token_id)) == (not space or template is not None)
     text = f"<|user|>{prompts.prompt(question)}<|end|><|assistant|>"
@@ -260,7 +258,10 @@ def test_a_question_about_thinking_opens_no_thought(chat, question):
 # ---- templates that print the date -------------------------------------------------------------------------
 
 FORMATS = ["%d %b %Y", "%Y-%m-%d", "%A, %-d %B %y", "%j"]
-LLAMA32 = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}"
+LLAMA32 = (
+    "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    "{{ date_string }}"
+)
 IN_MACRO = (
     "{% macro today() %}{{ strftime_now('%d %b %Y') }}{% endmacro %}"
     "{% if strftime_now is defined %}{{ today() }}{% endif %}"

@@ -1,6 +1,4 @@
-"""A run's prompts are part of its fixed data: its first day's date, and the same tokens whenever it is
-resumed.
-"""
+"""A run's prompts are part of its fixed data: its first day's date, the same tokens when it is resumed."""
 
 import json
 import shutil

@@ -1,6 +1,4 @@
-"""Two processes make the run that one makes: the same answers, verdicts and pairs, the same adapter up to
-rounding.
-"""
+"""Two processes make one's run: the same answers, verdicts and pairs, the same adapter up to rounding."""
 
 import os
 import subprocess
@@ -73,7 +71,8 @@ def test_in_float16_a_process_may_have_no_micro_batch(folders, spider, tmp_path)
 HELD = """
 import sys, torch, policy, ranks
 
-def share():  # the model is gone before the processes part, as in codelutra.main: else torch may abort at its exit
+# the model is gone before the processes part, as in codelutra.main: else torch may abort at its exit
+def share():
     model = policy.load_policy(sys.argv[1], "float32", "cpu", shard=True).model
     weights = [p for name, p in model.named_parameters() if ".layers." in name]
     return sum(p.to_local().numel() for p in weights) / sum(p.numel() for p in weights)

@@ -25,8 +25,7 @@ LN2 = math.log(2)
 
 def test_learning_rate_by_hand():
     config = Config(lr=1.0, warmup=0.1)
-    # 20 steps: 2 of warm-up (½, 1), then 18 of cosine from 1 at step 2 over 0.1 + 0.45 = 0.55 half-way at
-    # step 11
+    # 20 steps: 2 of warm-up (½, 1), then 18 of cosine from 1 at step 2; half-way, step 11, 0.1 + 0.45 = 0.55
     found = [learning_rate(config, step, 20) for step in range(20)]
     assert found[:3] == [0.5, 1.0, 1.0] and found[11] == pytest.approx(0.55)
     assert found[19] == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * 17 / 18)))

@@ -1,6 +1,4 @@
-"""A run's folder: what is there is read, what is missing or torn is made again, what differs is refused by
-name.
-"""
+"""A run's folder: what is there is read, what is missing or torn made again, what differs refused by name."""
 
 import json
 import shutil

@@ -423,7 +423,10 @@ def test_the_policy_is_frozen_float32_and_without_dropout(policy):
 def test_a_chat_template_is_used_where_there_is_one(policy, questions):
     plain = policy.tokenizer.decode(prompts.prompt_ids(questions[0], policy.tokenizer))
     assert plain.endswith("\nSQL:\n")
-    policy.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"
+    policy.tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<reply>{% endif %}"
+    )
     question = replace(questions[0], evidence="old means more than 5 years")
     chat = policy.tokenizer.decode(prompts.prompt_ids(question, policy.tokenizer))
     assert chat == f"<user>{prompts.prompt(question)}<reply>"

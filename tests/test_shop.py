@@ -1,4 +1,4 @@
-"""The bundled data set `shop`: the committed files are what make_shop.py writes, and they keep its promises."""
+"""The bundled data set `shop`: its files are what make_shop.py writes, and they keep its promises."""
 
 import importlib.util
 import json

@@ -1,6 +1,4 @@
-"""The packed tree gives what one-by-one sequences give through transformers' own attention: values and
-gradients.
-"""
+"""The packed tree gives what single sequences give in transformers' own attention: values and gradients."""
 
 import math
 import random

@@ -1,5 +1,4 @@
-"""The Python verifier against programs that cheat, hang, grow, escape or break, and against results that only
-look equal.
+"""The Python verifier against programs that cheat, hang, grow, escape or break, and results that look equal.
 
 Attacks on the verifier are numbered through all its tests; a name begins with its number. Contexts have
 DS-1000's shape and need numpy alone; tests of pandas, Matplotlib and scikit-learn are skipped where the
@@ -130,9 +129,7 @@ def judge(verifier):
 
 
 def processes():
-    """Processes of any supervisor, judge or candidate of this run: all have this one as an ancestor, or none
-    at all.
-    """
+    """Processes of any supervisor, judge or candidate of this run: all descend from this one, or none."""
     found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -403,7 +400,10 @@ def test_time_zones_of_dateutil_arrive(judge, value):
     assert judge(f"from dateutil import tz\nresult = {value}", test).verdict == "correct"
     assert judge("from dateutil import tz\nresult = pd.Timestamp('2021')", test).verdict == "wrong"
     # One of no name goes where a test does not look at it.
-    odd = "class Odd(datetime.tzinfo):\n    def utcoffset(self, at): return at and datetime.timedelta(hours=1)\n"
+    odd = (
+        "class Odd(datetime.tzinfo):\n"
+        "    def utcoffset(self, at): return at and datetime.timedelta(hours=1)\n"
+    )
     found = judge(
         f"import datetime\n{odd}result = datetime.datetime(2020, 1, 1, tzinfo=Odd())",
         context(check="assert ans"),
@@ -413,9 +413,7 @@ def test_time_zones_of_dateutil_arrive(judge, value):
 
 @needs("pandas")
 def test_input_behaves_as_in_one_process(judge):
-    """pandas 1.5 writes into an unpickled object column in `astype(str)`; the official process never
-    unpickles.
-    """
+    """pandas 1.5 writes into an unpickled object column in `astype(str)`; officially nothing is unpickled."""
     test = context(
         value="pd.DataFrame({'a': [1.5, 2, 'and']})",
         expected="[1.5, 'and']",
@@ -689,9 +687,7 @@ WAITS = {
 
 
 def most(timeout):
-    """The most seconds by the clock until a verdict: twice WALL times the deadline, and some for a busy
-    machine.
-    """
+    """The most seconds by the clock to a verdict: 2 * WALL times the deadline, more for a busy machine."""
     return 2 * WALL * timeout + 2.5
 
 
@@ -818,9 +814,7 @@ def test_where_the_kernel_does_not_say_who_waited_all_the_time_counts(monkeypatc
 
 
 class Replies:
-    """In the place of the other interpreter: each program has its replies, and how many run at a time is
-    written down.
-    """
+    """In place of the other interpreter: each program has its replies; how many run at a time is recorded."""
 
     def __init__(self, replies):
         self.replies, self.lock, self.running, self.seen = replies, threading.Lock(), [], []
@@ -894,7 +888,10 @@ def test_54_memory(judge):
 
 
 def test_53_threads(judge):
-    bomb = "import threading, time\n{}while True:\n    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
+    bomb = (
+        "import threading, time\n{}while True:\n"
+        "    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
+    )
     assert judge(bomb.format(""), timeout=10).verdict == "error"
     assert judge(bomb.format("threading.stack_size(32768)\n"), timeout=10).verdict == "error"
 
@@ -1077,7 +1074,10 @@ def test_modes_times_and_attributes_do_not_change(judge):
         after.st_mtime_ns,
         after.st_ctime_ns,
     )
-    copy = "import shutil\nopen('a', 'w').write('b')\nshutil.copy2('a', 'c')\nresult = x * len(open('c').read() * 2)"
+    copy = (
+        "import shutil\nopen('a', 'w').write('b')\nshutil.copy2('a', 'c')\n"
+        "result = x * len(open('c').read() * 2)"
+    )
     assert judge(copy).verdict == "correct"
 
 
@@ -1146,7 +1146,10 @@ def test_one_program_leaves_nothing_for_the_next(judge):
 
 
 def test_73_74_75_harmless_habits(judge):
-    thread = "import threading, time\nthreading.Thread(target=time.sleep, args=(9,), daemon={}).start()\nresult = x * 2"
+    thread = (
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(9,), daemon={}).start()\n"
+        "result = x * 2"
+    )
     started = time.monotonic()
     assert judge(thread.format(True)).verdict == "correct"
     assert judge(thread.format(False)).verdict == "correct"
@@ -1183,7 +1186,10 @@ def test_75_n_jobs(judge):
 @needs("joblib")
 def test_75_joblib(judge):
     for jobs in (-1, 1, 4):
-        answer = f"from joblib import Parallel, delayed\nresult = sum(Parallel(n_jobs={jobs})(delayed(abs)(v) for v in (x, x)))"
+        answer = (
+            "from joblib import Parallel, delayed\n"
+            f"result = sum(Parallel(n_jobs={jobs})(delayed(abs)(v) for v in (x, x)))"
+        )
         assert judge(answer).verdict == "correct"
 
 
@@ -1248,9 +1254,7 @@ def named(name):
 
 
 def test_a_result_cannot_patch_what_is_shared():
-    """BUILD (b) sets attributes, on a class or a builder too; SETITEMS and APPENDS call methods of what they
-    find.
-    """
+    """BUILD (b) sets attributes, on classes and builders too; SETITEMS and APPENDS call what they find."""
     before = {name: (id(f), f.__defaults__) for name, f in unpack.BUILDERS.items()}
     builtin = named("type_named") + b"\x8c\x08builtins\x8c\x03int\x86R"
     attacks = [
@@ -1454,11 +1458,12 @@ def test_a_normal_user_has_the_same_walls(tmp_path):
 import sys; sys.path.insert(0, {str(ROOT)!r})
 import os, tempfile
 from verifier import walls
-assert not os.path.exists("/tmp/codelutra_outside") and walls.readable_paths()
+outside = "/tmp/codelutra_outside"
+assert not os.path.exists(outside) and walls.readable_paths()
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 folder = tempfile.mkdtemp(dir={str(tmp_path)!r}); os.chdir(folder)
 walls.enclose(folder, 10)
-for attempt in (os.fork, lambda: open("/etc/passwd"), lambda: open("/tmp/codelutra_outside", "w"), lambda: os.kill(1, 0)):
+for attempt in (os.fork, lambda: open("/etc/passwd"), lambda: open(outside, "w"), lambda: os.kill(1, 0)):
     try: attempt()
     except PermissionError: continue
     os._exit(1)
@@ -1484,9 +1489,7 @@ def test_many_at_once_from_many_threads(verifier):
 
 
 def digest_of_packages():
-    """Every file that the interpreter could load, by name, size and time; the contents of the standard
-    library's json.
-    """
+    """All files that the interpreter could load, by name, size and time (not *.pyc), as one digest."""
     code = (
         "import site, sysconfig, os\nfor top in [*site.getsitepackages(), sysconfig.get_paths()['stdlib']]:\n"
         "    for folder, _, names in os.walk(top):\n        for name in names:\n"

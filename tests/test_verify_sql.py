@@ -429,7 +429,8 @@ import resource, sys
 sys.path.insert(0, sys.argv[1])
 from verify import SqlJob, Verifier
 with Verifier(1) as verifier:
-    verdict, = verifier.run([SqlJob(sys.argv[2], "SELECT x FROM big", sys.argv[3], "strict", float(sys.argv[4]))])
+    job = SqlJob(sys.argv[2], "SELECT x FROM big", sys.argv[3], "strict", float(sys.argv[4]))
+    verdict, = verifier.run([job])
 print(verdict.verdict, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
 """
 
@@ -695,9 +696,7 @@ def test_28_equal_columns_are_counted(gold, answer, equal):
 
 @pytest.mark.parametrize("colours", ["hashed", "all the same"])
 def test_columns_are_matched_as_trying_all_permutations_would(monkeypatch, colours):
-    """Random small tables, half of them shuffled copies, against the definition; also where every hash
-    collides.
-    """
+    """Random small tables, half of them shuffled copies, by the definition; also if all hashes collide."""
     if colours == "all the same":
         monkeypatch.setattr(compare, "hash", lambda _: 0, raising=False)
     rng, seen = random.Random(0), Counter()
@@ -1103,7 +1102,7 @@ def kill_workers(verifier, number, stop):
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL, signal.SIGTERM])
 def test_4_a_worker_that_dies(database, number):
-    """A fault of the query is a crash; a kill from outside (by the kernel, without memory) is never a label."""
+    """A fault of the query is a crash; a kill from outside (by the kernel, short of memory) is no label."""
     with Verifier(workers=1) as verifier:
         verifier.run([SqlJob(database, "SELECT 1", "SELECT 1")])
         future, stop = verifier.submit(SqlJob(database, "SELECT 1", ENDLESS, timeout=20)), threading.Event()
