@@ -112,11 +112,8 @@ def prompts(tokenizer, length, count, folder=None):
         ids = prompt_ids(q, tokenizer)
         # a longer schema of the same kind, differing between questions as real ones do
         while len(ids) < length:
-            ids = (
-                ids[:20]
-                + prompt_ids(questions[(q.index * 7 + len(ids)) % len(questions)], tokenizer)[20:]
-                + ids[20:]
-            )
+            other = questions[(q.index * 7 + len(ids)) % len(questions)]
+            ids = ids[:20] + prompt_ids(other, tokenizer)[20:] + ids[20:]
         result.append(ids[:20] + ids[len(ids) - length + 20 :])
     return result
 

@@ -50,34 +50,14 @@ METHODS = {
 }
 METHODS |= dict.fromkeys(VARIANTS, "")  # bench/variants.py
 # files that two runs of one seed share, and the settings that must be equal for it
+BASE = ("scores.json", "dev.jsonl", "validation.jsonl", "seconds.json")
+DRAWN = ("draws", "answers", "temperature", "top_p", "criterion")
 SHARED = [
-    (
-        (
-            "questions.json",
-            "iter_0/scores.json",
-            "iter_0/dev.jsonl",
-            "iter_0/validation.jsonl",
-            "iter_0/seconds.json",
-        ),
-        (),
-    ),
-    (
-        ("iter_1/answers.jsonl", "iter_1/verdicts.jsonl"),
-        ("draws", "answers", "temperature", "top_p", "criterion"),
-    ),
+    (("questions.json", *(f"iter_0/{name}" for name in BASE)), ()),
+    (("iter_1/answers.jsonl", "iter_1/verdicts.jsonl"), DRAWN),
     (
         ("iter_1/pairs.jsonl", "iter_1/pairs_summary.json", "iter_1/reference.safetensors"),
-        (
-            "draws",
-            "answers",
-            "temperature",
-            "top_p",
-            "criterion",
-            "objective",
-            "pairs",
-            "gold",
-            "other_pairs",
-        ),
+        (*DRAWN, "objective", "pairs", "gold", "other_pairs"),
     ),
 ]
 

@@ -78,9 +78,10 @@ def theirs(args, config, questions, policy, answers, pairs):
         [prompts[q.index] for q in order[i : i + args.their_batch]]
         for i in range(0, len(order), args.their_batch)
     ]
-    draw = lambda: [
-        generate(model, policy, batch, config.answers, config.max_new, False) for batch in batches
-    ]  # noqa: E731
+
+    def draw():
+        return [generate(model, policy, b, config.answers, config.max_new, False) for b in batches]
+
     timed(seconds, "their sample", draw)
     by_index = {q.index: q for q in questions}
     asked = [(by_index[a.question], extract_code(a.text)) for a in answers]
@@ -170,14 +171,8 @@ def main():
         with tempfile.TemporaryDirectory() as run:
             mine, policy, answers, pairs = ours(args, config, questions, Path(run))
         stack = theirs(args, config, questions, policy, answers, pairs)
-        rows.append(
-            (
-                f"{name}: {count} questions",
-                count / sum(mine.values()),
-                count / sum(stack.values()),
-                "questions/s",
-            )
-        )
+        speeds = [count / sum(side.values()) for side in (mine, stack)]
+        rows.append((f"{name}: {count} questions", *speeds, "questions/s"))
         stages[name] = {
             "ours": {k: round(v, 1) for k, v in mine.items()},
             "theirs": {k: round(v, 1) for k, v in stack.items()},

@@ -72,10 +72,8 @@ def measure(prompt_length, answers, length, k):
     ids = torch.randint(1000, 20000, (answers, length), generator=generator).tolist()
     half = answers // 2  # chosen and rejected: every answer is in a pair, each pair is another one
     pairs = [(i % half, half + (i + i // half) % half) for i in range(k)]
-    question, prompt = (
-        QuestionPairs(0, tuple(map(tuple, ids)), tuple(pairs)),
-        prompts(policy.tokenizer, prompt_length, 1)[0],
-    )
+    question = QuestionPairs(0, tuple(map(tuple, ids)), tuple(pairs))
+    prompt = prompts(policy.tokenizer, prompt_length, 1)[0]
     reference = reference_logps(config, policy, [prompt], [question])
     [micro_batch] = trees([Pair(0, c, r) for c, r in pairs], [prompt], [question], config.train_tokens)
     for p in lora.parameters(policy.model):

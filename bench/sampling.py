@@ -37,11 +37,8 @@ from sample import SamplingParams, draw_batch
 
 def theirs_model(name, dtype, device):
     source, extra = locate(name)
-    return (
-        AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa", **extra)
-        .to(device)
-        .eval()
-    )
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa", **extra)
+    return model.to(device).eval()
 
 
 @torch.no_grad()
@@ -208,11 +205,8 @@ def main():
     policy = load_policy(args.model, args.precision, args.device)
     model = theirs_model(args.model, policy.dtype, policy.device)
     if args.draws:
-        print(
-            json.dumps(
-                {"what": "same distribution", **same_distribution(args, policy, model), "draws": args.draws}
-            )
-        )
+        found = same_distribution(args, policy, model)
+        print(json.dumps({"what": "same distribution", **found, "draws": args.draws}))
         return
     rows, extra = real(args, policy, model) if args.spider else fixed(args, policy, model)
     for name, share in extra.items():

@@ -120,9 +120,8 @@ def python(args, count):
     random.Random(0).shuffle(rows)
     rows = [(contexts[r["problem_id"]], r["answer"]) for r in rows]
     # 15 problems fetch a data set from the network in their test: no verdict where there is none
-    rows = [r for r in rows if "load_dataset" not in r[0].context and "fetch_california" not in r[0].context][
-        :count
-    ]
+    rows = [r for r in rows if not any(x in r[0].context for x in ("load_dataset", "fetch_california"))]
+    rows = rows[:count]
 
     def whole(question, answer):
         program = f"{question.context}\ncode = {answer!r}\ntest_execution(code)\n"
@@ -202,11 +201,8 @@ def main():
         print(f"{what:18}{ours:10.1f}{theirs:11.1f}{ours / theirs:8.1f}")
     figures = {w: {"ours": o, "theirs": t, "ratio": o / t} for w, (o, t) in results.items()}
     first = next(iter(figures.values()))
-    print(
-        json.dumps(
-            {"what": "verdicts per second", **first, "all": figures, "settings": {"workers": args.workers}}
-        )
-    )
+    settings = {"workers": args.workers}
+    print(json.dumps({"what": "verdicts per second", **first, "all": figures, "settings": settings}))
 
 
 if __name__ == "__main__":

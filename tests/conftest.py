@@ -95,10 +95,8 @@ def folders(tokenizer, tmp_path_factory):
     """{family: folder}. Weights are drawn wide, so that the next token depends on the context."""
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-    size, end = (
-        len(tokenizer),
-        {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id},
-    )
+    size = len(tokenizer)
+    end = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
     configs = {
         "gpt2": GPT2Config(
             vocab_size=size, n_positions=512, n_embd=32, n_layer=2, n_head=4, initializer_range=0.25, **end

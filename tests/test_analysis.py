@@ -49,12 +49,8 @@ def test_preferences_pair_right_with_wrong_answers_of_other_systems(
     systems = (
         golds,  # all right
         [golds[0], "SELECT 17", "SELECT 18", "SELECT 18", *golds[4:]],  # 1, 2 and 3 wrong
-        [
-            "SELECT count(id) FROM owner",
-            "SELECT 19",
-            "SELECT 18",
-            *golds[3:],
-        ],  # 0 right in other words, 1 wrong once more
+        # 0 right in other words, 1 wrong once more
+        ["SELECT count(id) FROM owner", "SELECT 19", "SELECT 18", *golds[3:]],
     )
     files = []
     for i, codes in enumerate(systems):
@@ -71,17 +67,8 @@ def test_preferences_pair_right_with_wrong_answers_of_other_systems(
     monkeypatch.setattr(analysis, "answer_scores", scores)
     monkeypatch.setattr(analysis.lora, "read", lambda folder: None)
     monkeypatch.setattr(analysis.lora, "load", lambda model, folder: None)
-    arguments = [
-        "preferences",
-        "--model",
-        folders["gpt2"],
-        "--data",
-        "spider",
-        "--data-dir",
-        str(spider),
-        "--workers",
-        "1",
-    ]
+    flags = ["--data", "spider", "--data-dir", str(spider), "--workers", "1"]
+    arguments = ["preferences", "--model", folders["gpt2"], *flags]
     analysis.main([*arguments, *map(str, files)])
     found = last(capsys)
     # question 1 with SELECT 17 and 19 wrong, 2 and 3 with SELECT 18 wrong
@@ -100,23 +87,12 @@ def test_passes_counts_what_the_verifier_finds_right(spider, folders, capsys, mo
     # the first is right for question 0 alone
     codes = itertools.cycle(["SELECT count(*) FROM owner", "SELECT 7"])
     monkeypatch.setattr(analysis, "extract_code", lambda text, language: next(codes))
-    arguments = [
-        "passes",
-        "--model",
-        folders["gpt2"],
-        "--data",
-        "spider",
-        "--data-dir",
-        str(spider),
-        "--workers",
-        "1",
-    ]
-    analysis.main([*arguments, "--answers", "2"])
+    flags = ["--data", "spider", "--data-dir", str(spider), "--workers", "1"]
+    analysis.main(["passes", "--model", folders["gpt2"], *flags, "--answers", "2"])
     found = last(capsys)
     assert (found["n"], found["answers"]) == (6, 2)
-    assert [found["pass"][k][0] for k in ("1", "2")] == pytest.approx([0.5 / 6, 1 / 6]) and found["pass"][
-        "2"
-    ][2] > 1 / 6
+    assert [found["pass"][k][0] for k in ("1", "2")] == pytest.approx([0.5 / 6, 1 / 6])
+    assert found["pass"]["2"][2] > 1 / 6
 
 
 class Letters:

@@ -865,14 +865,11 @@ def test_plain_pickles_and_pickles_of_the_test_itself_are_read(judge):
         "import fractions, pickle",
         check="assert pickle.loads(pickle.dumps(fractions.Fraction(14))) == result",
     )
-    assert (
-        judge(
-            "import pickle, fractions\nassert pickle.loads(pickle.dumps(fractions.Fraction(7))) == x\n"
-            "result = x * 2",
-            seven + "# plt.gcf(",
-        ).verdict
-        == "correct"
+    answer = (
+        "import pickle, fractions\nassert pickle.loads(pickle.dumps(fractions.Fraction(7))) == x\n"
+        "result = x * 2"
     )
+    assert judge(answer, seven + "# plt.gcf(").verdict == "correct"
 
 
 @strict

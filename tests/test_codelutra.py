@@ -108,9 +108,8 @@ def test_answers_of_iteration_t_are_drawn_from_the_policy_before_by_seed_and_t(f
         )
         expected = {(a.question, a.sample): list(a.ids) for batch in drawn for a in batch}
         rows = [row for row in lines(finished / f"iter_{t}" / "answers.jsonl") if "unit" not in row]
-        assert {(row["question"], row["sample"]): row["ids"] for row in rows} == expected and len(
-            expected
-        ) == 40
+        assert {(row["question"], row["sample"]): row["ids"] for row in rows} == expected
+        assert len(expected) == 40
 
 
 def test_validation_questions_are_neither_trained_on_nor_the_dev_split(finished, spider):

@@ -121,9 +121,7 @@ def test_data_that_have_changed_are_noticed_before_a_model_is_loaded(
             if change == "schema":
                 connection.execute("CREATE TABLE one_more (x)")
             elif change == "rows":
-                table = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchone()[
-                    0
-                ]
+                [table] = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchone()
                 width = len(connection.execute(f"SELECT * FROM {table}").description)
                 for n in range(1000, 2000):
                     connection.execute(f"INSERT INTO {table} VALUES ({', '.join([str(n)] * width)})")
@@ -295,16 +293,8 @@ def test_a_merge_that_could_not_be_written_is_noticed_first(copy, tmp_path, monk
     (tmp_path / "link").symlink_to(tmp_path / "nothing")
     monkeypatch.setattr("policy.load_policy", None)
     for out in (tmp_path / "file" / "x", tmp_path / "link"):
-        argv = [
-            "lora.py",
-            "merge",
-            "--model",
-            "m",
-            "--adapter",
-            str(copy.run / "iter_2/adapter"),
-            "--out",
-            str(out),
-        ]
+        adapter = str(copy.run / "iter_2/adapter")
+        argv = ["lora.py", "merge", "--model", "m", "--adapter", adapter, "--out", str(out)]
         monkeypatch.setattr("sys.argv", argv)
         with pytest.raises(UserError, match="exists already|no folder can be made"):
             lora.main()
@@ -359,14 +349,6 @@ def test_extreme_values_that_have_a_meaning_have_it(spider, tmp_path):
     assert pick(logits, torch.tensor([0.7]), 1.0, 1e-300)[0].item() == 1
     golds = [row["query"] for row in json.loads((spider / "dev.json").read_text())]
     (tmp_path / "golds").write_text("\n".join(golds) + "\n")
-    argv = [
-        "--data",
-        "spider",
-        "--data-dir",
-        str(spider),
-        "--predictions",
-        str(tmp_path / "golds"),
-        "--timeout",
-    ]
+    argv = ["--data", "spider", "--data-dir", str(spider), "--predictions", str(tmp_path / "golds")]
     for seconds in ("1e10", "1e300"):
-        evaluation.main([*argv, seconds])
+        evaluation.main([*argv, "--timeout", seconds])

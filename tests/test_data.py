@@ -591,11 +591,8 @@ def test_once_code_has_ended_nothing_that_follows_changes_it():
         for n in range(len(text)):
             if code_ended(text[:n]):
                 ended += 1
-                longer = [text[:m] for m in range(n + 1, len(text) + 1)]
-                assert all(code_ended(t) and extract_code(t) == extract_code(text[:n]) for t in longer), (
-                    text,
-                    n,
-                )
+                code, longer = extract_code(text[:n]), [text[:m] for m in range(n + 1, len(text) + 1)]
+                assert all(code_ended(t) and extract_code(t) == code for t in longer), (text, n)
                 break
     assert ended > 4000
 
@@ -636,9 +633,8 @@ def test_once_a_python_answer_has_ended_nothing_that_follows_changes_it():
         n = next((n for n in range(len(text)) if code_ended(text[:n], "python")), None)
         if n is not None:
             ended += 1
-            assert {extract_code(text[:m], "python") for m in range(n, len(text) + 1)} == {
-                extract_code(text[:n], "python")
-            }
+            code = extract_code(text[:n], "python")
+            assert all(extract_code(text[:m], "python") == code for m in range(n, len(text) + 1))
     assert ended > 5000
 
 
@@ -655,14 +651,8 @@ def test_a_python_answer_begins_after_the_thinking(code):
 @pytest.mark.parametrize("split", ["train", "dev"])
 def test_every_gold_query_of_the_shop_survives_extraction(split):
     for q in data.load("shop", SHOP, split)[0]:
-        for text in (
-            q.gold,
-            f"{q.gold};",
-            f" {q.gold}\n\nwhich is it",
-            f"```sql\n{q.gold};\n```",
-            f"Sure:\n{q.gold};",
-        ):
-            assert extract_code(text) == q.gold
+        for text in ("{}", "{};", " {}\n\nwhich is it", "```sql\n{};\n```", "Sure:\n{};"):
+            assert extract_code(text.format(q.gold)) == q.gold
         assert not code_ended(q.gold)
 
 

@@ -47,12 +47,8 @@ def test_scores_by_hand():
     codes = ["SELECT 2", "SELECT x", "", "(", "SELECT 1", "SELECT 1", "SELECT 1 LIMIT 1", "SELECT 1"]
     found = scores(asked, codes, [Verdict(v) for v in outcomes])
     assert (found.n, found.ex, found.executable, found.em) == (8, 3 / 8, 5 / 8, 4 / 8)
-    assert {v: n for v, n in found.classes.items() if n} == {
-        "correct": 3,
-        "wrong": 2,
-        "error": 2,
-        "timeout": 1,
-    }
+    counts = {"correct": 3, "wrong": 2, "error": 2, "timeout": 1}
+    assert {v: n for v, n in found.classes.items() if n} == counts
     assert found.groups == {
         "easy": {"n": 4, "ex": 2 / 4, "executable": 3 / 4, "em": 1 / 4},
         "hard": {"n": 4, "ex": 1 / 4, "executable": 2 / 4, "em": 3 / 4},
@@ -507,9 +503,8 @@ def test_a_slow_gold_is_right_as_an_answer_too(spider, tmp_path):
     done = command(
         "--data", "spider", "--data-dir", tmp_path / "data", "--predictions", predictions, "--timeout", "0.05"
     )
-    assert done.returncode == 0 and last(done.stdout)["ex"] == 1.0 and last(done.stdout)["n"] == len(rows), (
-        done.stderr
-    )
+    assert done.returncode == 0, done.stderr
+    assert last(done.stdout)["ex"] == 1.0 and last(done.stdout)["n"] == len(rows)
 
 
 def test_greedy_answers_are_verified_in_the_order_of_the_questions(spider, verifier, folders, monkeypatch):
@@ -520,22 +515,10 @@ def test_greedy_answers_are_verified_in_the_order_of_the_questions(spider, verif
     codes[1], codes[4] = "SELECT 12345", "SELEC"
     monkeypatch.setattr(evaluation, "greedy", lambda policy, questions, *_: codes)
     found = evaluation.evaluate(None, held_out, verifier, "dev", 5.0)
-    assert [v.verdict for v in found.verdicts] == [
-        "correct",
-        "wrong",
-        "correct",
-        "correct",
-        "error",
-        "correct",
-    ]
+    assert [v.verdict for v in found.verdicts] == ["correct", "wrong", *["correct"] * 2, "error", "correct"]
     assert (found.scores.ex, found.scores.executable, found.codes) == (4 / 6, 5 / 6, codes)
-    row = {
-        "index": 1,
-        "db_id": "pets",
-        "question": held_out[1].text,
-        "gold": held_out[1].gold,
-        "answer": "SELECT 12345",
-    }
+    q = held_out[1]
+    row = {"index": 1, "db_id": "pets", "question": q.text, "gold": q.gold, "answer": "SELECT 12345"}
     assert len(found.rows()) == 6 and found.rows()[1].items() >= (row | {"verdict": "wrong"}).items()
     monkeypatch.undo()
     policy = load_policy(folders["gpt2"], "float32", "cpu")
@@ -592,11 +575,8 @@ def test_the_timeout_is_the_data_sets_own(reached, spider, write, tmp_path):
     with gzip.open(tmp_path / "ds1000.jsonl.gz", "wt") as file:
         file.write(2 * (json.dumps(row) + "\n"))
     predictions = str(write('{"index": 0, "answer": ""}\n{"index": 1, "answer": ""}'))
-    for name, folder, *flags in (
-        ("spider", spider),
-        ("ds1000", tmp_path),
-        ("ds1000", tmp_path, "--timeout", "7"),
-    ):
+    cases = ("spider", spider), ("ds1000", tmp_path), ("ds1000", tmp_path, "--timeout", "7")
+    for name, folder, *flags in cases:
         with pytest.raises(Reached):
             evaluation.main(["--data", name, "--data-dir", str(folder), "--predictions", predictions, *flags])
     assert [arguments[2] for arguments in reached] == [10.0, 60.0, 7.0]

@@ -115,10 +115,8 @@ def test_gold_only_is_chosen_alone():
 
 def test_an_answer_that_was_not_judged_is_neither_chosen_nor_rejected():
     """Nor does the gold code make pairs with it, where no answer is right."""
-    counts, unknown = (
-        Counter(),
-        Verdict("error", NOT_JUDGED + "shop.sqlite: database disk image is malformed"),
-    )
+    counts = Counter()
+    unknown = Verdict("error", NOT_JUDGED + "shop.sqlite: database disk image is malformed")
     drawn = [(answer, unknown) for answer, _ in answers(5, *["error"] * 3)]
     for gold in ("if-empty", "always", "never"):
         assert pairs_of(drawn, gold=gold) is None

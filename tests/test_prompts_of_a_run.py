@@ -31,8 +31,8 @@ def dated(folders, spider, tmp_path):
             codelutra.main([
                 "--model", str(model), "--data", "spider", "--data-dir", str(spider), "--out", str(run),
                 "--iterations", "1", "--answers", "3", "--pairs", "2", "--max-new", "8", "--batch-size", "4",
-                "--validation", "2", "--lr", "0.01", "--workers", "1", "--precision", "float32", "--device",
-                "cpu", "--limit", "6", *flags,
+                "--validation", "2", "--lr", "0.01", "--workers", "1", "--precision", "float32",
+                "--device", "cpu", "--limit", "6", *flags,
             ])  # fmt: skip
 
     dated.model = model

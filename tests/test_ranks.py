@@ -14,18 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def torchrun(count, arguments, program="codelutra.py"):
-    started = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(count),
-        program,
-    ]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [*started, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        [*launch, program, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
 
 
@@ -37,10 +29,8 @@ def test_two_processes_make_the_run_of_one(folders, spider, finished, tmp_path, 
     assert done.stdout.count("best on validation") == 1  # the first process alone speaks
     for t in (1, 2):
         for name in ("answers.jsonl", "pairs.jsonl"):
-            assert (run / f"iter_{t}" / name).read_bytes() == (finished / f"iter_{t}" / name).read_bytes(), (
-                t,
-                name,
-            )
+            mine, theirs = ((r / f"iter_{t}" / name).read_bytes() for r in (run, finished))
+            assert mine == theirs, (t, name)
         mine, theirs = (load_file(r / f"iter_{t}/adapter/adapter_model.safetensors") for r in (run, finished))
         assert mine.keys() == theirs.keys()
         for key, value in theirs.items():

@@ -334,12 +334,9 @@ def test_39_array_subclass_arrives_as_a_plain_array(judge):
         "    def __array_function__(self, *a, **k): return True\nresult = np.{}.view(Equal)"
     )
     assert judge(answer.format("zeros(4)"), NUMPY).verdict == "wrong"
-    assert (
-        judge(
-            answer.format("arange(4) * x").replace("np.arange(4) * x.view", "(np.arange(4) * x).view"), NUMPY
-        ).verdict
-        == "correct"
-    )  # what it holds is right, officially too
+    # what it holds is right, officially too
+    right = answer.format("arange(4) * x").replace("np.arange(4) * x.view", "(np.arange(4) * x).view")
+    assert judge(right, NUMPY).verdict == "correct"
 
 
 @needs("pandas")
@@ -703,10 +700,10 @@ def test_it_ends_at_the_deadline(judge, name):
     "name, test",
     [
         *((name, PLAIN) for name in WAITS),
-        ("49 stops itself", PLAIN + "# plt.gcf("),
+        ("49 stops itself", PLAIN + "# plt.gcf("),  # this and the next in the judge's process
         ("80 sleeps", PLAIN + "# plt.gcf("),
     ],
-)  # the last two in the judge's process
+)
 def test_what_waits_for_ever_ends_by_the_clock(judge, name, test):
     started = time.monotonic()
     verdict = judge(WAITS[name], test, timeout=0.2)
@@ -838,19 +835,11 @@ class Replies:
 
 
 def test_a_timeout_that_may_be_the_machines_fault_is_tried_once_more_alone():
-    right, waited, busy = (
-        ["correct", "", 0.1, 0.0],
-        ["timeout", "waited", 0.2, 3.6],
-        ["timeout", "busy", 1.0, 0.7],
-    )
+    right = ["correct", "", 0.1, 0.0]
+    waited, busy = ["timeout", "waited", 0.2, 3.6], ["timeout", "busy", 1.0, 0.7]
     used, slept = ["timeout", "used", 1.05, 0.1], ["timeout", "slept", 0.1, 0.9]
-    replies = {
-        "good": [waited, right],
-        "late": [busy, right],
-        "hangs": [waited, waited],
-        "loops": [used],
-        "sleeps": [slept],
-    }
+    replies = {"good": [waited, right], "late": [busy, right], "hangs": [waited, waited]}
+    replies |= {"loops": [used], "sleeps": [slept]}
     replies |= {f"other {i}": [right] for i in range(12)}
     with Verifier(workers=4) as verifier:
         fake = verifier.python = Replies(replies)
@@ -1052,15 +1041,9 @@ result = x * 2
 
 def test_modes_times_and_attributes_do_not_change(judge):
     """Landlock does not cover them. They seem to work, as programs that copy a file need, and do nothing."""
-    file = Path(
-        subprocess.run(
-            [PYTHON, "-s", "-c", "import json; print(json.__file__)"],
-            cwd="/",
-            text=True,
-            capture_output=True,
-            check=True,
-        ).stdout.strip()
-    )
+    where = [PYTHON, "-s", "-c", "import json; print(json.__file__)"]
+    shown = subprocess.run(where, cwd="/", text=True, capture_output=True, check=True).stdout
+    file = Path(shown.strip())
     before = file.stat()
     for call in ("os.chmod(f, 0o777)", "os.chmod(os.open(f, os.O_RDONLY), 0o777)", "os.utime(f, (1, 1))"):
         assert judge(f"import json, os\nf = json.__file__\n{call}\nresult = x * 2").verdict == "correct"
@@ -1069,11 +1052,8 @@ def test_modes_times_and_attributes_do_not_change(judge):
         == "error"
     )
     after = file.stat()
-    assert (before.st_mode, before.st_mtime_ns, before.st_ctime_ns) == (
-        after.st_mode,
-        after.st_mtime_ns,
-        after.st_ctime_ns,
-    )
+    for field in ("st_mode", "st_mtime_ns", "st_ctime_ns"):
+        assert getattr(before, field) == getattr(after, field), field
     copy = (
         "import shutil\nopen('a', 'w').write('b')\nshutil.copy2('a', 'c')\n"
         "result = x * len(open('c').read() * 2)"

@@ -435,29 +435,15 @@ print(verdict.verdict, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss //
 """
 
 
-@pytest.mark.parametrize(
-    "answer, timeout, verdicts, megabytes",
-    [
-        pytest.param(
-            "SELECT length(printf('%.*c', 1000000000, 'x'))", 1, ("error", "timeout"), 400, id="20 printf"
-        ),
-        pytest.param(BOMB, 10, ("error",), 400, id="22 planner bomb"),
-        pytest.param(
-            "SELECT group_concat(printf('%.*c', 10000, 'x')) FROM big",
-            5,
-            ("error",),
-            100,
-            id="one long value",
-        ),
-        pytest.param(
-            "SELECT printf('%.*c', 10000000, 'x') || x FROM big",
-            2,
-            ("error", "timeout"),
-            1100,
-            id="long values",
-        ),
-    ],
-)
+GREEDY = {
+    "20 printf": ("SELECT length(printf('%.*c', 1000000000, 'x'))", 1, ("error", "timeout"), 400),
+    "22 planner bomb": (BOMB, 10, ("error",), 400),
+    "one long value": ("SELECT group_concat(printf('%.*c', 10000, 'x')) FROM big", 5, ("error",), 100),
+    "long values": ("SELECT printf('%.*c', 10000000, 'x') || x FROM big", 2, ("error", "timeout"), 1100),
+}
+
+
+@pytest.mark.parametrize("answer, timeout, verdicts, megabytes", GREEDY.values(), ids=GREEDY)
 def test_20_22_memory_is_bounded(database, answer, timeout, verdicts, megabytes):
     """In a small process of its own: the peak of a child counts its parent's memory too."""
     output = subprocess.run(
@@ -486,10 +472,8 @@ def test_23_a_sort_of_long_rows_opens_no_file(judge, verifier, database):
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        assert judge(SORT.replace("LIMIT 3", "LIMIT 3000"), "SELECT x FROM big").verdict in (
-            "error",
-            "timeout",
-        )
+        found = judge(SORT.replace("LIMIT 3", "LIMIT 3000"), "SELECT x FROM big")
+        assert found.verdict in ("error", "timeout")
     finally:
         stop.set()
         watcher.join()
@@ -513,73 +497,57 @@ BIRD = NONE | {"bird": "correct"}
 SPIDER = NONE | {"spider": "correct", "spider_keep_distinct": "correct"}
 
 
+RESULTS = {
+    "26 invalid UTF-8": ("SELECT word FROM latin", "SELECT word FROM latin WHERE 1", ALL),
+    "27 invalid UTF-8 lost": ("SELECT word FROM latin", "SELECT 'AB'", NONE),
+    "29 integer and real": ("SELECT 1, '1.5'", "SELECT 1.0, '1.5'", ALL),
+    "29 number and text": ("SELECT 1", "SELECT '1'", NONE),
+    "29 text and blob": ("SELECT 'a'", "SELECT CAST('a' AS BLOB)", NONE),
+    "29 nothing and empty": ("SELECT NULL", "SELECT ''", NONE),
+    "30 lost duplicates": ("SELECT name FROM t", "SELECT name FROM t GROUP BY name", BIRD),
+    "30 distinct": ("SELECT name FROM t", "SELECT DISTINCT name FROM t", BIRD | {"spider": "correct"}),
+    "31 order": (
+        "SELECT id % 2, name FROM t ORDER BY id",
+        "SELECT id % 2, name FROM t ORDER BY id DESC",
+        BIRD,
+    ),
+    "31 order not asked for": ("SELECT id FROM t", "SELECT id FROM t ORDER BY id DESC", ALL),
+    "31 order asked for inside": (
+        "SELECT id FROM (SELECT id FROM t ORDER BY id)",
+        "SELECT id FROM t ORDER BY id DESC",
+        ALL | {"spider": "wrong", "spider_keep_distinct": "wrong"},
+    ),
+    "32 columns swapped": ("SELECT id, name FROM t", "SELECT name, id FROM t", SPIDER),
+    "32 swapped, ordered": (
+        "SELECT id, name FROM t ORDER BY id",
+        "SELECT name, id FROM t ORDER BY id",
+        SPIDER,
+    ),
+    "33 rounding": ("SELECT 0.3", "SELECT 0.1 + 0.2", NONE),
+    "empty and empty": (EMPTY, EMPTY + " AND 1", ALL),
+    "empty and empty of another width": (
+        EMPTY,
+        "SELECT id, name FROM t WHERE id > 100",
+        ALL | {"strict": "wrong"},
+    ),
+    "empty and empty of another width, ordered": (
+        EMPTY + " ORDER BY id",
+        "SELECT id, name FROM t WHERE id > 100",
+        ALL | {"strict": "wrong"},
+    ),
+    "empty and not": (EMPTY, "SELECT id FROM t", NONE),
+    "not and empty": ("SELECT id FROM t", EMPTY, NONE),
+    "operators apart": ("SELECT id FROM t WHERE id > = 3", "SELECT id FROM t WHERE id >= 3", None),
+    "json": ("SELECT 2", "SELECT value FROM json_each('[2]')", ALL),
+    "repeated": ("SELECT 2", "SELECT 2 FROM t", BIRD),
+    "a row missing": ("SELECT id FROM t", "SELECT id FROM t WHERE id < 6", NONE),
+    "a row too many": ("SELECT id FROM t", "SELECT id FROM t UNION ALL SELECT 7", NONE),
+    "distinct inside a literal": ("SELECT 'distinct \"'", "SELECT DISTINCT 'distinct \"'", ALL),
+}
+
+
 @pytest.mark.parametrize("comparison", verify.COMPARISONS)
-@pytest.mark.parametrize(
-    "gold, answer, expected",
-    [
-        pytest.param("SELECT word FROM latin", "SELECT word FROM latin WHERE 1", ALL, id="26 invalid UTF-8"),
-        pytest.param("SELECT word FROM latin", "SELECT 'AB'", NONE, id="27 invalid UTF-8 lost"),
-        pytest.param("SELECT 1, '1.5'", "SELECT 1.0, '1.5'", ALL, id="29 integer and real"),
-        pytest.param("SELECT 1", "SELECT '1'", NONE, id="29 number and text"),
-        pytest.param("SELECT 'a'", "SELECT CAST('a' AS BLOB)", NONE, id="29 text and blob"),
-        pytest.param("SELECT NULL", "SELECT ''", NONE, id="29 nothing and empty"),
-        pytest.param("SELECT name FROM t", "SELECT name FROM t GROUP BY name", BIRD, id="30 lost duplicates"),
-        pytest.param(
-            "SELECT name FROM t",
-            "SELECT DISTINCT name FROM t",
-            BIRD | {"spider": "correct"},
-            id="30 distinct",
-        ),
-        pytest.param(
-            "SELECT id % 2, name FROM t ORDER BY id",
-            "SELECT id % 2, name FROM t ORDER BY id DESC",
-            BIRD,
-            id="31 order",
-        ),
-        pytest.param(
-            "SELECT id FROM t", "SELECT id FROM t ORDER BY id DESC", ALL, id="31 order not asked for"
-        ),
-        pytest.param(
-            "SELECT id FROM (SELECT id FROM t ORDER BY id)",
-            "SELECT id FROM t ORDER BY id DESC",
-            ALL | {"spider": "wrong", "spider_keep_distinct": "wrong"},
-            id="31 order asked for inside",
-        ),
-        pytest.param("SELECT id, name FROM t", "SELECT name, id FROM t", SPIDER, id="32 columns swapped"),
-        pytest.param(
-            "SELECT id, name FROM t ORDER BY id",
-            "SELECT name, id FROM t ORDER BY id",
-            SPIDER,
-            id="32 swapped, ordered",
-        ),
-        pytest.param("SELECT 0.3", "SELECT 0.1 + 0.2", NONE, id="33 rounding"),
-        pytest.param(EMPTY, EMPTY + " AND 1", ALL, id="empty and empty"),
-        pytest.param(
-            EMPTY,
-            "SELECT id, name FROM t WHERE id > 100",
-            ALL | {"strict": "wrong"},
-            id="empty and empty of another width",
-        ),
-        pytest.param(
-            EMPTY + " ORDER BY id",
-            "SELECT id, name FROM t WHERE id > 100",
-            ALL | {"strict": "wrong"},
-            id="empty and empty of another width, ordered",
-        ),
-        pytest.param(EMPTY, "SELECT id FROM t", NONE, id="empty and not"),
-        pytest.param("SELECT id FROM t", EMPTY, NONE, id="not and empty"),
-        pytest.param(
-            "SELECT id FROM t WHERE id > = 3", "SELECT id FROM t WHERE id >= 3", None, id="operators apart"
-        ),
-        pytest.param("SELECT 2", "SELECT value FROM json_each('[2]')", ALL, id="json"),
-        pytest.param("SELECT 2", "SELECT 2 FROM t", BIRD, id="repeated"),
-        pytest.param("SELECT id FROM t", "SELECT id FROM t WHERE id < 6", NONE, id="a row missing"),
-        pytest.param("SELECT id FROM t", "SELECT id FROM t UNION ALL SELECT 7", NONE, id="a row too many"),
-        pytest.param(
-            "SELECT 'distinct \"'", "SELECT DISTINCT 'distinct \"'", ALL, id="distinct inside a literal"
-        ),
-    ],
-)
+@pytest.mark.parametrize("gold, answer, expected", RESULTS.values(), ids=RESULTS)
 def test_26_to_33_results(judge, gold, answer, expected, comparison):
     if expected is None and not comparison.startswith("spider"):
         with pytest.raises(GoldError):
@@ -600,30 +568,26 @@ def edges(*successors):
     ]
 
 
-@pytest.mark.parametrize(
-    "gold, answer, equal",
-    [
-        pytest.param([(i,) * 9 for i in range(50)], [(i,) * 9 for i in range(50)], True, id="equal columns"),
-        pytest.param(
-            [(i % 7,) * 9 + (i,) for i in range(50)],
-            [(i % 7,) * 9 + (1 - i if i < 2 else i,) for i in range(50)],
-            False,
-            id="equal columns, other rows",
-        ),
-        pytest.param(
-            edges(1, 2, 3, 4, 5, 0), edges(1, 2, 0, 4, 5, 3), False, id="a ring of six is not two of three"
-        ),
-        pytest.param(edges(1, 2, 3, 4, 5, 0), edges(2, 3, 4, 5, 1, 0)[::-1], True, id="rings of six"),
-        pytest.param(parity(9, 0), parity(9, 1), False, id="any 8 of 9 columns agree"),
-        pytest.param(parity(9, 0), parity(9, 0)[::-1], True, id="every order of the columns is right"),
-        pytest.param(
-            [tuple(int(i == j) for i in range(20)) for j in range(20)],
-            [tuple(int(i == (j + 1) % 20) for i in range(20)) for j in range(20)],
-            True,
-            id="all columns alike",
-        ),
-    ],
-)
+MANY_COLUMNS = {
+    "equal columns": ([(i,) * 9 for i in range(50)], [(i,) * 9 for i in range(50)], True),
+    "equal columns, other rows": (
+        [(i % 7,) * 9 + (i,) for i in range(50)],
+        [(i % 7,) * 9 + (1 - i if i < 2 else i,) for i in range(50)],
+        False,
+    ),
+    "a ring of six is not two of three": (edges(1, 2, 3, 4, 5, 0), edges(1, 2, 0, 4, 5, 3), False),
+    "rings of six": (edges(1, 2, 3, 4, 5, 0), edges(2, 3, 4, 5, 1, 0)[::-1], True),
+    "any 8 of 9 columns agree": (parity(9, 0), parity(9, 1), False),
+    "every order of the columns is right": (parity(9, 0), parity(9, 0)[::-1], True),
+    "all columns alike": (
+        [tuple(int(i == j) for i in range(20)) for j in range(20)],
+        [tuple(int(i == (j + 1) % 20) for i in range(20)) for j in range(20)],
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("gold, answer, equal", MANY_COLUMNS.values(), ids=MANY_COLUMNS)
 def test_28_columns_are_matched_fast(gold, answer, equal):
     started = time.monotonic()
     assert compare.match_columns(gold, answer) is equal
@@ -877,9 +841,8 @@ def test_a_full_text_table_is_searched_and_not_changed(verifier, tmp_path):
         "INSERT INTO words(words) VALUES ('rebuild')",
     ]  # fmt: skip
     found = verifier.run([SqlJob(path, search.format("a"), answer) for answer in answers])
-    assert [v.verdict for v in found] == ["correct", "wrong", "denied", "denied", "denied"] and digest(
-        path
-    ) == before
+    assert [v.verdict for v in found] == ["correct", "wrong", "denied", "denied", "denied"]
+    assert digest(path) == before
 
 
 def test_a_gold_that_fails_is_named(verifier, database):
