@@ -103,7 +103,8 @@ def sql(name: str, folder: str, file: Path, verifier: Verifier, timeout: float) 
         outside = [i for i, row in enumerate(rows) if not row["em_parsed"]]
         matching = [keys[i] for i in outside if found[i]]
         print(
-            f"    {len(outside)} answers outside the official grammar; {len(matching)} match by us: {matching}"
+            f"    {len(outside)} answers outside the official grammar; "
+            f"{len(matching)} match by us: {matching}"
         )
         result["em_outside"] = {"rows": len(outside), "ours": len(matching), "rows_that_match": matching}
         levels = [hardness(q.gold) for q in asked]
@@ -112,9 +113,7 @@ def sql(name: str, folder: str, file: Path, verifier: Verifier, timeout: float) 
 
 
 def ds1000(folder: str, file: Path, verifier: Verifier) -> dict:
-    """One file of answers to DS-1000's problems. A test that misses a data set from the network gives no
-    verdict.
-    """
+    """Answers to DS-1000's problems. A test that misses a data set from the network gives no verdict."""
     questions = {
         q.question_id: q for split in ("train", "dev") for q in data.load("ds1000", folder, split)[0]
     }

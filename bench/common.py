@@ -1,6 +1,4 @@
-"""What the benches share: peak memory, the machine's matmul peak, real prompts cut to a length, and the
-report.
-"""
+"""What the benches share: peak memory, the machine's matmul peak, real prompts cut to a length, a report."""
 
 import ctypes
 import json
@@ -18,9 +16,7 @@ from prompts import prompt_ids
 
 
 class PeakMemory:
-    """Peak MiB over what was held at the start: of resident memory, sampled every 20 ms, or on a GPU the
-    allocator's own.
-    """
+    """Peak MiB over that at the start: resident memory, sampled every 20 ms, or the GPU allocator's own."""
 
     def __enter__(self):
         self.gpu = torch.cuda.is_available()
@@ -93,15 +89,13 @@ def forward_flops(model, tokens, projected):
 
 
 def attention_flops(model, pairs):
-    """Of the attention: 4 · heads · size for each pair of a query and a key that it may see, in every layer."""
+    """Of the attention: 4 · heads · size for each pair of a query and a key that it may see, per layer."""
     c = model.config
     return 4 * c.num_hidden_layers * c.hidden_size * pairs
 
 
 def decoding_bytes(model, tokens):
-    """What a decoding step must read: the weights but for the input embedding, and the keys and values of
-    `tokens` tokens.
-    """
+    """What a decoding step must read: all weights but the input embedding, the cache of `tokens` tokens."""
     c = model.config
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     weights = [p for p in model.parameters() if tied or p is not model.get_input_embeddings().weight]
@@ -111,29 +105,21 @@ def decoding_bytes(model, tokens):
 
 
 def prompts(tokenizer, length, count, folder=None):
-    """`count` prompts of exactly `length` tokens: different questions, the schema text repeated or cut to
-    fit.
-    """
+    """`count` prompts of exactly `length` tokens: different questions, the schema repeated or cut to fit."""
     questions, _ = data.load("shop", folder or Path(__file__).resolve().parent.parent / "data/shop", "train")
     result = []
     for q in questions[:: max(1, len(questions) // count)][:count]:
         ids = prompt_ids(q, tokenizer)
-        while (
-            len(ids) < length
-        ):  # a longer schema of the same kind, differing between questions as real ones do
-            ids = (
-                ids[:20]
-                + prompt_ids(questions[(q.index * 7 + len(ids)) % len(questions)], tokenizer)[20:]
-                + ids[20:]
-            )
+        # a longer schema of the same kind, differing between questions as real ones do
+        while len(ids) < length:
+            other = questions[(q.index * 7 + len(ids)) % len(questions)]
+            ids = ids[:20] + prompt_ids(other, tokenizer)[20:] + ids[20:]
         result.append(ids[:20] + ids[len(ids) - length + 20 :])
     return result
 
 
 def report(what, rows, settings):
-    """rows: (name, ours, theirs, unit), higher is better but for MiB. Prints a table and, last, JSON of the
-    first row.
-    """
+    """rows: (name, ours, theirs, unit), higher is better but for MiB. A table, then JSON of the first row."""
     print(f"\n{what}\n{'':34}{'ours':>12}{'theirs':>12}{'ratio':>8}")
     rows = [(name, a, b, b / a if unit == "MiB" else a / b, unit) for name, a, b, unit in rows]
     for name, ours, theirs, ratio, unit in rows:
@@ -141,5 +127,7 @@ def report(what, rows, settings):
     name, ours, theirs, _, _ = rows[0]
     settings |= {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
     figures = {n: {"ours": o, "theirs": t, "ratio": r} for n, o, t, r, _ in rows}
-    print(json.dumps({"what": f"{what}: {name}", "ours": ours, "theirs": theirs, "ratio": ours / theirs, "all": figures,
-                      "settings": settings}))  # fmt: skip
+    print(json.dumps({
+        "what": f"{what}: {name}", "ours": ours, "theirs": theirs, "ratio": ours / theirs, "all": figures,
+        "settings": settings,
+    }))  # fmt: skip

@@ -64,30 +64,22 @@ def main():
         factor = {"training": 4}.get(name, 2)
         hours[name] = count * factor * m["parameters"] / (args.peak * args.share) / 3600
     steps = tokens["sampling: answers"] / args.batch
-    cache = (
-        2 * m["layers"] * m["kv"] * (args.batch / config.answers * prompt + args.batch * answer / 2)
-    )  # a step reads it all
+    # a step reads it all
+    cache = 2 * m["layers"] * m["kv"] * (args.batch / config.answers * prompt + args.batch * answer / 2)
     bound = (2 * m["parameters"] + cache) / (args.bandwidth * args.bandwidth_share)
     hours["sampling: answers"] = max(hours["sampling: answers"], steps * bound / 3600)
-    print(f"{len(questions)} questions here, {fits.mean():.0%} fit {config.max_length} tokens: prompts {prompt:.0f} tokens, "
-          f"gold {answer:.0f}; M = {config.answers}, K = {config.pairs}, T = {t}")  # fmt: skip
+    print(
+        f"{len(questions)} questions here, {fits.mean():.0%} fit {config.max_length} tokens: "
+        f"prompts {prompt:.0f} tokens, gold {answer:.0f}; M = {config.answers}, K = {config.pairs}, T = {t}"
+    )
     print(f"{'':22}{'tokens, M':>12}{'without trees':>15}{'hours':>8}")
     for name, count in tokens.items():
         print(f"{name:22}{count / 1e6:12,.0f}{plain.get(name, count) / 1e6:15,.0f}{hours[name]:8.1f}")
     whole, without = (sum(of.values()) / 1e6 for of in (tokens, tokens | plain))
     print(f"{'sum':22}{whole:12,.0f}{without:15,.0f}{sum(hours.values()):8.1f}")
     settings = {k: v for k, v in vars(args).items() if k != "data_dir"}
-    print(
-        json.dumps(
-            {
-                "what": "cost",
-                "tokens": tokens,
-                "without trees": tokens | plain,
-                "hours": hours,
-                "settings": settings,
-            }
-        )
-    )
+    found = {"tokens": tokens, "without trees": tokens | plain, "hours": hours, "settings": settings}
+    print(json.dumps({"what": "cost", **found}))
 
 
 if __name__ == "__main__":

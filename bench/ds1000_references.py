@@ -92,8 +92,8 @@ def main() -> int:
     seconds, total = time.monotonic() - started, sum(passed.values())
     print(", ".join(f"{library} {count}" for library, count in passed.items()))
     print(
-        f"{total} of {len(problems)} references pass, {left_out} left out for want of their data, {failed} fail; "
-        f"{len(problems) / seconds:.1f} programs/s"
+        f"{total} of {len(problems)} references pass, {left_out} left out for want of their data, "
+        f"{failed} fail; {len(problems) / seconds:.1f} programs/s"
     )
     return 1 if failed else 0
 

@@ -1,7 +1,6 @@
-"""The paper's comparison on one base model: many runs of codelutra.py, one after the other, from the same
-draws.
+"""The paper's comparison on one base model: many runs of codelutra.py, one by one, from the same draws.
 
-    python bench/experiment.py --data spider --data-dir PATH                       one seed, 256 questions, one iteration
+    python bench/experiment.py --data spider --data-dir PATH         one seed, 256 questions, one iteration
     python bench/experiment.py --data spider --data-dir PATH --size paper --seeds 0 1 2 --minutes 28
 
 Each run is a folder under --out; the same command resumes. What runs of one size and seed have in common is
@@ -36,7 +35,8 @@ SIZES = {
     "middle": "--limit 1000 --answers 8 --pairs 4 --iterations 3 --lr 1e-4 --step-databases 1 --min-gain -1",
     "paper": "--step-databases 1 --min-gain -1",
 }
-GOLD = "--gold only --objective sft"  # fine-tuning: one pair a question, and as many epochs as CodeLutra has pairs
+# fine-tuning: one pair a question, and as many epochs as CodeLutra has pairs
+GOLD = "--gold only --objective sft"
 # what a method has beside them; {k} is the size's K
 METHODS = {
     "dual": "",
@@ -50,34 +50,14 @@ METHODS = {
 }
 METHODS |= dict.fromkeys(VARIANTS, "")  # bench/variants.py
 # files that two runs of one seed share, and the settings that must be equal for it
+BASE = ("scores.json", "dev.jsonl", "validation.jsonl", "seconds.json")
+DRAWN = ("draws", "answers", "temperature", "top_p", "criterion")
 SHARED = [
-    (
-        (
-            "questions.json",
-            "iter_0/scores.json",
-            "iter_0/dev.jsonl",
-            "iter_0/validation.jsonl",
-            "iter_0/seconds.json",
-        ),
-        (),
-    ),
-    (
-        ("iter_1/answers.jsonl", "iter_1/verdicts.jsonl"),
-        ("draws", "answers", "temperature", "top_p", "criterion"),
-    ),
+    (("questions.json", *(f"iter_0/{name}" for name in BASE)), ()),
+    (("iter_1/answers.jsonl", "iter_1/verdicts.jsonl"), DRAWN),
     (
         ("iter_1/pairs.jsonl", "iter_1/pairs_summary.json", "iter_1/reference.safetensors"),
-        (
-            "draws",
-            "answers",
-            "temperature",
-            "top_p",
-            "criterion",
-            "objective",
-            "pairs",
-            "gold",
-            "other_pairs",
-        ),
+        (*DRAWN, "objective", "pairs", "gold", "other_pairs"),
     ),
 ]
 
@@ -96,13 +76,10 @@ def command(args, method: str, seed: int) -> list[str]:
 
 
 def sharing(run: Path, config: dict) -> dict:
-    """The settings of a run by which it is known what it shares; also whether its variant has other pairs
-    than the paper.
-    """
+    """The settings of a run that say what it shares; also whether its variant has pairs of its own."""
     module = VARIANTS.get(run.name.split("-seed")[0].split("-", 1)[1], (None,))[0]
-    objective = (
-        "sft" if config["objective"] == "sft" else "pairs"
-    )  # the dual loss and DPO compare the same answers
+    # the dual loss and DPO compare the same answers
+    objective = "sft" if config["objective"] == "sft" else "pairs"
     draws = (config["gold"], config["objective"]) != ("only", "sft")
     return config | {
         "objective": objective,

@@ -41,9 +41,7 @@ from verify import Verifier
 
 
 def timed(seconds, name, run):
-    """The result of `run`; its seconds are kept under `name` and printed at once, as a run may end for want
-    of memory.
-    """
+    """The result of `run`; prints its seconds at once (memory may run out later) and keeps them as `name`."""
     started = time.time()
     result = run()
     seconds[name] = time.time() - started
@@ -80,9 +78,10 @@ def theirs(args, config, questions, policy, answers, pairs):
         [prompts[q.index] for q in order[i : i + args.their_batch]]
         for i in range(0, len(order), args.their_batch)
     ]
-    draw = lambda: [
-        generate(model, policy, batch, config.answers, config.max_new, False) for batch in batches
-    ]  # noqa: E731
+
+    def draw():
+        return [generate(model, policy, b, config.answers, config.max_new, False) for b in batches]
+
     timed(seconds, "their sample", draw)
     by_index = {q.index: q for q in questions}
     asked = [(by_index[a.question], extract_code(a.text)) for a in answers]
@@ -107,11 +106,12 @@ def theirs(args, config, questions, policy, answers, pairs):
     )
     model.is_quantized, model.hf_quantizer = False, None
     trl = DPOConfig(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=args.their_pairs, loss_type=["sigmoid", "sft"],
-        gradient_accumulation_steps=config.batch_size // args.their_pairs,
-        loss_weights=[1.0, config.lam], beta=config.beta, max_length=None, report_to=[], learning_rate=config.lr,
-        use_cpu=policy.device.type == "cpu", bf16=policy.dtype == torch.bfloat16, gradient_checkpointing=False,
-        precompute_ref_log_probs=True, num_train_epochs=1, disable_tqdm=True, save_strategy="no", logging_steps=1000,
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=args.their_pairs,
+        loss_type=["sigmoid", "sft"], gradient_accumulation_steps=config.batch_size // args.their_pairs,
+        loss_weights=[1.0, config.lam], beta=config.beta, max_length=None, report_to=[],
+        learning_rate=config.lr, use_cpu=policy.device.type == "cpu", bf16=policy.dtype == torch.bfloat16,
+        gradient_checkpointing=False, precompute_ref_log_probs=True, num_train_epochs=1, disable_tqdm=True,
+        save_strategy="no", logging_steps=1000,
     )  # fmt: skip
     peft = LoraConfig(
         r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
@@ -171,14 +171,8 @@ def main():
         with tempfile.TemporaryDirectory() as run:
             mine, policy, answers, pairs = ours(args, config, questions, Path(run))
         stack = theirs(args, config, questions, policy, answers, pairs)
-        rows.append(
-            (
-                f"{name}: {count} questions",
-                count / sum(mine.values()),
-                count / sum(stack.values()),
-                "questions/s",
-            )
-        )
+        speeds = [count / sum(side.values()) for side in (mine, stack)]
+        rows.append((f"{name}: {count} questions", *speeds, "questions/s"))
         stages[name] = {
             "ours": {k: round(v, 1) for k, v in mine.items()},
             "theirs": {k: round(v, 1) for k, v in stack.items()},

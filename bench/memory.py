@@ -1,6 +1,6 @@
 """Memory of one training step, counted from shapes; checked against a measurement on SmolLM2.
 
-    python bench/memory.py                  measures one checkpointed step, 16 answers, at K = 8, 16 and 64 pairs
+    python bench/memory.py                  one checkpointed step, 16 answers, at K = 8, 16 and 64 pairs
     python bench/memory.py --count-only     the table for Llama-3-8B on a 24 GB GPU
 
 With checkpointing a step holds the weights, the adapter with its gradient and AdamW's two moments, the input
@@ -24,18 +24,13 @@ from refine import batch_loss, reference_logps
 from settings import Config
 
 LLAMA3_8B = {
-    "hidden": 4096, "inner": 14336, "layers": 32, "heads": 32, "kv_heads": 8, "head": 128, "vocab": 128256, "tied": False,
+    "hidden": 4096, "inner": 14336, "layers": 32, "heads": 32, "kv_heads": 8, "head": 128, "vocab": 128256,
+    "tied": False,
 }  # fmt: skip
 SMOLLM2 = {
-    "hidden": 576,
-    "inner": 1536,
-    "layers": 30,
-    "heads": 9,
-    "kv_heads": 3,
-    "head": 64,
-    "vocab": 49152,
+    "hidden": 576, "inner": 1536, "layers": 30, "heads": 9, "kv_heads": 3, "head": 64, "vocab": 49152,
     "tied": True,
-}
+}  # fmt: skip
 
 
 def count(s, prompt, answers, length, width, rank=8, chunk=512):
@@ -77,10 +72,8 @@ def measure(prompt_length, answers, length, k):
     ids = torch.randint(1000, 20000, (answers, length), generator=generator).tolist()
     half = answers // 2  # chosen and rejected: every answer is in a pair, each pair is another one
     pairs = [(i % half, half + (i + i // half) % half) for i in range(k)]
-    question, prompt = (
-        QuestionPairs(0, tuple(map(tuple, ids)), tuple(pairs)),
-        prompts(policy.tokenizer, prompt_length, 1)[0],
-    )
+    question = QuestionPairs(0, tuple(map(tuple, ids)), tuple(pairs))
+    prompt = prompts(policy.tokenizer, prompt_length, 1)[0]
     reference = reference_logps(config, policy, [prompt], [question])
     [micro_batch] = trees([Pair(0, c, r) for c, r in pairs], [prompt], [question], config.train_tokens)
     for p in lora.parameters(policy.model):

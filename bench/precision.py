@@ -1,8 +1,7 @@
-"""Mixed precision: log-probabilities in bfloat16 (or float16) against float32, on the same weights and
-answers.
+"""Mixed precision: log-probabilities in bfloat16 (or float16) against float32, same weights and answers.
 
     python bench/precision.py [--device cuda] [--precision bfloat16]
-    python bench/precision.py --make-llama3-8b FOLDER      a model of Llama-3-8B's shape with random weights, for bench/gpu.sh
+    python bench/precision.py --make-llama3-8b FOLDER    Llama-3-8B's shape, random weights, for bench/gpu.sh
 
 Prints the difference per token and per answer, and the DPO loss at a step 0 whose reference was computed in
 other passes.
@@ -36,8 +35,9 @@ def make_llama3_8b(folder):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=8, max_position_embeddings=8192, rope_theta=500000.0, bos_token_id=1, eos_token_id=2,
+        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=8192, rope_theta=500000.0,
+        bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
@@ -66,10 +66,12 @@ def main():
     dpo = dpo_loss(dpo_margin(half[:16], half[16:], apart[:16], apart[16:]), 0.1).mean().item()
     print(f"float32: mean {exact.mean():.3f} an answer of {args.length} tokens")
     print(
-        f"{args.precision}: differs by {difference.mean() / args.length:.5f} a token, {difference.mean():.3f} an answer,"
+        f"{args.precision}: differs by {difference.mean() / args.length:.5f} a token, "
+        f"{difference.mean():.3f} an answer,"
     )
     print(
-        f"    at most {difference.max():.3f}; same answers in other passes: at most {(half - apart).abs().max():.3f}"
+        f"    at most {difference.max():.3f}; "
+        f"same answers in other passes: at most {(half - apart).abs().max():.3f}"
     )
     print(f"DPO at step 0: {dpo:.5f}, ln 2 is {math.log(2):.5f}")
     rows = [("difference per token, nats", (difference.mean() / args.length).item(), 1.0, "nats (of 1)")]

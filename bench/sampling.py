@@ -2,7 +2,7 @@
 
     python bench/sampling.py [--quick] [--lengths 300 1000]      fixed lengths: 64 new tokens for every answer
     python bench/sampling.py --spider FOLDER                     real questions, answers end when they end
-    python bench/sampling.py --spider FOLDER --draws 2048        do both draw from the same distribution? chi-square
+    python bench/sampling.py --spider FOLDER --draws 2048        the same distribution? chi-square
 
 Tokens per second, peak memory, and the share of the machine's measured matmul peak and, on a GPU, memory
 bandwidth. Ours takes as many questions at once as the sampler does by itself (`--batch-tokens`), generate
@@ -37,11 +37,8 @@ from sample import SamplingParams, draw_batch
 
 def theirs_model(name, dtype, device):
     source, extra = locate(name)
-    return (
-        AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa", **extra)
-        .to(device)
-        .eval()
-    )
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa", **extra)
+    return model.to(device).eval()
 
 
 @torch.no_grad()
@@ -51,8 +48,9 @@ def generate(model, policy: Policy, batch, answers, new, fixed):
     ids = torch.tensor([[pad] * (width - len(p)) + p for p in batch], device=policy.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch], device=policy.device)
     out = model.generate(
-        input_ids=ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, num_return_sequences=answers,
-        max_new_tokens=new, min_new_tokens=new if fixed else None, pad_token_id=pad, eos_token_id=list(policy.end_ids),
+        input_ids=ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+        num_return_sequences=answers, max_new_tokens=new, min_new_tokens=new if fixed else None,
+        pad_token_id=pad, eos_token_id=list(policy.end_ids),
     )  # fmt: skip
     drawn = out[:, width:]
     ended = torch.isin(drawn, torch.tensor(policy.end_ids, device=drawn.device)).cumsum(1)
@@ -62,9 +60,7 @@ def generate(model, policy: Policy, batch, answers, new, fixed):
 
 
 def timed(run):
-    """(result, seconds, peak MiB). The first of two runs gives the memory, which starts trimmed; the second
-    the time.
-    """
+    """(result, seconds, peak MiB). Of two runs the first, which starts trimmed, gives MiB, the other time."""
     with PeakMemory() as memory:
         once(run)
     return *once(run), memory.mib
@@ -144,8 +140,7 @@ def real(args, policy, model):
 
 @torch.no_grad()
 def same_distribution(args, policy, model):
-    """Chi-square test of homogeneity: the first three tokens of `--draws` answers of each, to 8 real
-    questions.
+    """Chi-square test of homogeneity: the first three tokens of `--draws` answers of each, 8 real questions.
 
     generate gets the prompt's cache, or it would prefill the prompt for every answer. Cells with fewer than
     20 draws in sum are one. Returns {"chi-square", "degrees of freedom", "p"}.
@@ -165,8 +160,8 @@ def same_distribution(args, policy, model):
             copies = copy.deepcopy(cache)
             copies.batch_repeat_interleave(128)
             out = model.generate(
-                ids.expand(128, -1), past_key_values=copies, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-                max_new_tokens=3, pad_token_id=end[0], eos_token_id=list(end),
+                ids.expand(128, -1), past_key_values=copies, do_sample=True, temperature=1.0, top_k=0,
+                top_p=1.0, max_new_tokens=3, pad_token_id=end[0], eos_token_id=list(end),
             )  # fmt: skip
             for drawn in out[:, len(prompt) :].tolist():
                 ended = next((i + 1 for i, token in enumerate(drawn) if token in end), len(drawn))
@@ -210,11 +205,8 @@ def main():
     policy = load_policy(args.model, args.precision, args.device)
     model = theirs_model(args.model, policy.dtype, policy.device)
     if args.draws:
-        print(
-            json.dumps(
-                {"what": "same distribution", **same_distribution(args, policy, model), "draws": args.draws}
-            )
-        )
+        found = same_distribution(args, policy, model)
+        print(json.dumps({"what": "same distribution", **found, "draws": args.draws}))
         return
     rows, extra = real(args, policy, model) if args.spider else fixed(args, policy, model)
     for name, share in extra.items():

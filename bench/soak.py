@@ -117,9 +117,10 @@ def main():
                 first = first or facts
                 rate = (number + 1) / (time.time() - started)
                 print(
-                    f"{number + 1:>9,} verdicts  {rate:6.0f}/s  this process {facts[0]:.0f} MiB  workers {facts[1]:.0f} MiB"
-                    f"  descriptors {facts[2]}  children {len(children())}", flush=True
-                )  # fmt: skip
+                    f"{number + 1:>9,} verdicts  {rate:6.0f}/s  this process {facts[0]:.0f} MiB"
+                    f"  workers {facts[1]:.0f} MiB  descriptors {facts[2]}  children {len(children())}",
+                    flush=True,
+                )
     left = children()
     result = {
         "what": "SQL verdicts through one pool",

@@ -1,5 +1,4 @@
-"""Training: ours against TRL's DPOTrainer with PEFT, the same batch of pairs, the same modules, the same
-loss.
+"""Training: ours against TRL's DPOTrainer with PEFT, the same batch of pairs, the same modules and loss.
 
     python bench/training.py [--quick] [--cases 300x40 1000x60]
 
@@ -87,15 +86,13 @@ def case(args, policy, prompt_length, answer_length):
     model = AutoModelForCausalLM.from_pretrained(
         source, dtype=policy.dtype, attn_implementation="sdpa", **extra
     )
-    model.is_quantized, model.hf_quantizer = (
-        False,
-        None,
-    )  # the Trainer refuses GGUF, though its weights are plain now
+    # the Trainer refuses GGUF, though its weights are plain now
+    model.is_quantized, model.hf_quantizer = False, None
     trl = DPOConfig(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=len(pairs), loss_type=["sigmoid", "sft"],
-        loss_weights=[1.0, 1.0], beta=config.beta, max_length=None, precompute_ref_log_probs=True, report_to=[],
-        bf16=policy.dtype == torch.bfloat16, use_cpu=policy.device.type == "cpu", gradient_checkpointing=False,
-        disable_dropout=True,
+        loss_weights=[1.0, 1.0], beta=config.beta, max_length=None, precompute_ref_log_probs=True,
+        report_to=[], bf16=policy.dtype == torch.bfloat16, use_cpu=policy.device.type == "cpu",
+        gradient_checkpointing=False, disable_dropout=True,
     )  # fmt: skip
     peft = LoraConfig(
         r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"

@@ -1,6 +1,6 @@
 """Variants of the method that the paper does not have: each replaces one function of ours by one of its own.
 
-    python bench/variants.py dpop --model coder --data spider …          the flags of codelutra.py behind the variant's name
+    python bench/variants.py dpop --model coder --data spider …     flags of codelutra.py behind the name
 
 They answer when failures teach, and stay out of codelutra.py until one of them is clearly better. A run's
 folder does not hold the variant's name: give --out one that does, as bench/experiment.py does.
@@ -30,9 +30,7 @@ def distinct(chosen: list[Ids], rejected: list[Ids], count: int, rng: random.Ran
 
 
 def by_distance(chosen: list[Ids], rejected: list[Ids], count: int, rng: random.Random, sign: int):
-    """The paper's draw of chosen answers, each with the rejected answer that is nearest (1) or farthest (-1)
-    in tokens.
-    """
+    """The paper's chosen answers, each with the rejected answer nearest (1) or farthest (-1) in tokens."""
 
     def partner(answer: Ids) -> Ids:
         likeness = [SequenceMatcher(None, answer, other, autojunk=False).ratio() for other in rejected]
@@ -69,15 +67,12 @@ def mixed(config, question, gold, gold_text, drawn: list[tuple[Answer, Verdict]]
 
 
 def dpop_margin(chosen, rejected, reference_chosen, reference_rejected, penalty: float = 5.0):
-    """DPOP (Pal et al. 2024, equation 3): a chosen answer below its reference costs `penalty` times what it
-    fell.
-    """
+    """DPOP (Pal et al. 2024, equation 3): `penalty` times what a chosen answer falls below its reference."""
     fallen = (reference_chosen - chosen).clamp(min=0)
     return dpo_margin(chosen, rejected, reference_chosen, reference_rejected) - penalty * fallen
 
 
-# what is replaced: where it is called from, its name, by what. Pairs stay the same where the module is
-# `refine`
+# what is replaced: where it is called from, its name, by what. Where that is `refine`, pairs are the same
 VARIANTS = {
     "distinct": (pairs, "draw_pairs", distinct),
     "nearest": (pairs, "draw_pairs", nearest),

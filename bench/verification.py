@@ -66,7 +66,7 @@ for program in programs:
 
 @contextlib.contextmanager
 def temporary_files():
-    """A temporary folder for this process and all that it starts, which goes with everything that is in it."""
+    """A temporary folder for this process and all that it starts, removed with everything that is in it."""
     outer = tempfile.tempdir, os.environ.get("TMPDIR")
     with tempfile.TemporaryDirectory(prefix="codelutra-bench-") as folder:
         tempfile.tempdir = os.environ["TMPDIR"] = folder
@@ -120,9 +120,8 @@ def python(args, count):
     random.Random(0).shuffle(rows)
     rows = [(contexts[r["problem_id"]], r["answer"]) for r in rows]
     # 15 problems fetch a data set from the network in their test: no verdict where there is none
-    rows = [r for r in rows if "load_dataset" not in r[0].context and "fetch_california" not in r[0].context][
-        :count
-    ]
+    rows = [r for r in rows if not any(x in r[0].context for x in ("load_dataset", "fetch_california"))]
+    rows = rows[:count]
 
     def whole(question, answer):
         program = f"{question.context}\ncode = {answer!r}\ntest_execution(code)\n"
@@ -142,7 +141,8 @@ def python(args, count):
         ]
         verifier.run(twice)  # the pool is up: every worker has loaded every library
         print(
-            f"Python: the pool starts and loads all libraries once in {time.time() - started:.0f} s (not counted below)"
+            f"Python: the pool starts and loads all libraries once in {time.time() - started:.0f} s "
+            "(not counted below)"
         )
         jobs = [PythonJob(q.context, f"{answer}\n# {i}") for i, (q, answer) in enumerate(rows)]
         ours, verdicts = per_second(verifier.run, jobs)
@@ -154,7 +154,7 @@ def python(args, count):
 
 
 def forks_alone(args, programs):
-    """Programs per second of warm interpreters, one a worker, that fork for each program and do nothing else."""
+    """Programs per second of warm interpreters, one a worker, that fork for each program and do no more."""
     environment = {**os.environ, **ONE_THREAD, **QUIET}
     command = [args.python, "-s", "-c", FORKS_ALONE, PROJECT]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
@@ -201,11 +201,8 @@ def main():
         print(f"{what:18}{ours:10.1f}{theirs:11.1f}{ours / theirs:8.1f}")
     figures = {w: {"ours": o, "theirs": t, "ratio": o / t} for w, (o, t) in results.items()}
     first = next(iter(figures.values()))
-    print(
-        json.dumps(
-            {"what": "verdicts per second", **first, "all": figures, "settings": {"workers": args.workers}}
-        )
-    )
+    settings = {"workers": args.workers}
+    print(json.dumps({"what": "verdicts per second", **first, "all": figures, "settings": settings}))
 
 
 if __name__ == "__main__":

@@ -19,11 +19,8 @@ from types import SimpleNamespace
 
 SEED = "shop-1"
 DEV_ONLY = {"airline", "football", "harbour", "music_label"}  # databases no training question touches
-QUOTA = {
-    "easy": (16, 4, 10),
-    "medium": (11, 3, 7),
-    "hard": (9, 2, 6),
-}  # (train, dev) per shared db, dev per new db
+# (train, dev) per shared db, dev per new db
+QUOTA = {"easy": (16, 4, 10), "medium": (11, 3, 7), "hard": (9, 2, 6)}
 
 
 def art(word):
@@ -176,9 +173,7 @@ def cols_of(t, *kinds):
 
 
 def conditions(t, r, pre=""):
-    """(SQL condition, words that follow the plural noun, column) - one per comparison and column of the
-    table.
-    """
+    """(SQL condition, words that follow the plural noun, column) for each comparison and column of it."""
     for c in cols_of(t, "cat"):
         for v in r.sample(sorted(set(c.data)), 2):
             yield f"{pre}{c.name} = {quote(v)}", c.says[0].format(v), c
@@ -463,7 +458,8 @@ def medium(t, r):
                     f"SELECT {k.name} FROM {many} WHERE {where} ORDER BY {c.name}",
                     [
                         f"List the {pl(k.say)} of the {many} {said}, ordered by {c.say}.",
-                        f"What are the {pl(k.say)} of {many} {said}, sorted by {c.say} from {c.low} to {c.top}?",
+                        f"What are the {pl(k.say)} of {many} {said}, "
+                        f"sorted by {c.say} from {c.low} to {c.top}?",
                         f"Show the {many} {said} in order of {c.say}.",
                     ],
                 )
@@ -688,21 +684,10 @@ def normal(text):
 def near_misses(query):
     """Plausible mistakes; a good question is one where they give another answer."""
     for a, b in (
-        (" DESC", ""),
-        (" > ", " < "),
-        (" < ", " > "),
-        (">=", ">"),
-        ("<=", "<"),
-        ("MAX(", "MIN("),
-        ("MIN(", "MAX("),
-        ("AVG(", "MAX("),
-        ("SUM(", "MAX("),
-        ("DISTINCT ", ""),
-        (" OR ", " AND "),
-        ("INTERSECT", "UNION"),
-        ("EXCEPT", "UNION"),
-        ("NOT IN", "IN"),
-    ):
+        (" DESC", ""), (" > ", " < "), (" < ", " > "), (">=", ">"), ("<=", "<"), ("MAX(", "MIN("),
+        ("MIN(", "MAX("), ("AVG(", "MAX("), ("SUM(", "MAX("), ("DISTINCT ", ""), (" OR ", " AND "),
+        ("INTERSECT", "UNION"), ("EXCEPT", "UNION"), ("NOT IN", "IN"),
+    ):  # fmt: skip
         yield query.replace(a, b)
     yield re.sub(r" ([<>]) (\d)", r" \1= \2", query)
     yield re.sub(r" ORDER BY (\S+) LIMIT", r" ORDER BY \1 DESC LIMIT", query)
@@ -764,9 +749,7 @@ def choose(tables, con, level, n, r, seen):
 
 
 def build(out):
-    """Write everything below `out`; return {"train": [...], "dev": [...]} with kind and level of each
-    question.
-    """
+    """Write all below `out`; return {"train": [...], "dev": [...]} with kind and level of each question."""
     splits, entries, seen = {"train": [], "dev": []}, [], set()
     for db, tables in parse((Path(__file__).parent / "shop_domains.txt").read_text(encoding="utf-8")).items():
         r = random.Random(f"{SEED} {db}")

@@ -1,5 +1,4 @@
-"""Fixtures: a tiny GPT-2 and a tiny Llama with random weights, their tokenizer, a tiny set in Spider's
-layout, a whole run.
+"""Fixtures: tiny GPT-2 and Llama with random weights, their tokenizer, a tiny set like Spider's, a whole run.
 
 Nothing is downloaded. The models are saved as folders, so `load_policy(folder)` and `--model FOLDER` load
 them like any other; an independent copy with transformers' own attention is `reference(folder)`.
@@ -25,9 +24,11 @@ SCHEMAS = {
     "pets": """CREATE TABLE owner (id INTEGER PRIMARY KEY, name TEXT, city TEXT);
                CREATE TABLE pet (id INTEGER PRIMARY KEY, owner_id INTEGER, kind TEXT, age INTEGER);
                INSERT INTO owner VALUES (1, 'Ana', 'Porto'), (2, 'Ben', 'Oslo'), (3, 'Cleo', 'Porto');
-               INSERT INTO pet VALUES (1, 1, 'cat', 3), (2, 1, 'dog', 5), (3, 2, 'cat', 9), (4, 3, 'fish', 1);""",
+               INSERT INTO pet VALUES (1, 1, 'cat', 3), (2, 1, 'dog', 5), (3, 2, 'cat', 9), """
+    "(4, 3, 'fish', 1);",
     "books": """CREATE TABLE book (id INTEGER PRIMARY KEY, title TEXT, year INTEGER, price REAL);
-                INSERT INTO book VALUES (1, 'Dust', 1999, 7.5), (2, 'Rain', 2005, 9.0), (3, 'Salt', 2011, 12.25);""",
+                INSERT INTO book VALUES (1, 'Dust', 1999, 7.5), (2, 'Rain', 2005, 9.0), """
+    "(3, 'Salt', 2011, 12.25);",
 }
 TRAIN = [
     ("pets", "How many pets are there?", "SELECT count(*) FROM pet"),
@@ -94,17 +95,16 @@ def folders(tokenizer, tmp_path_factory):
     """{family: folder}. Weights are drawn wide, so that the next token depends on the context."""
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-    size, end = (
-        len(tokenizer),
-        {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id},
-    )
+    size = len(tokenizer)
+    end = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
     configs = {
         "gpt2": GPT2Config(
             vocab_size=size, n_positions=512, n_embd=32, n_layer=2, n_head=4, initializer_range=0.25, **end
         ),
         "llama": LlamaConfig(
             vocab_size=size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.25, tie_word_embeddings=False, **end
+            num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.25,
+            tie_word_embeddings=False, **end
         ),
     }  # fmt: skip
     found = {}
@@ -147,18 +147,21 @@ def plain_logps(model, prompt, answer):
     return rows[torch.arange(len(answer)), torch.tensor(answer)]
 
 
-# ---- a whole run on the tiny GPT-2 ---------------------------------------------------------------------------------
+# ---- a whole run on the tiny GPT-2 -------------------------------------------------------------------------
 
-COMPARED = ("answers.jsonl", "pairs.jsonl", "pairs_summary.json", "reference.safetensors", "scores.json", "dev.jsonl",
-            "validation.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter_config.json")  # fmt: skip
+COMPARED = (
+    "answers.jsonl", "pairs.jsonl", "pairs_summary.json", "reference.safetensors", "scores.json", "dev.jsonl",
+    "validation.jsonl", "adapter/adapter_model.safetensors", "adapter/adapter_config.json",
+)  # fmt: skip
 
 
 def command(folders, spider, run, *extra):
     return [
-        "--model", folders["gpt2"], "--data", "spider", "--data-dir", str(spider), "--out", str(run), "--iterations", "2",
-        "--answers", "4", "--pairs", "3", "--max-new", "12", "--batch-size", "6", "--validation", "2", "--min-gain", "-1",
-        "--lr", "0.01", "--workers", "1", "--precision", "float32", "--timeout", "5", "--device", "cpu",
-        "--batch-tokens", "150", "--train-tokens", "500", "--seed", "3", *extra,
+        "--model", folders["gpt2"], "--data", "spider", "--data-dir", str(spider), "--out", str(run),
+        "--iterations", "2", "--answers", "4", "--pairs", "3", "--max-new", "12", "--batch-size", "6",
+        "--validation", "2", "--min-gain", "-1", "--lr", "0.01", "--workers", "1", "--precision", "float32",
+        "--timeout", "5", "--device", "cpu", "--batch-tokens", "150", "--train-tokens", "500", "--seed", "3",
+        *extra,
     ]  # fmt: skip
 
 
@@ -178,9 +181,7 @@ def finished(folders, spider, tmp_path_factory):
 
 @pytest.fixture
 def again(folders, spider, finished, tmp_path):
-    """`again(*flags)` runs the same command in `again.run`; `again.same()` compares its files with the
-    finished run's.
-    """
+    """`again(*flags)` runs the same command in `again.run`; `again.same()`: is it the finished one?"""
     import codelutra
 
     def again(*flags):
@@ -205,7 +206,7 @@ class Stop(Exception):
 
 
 def stop_before(module, name, patch, when=lambda *args: True, after=False):
-    """Patch a function: it raises Stop in place of the call for whose arguments `when` holds, or `after` it."""
+    """Patch a function: it raises Stop instead of the call for whose arguments `when` holds, or `after`."""
     original = getattr(module, name)
 
     def stopped(*args, **kwargs):

@@ -1,4 +1,4 @@
-"""The further analyses: pass@k against enumeration, preferences against plain sequences, similarity by hand."""
+"""The further analyses: pass@k by enumeration, preferences by plain sequences, similarity by hand."""
 
 import itertools
 import json
@@ -49,20 +49,15 @@ def test_preferences_pair_right_with_wrong_answers_of_other_systems(
     systems = (
         golds,  # all right
         [golds[0], "SELECT 17", "SELECT 18", "SELECT 18", *golds[4:]],  # 1, 2 and 3 wrong
-        [
-            "SELECT count(id) FROM owner",
-            "SELECT 19",
-            "SELECT 18",
-            *golds[3:],
-        ],  # 0 right in other words, 1 wrong once more
+        # 0 right in other words, 1 wrong once more
+        ["SELECT count(id) FROM owner", "SELECT 19", "SELECT 18", *golds[3:]],
     )
     files = []
     for i, codes in enumerate(systems):
         files.append(tmp_path / f"{i}.txt")
         files[-1].write_text("".join(code + "\n" for code in codes))
-    files[1].write_text(
-        files[1].read_text().replace("SELECT 18\n", "SELECT 18 \n")
-    )  # white space makes no other answer
+    # white space makes no other answer
+    files[1].write_text(files[1].read_text().replace("SELECT 18\n", "SELECT 18 \n"))
 
     def scores(policy, questions, codes, progress):
         """π_0 likes long answers; the policy dislikes SELECT 17 and likes SELECT 18."""
@@ -72,23 +67,12 @@ def test_preferences_pair_right_with_wrong_answers_of_other_systems(
     monkeypatch.setattr(analysis, "answer_scores", scores)
     monkeypatch.setattr(analysis.lora, "read", lambda folder: None)
     monkeypatch.setattr(analysis.lora, "load", lambda model, folder: None)
-    arguments = [
-        "preferences",
-        "--model",
-        folders["gpt2"],
-        "--data",
-        "spider",
-        "--data-dir",
-        str(spider),
-        "--workers",
-        "1",
-    ]
+    flags = ["--data", "spider", "--data-dir", str(spider), "--workers", "1"]
+    arguments = ["preferences", "--model", folders["gpt2"], *flags]
     analysis.main([*arguments, *map(str, files)])
     found = last(capsys)
-    assert (found["n"], found["pairs"]) == (
-        3,
-        4,
-    )  # question 1 with SELECT 17 and 19 wrong, 2 and 3 with SELECT 18 wrong
+    # question 1 with SELECT 17 and 19 wrong, 2 and 3 with SELECT 18 wrong
+    assert (found["n"], found["pairs"]) == (3, 4)
     assert found["π_0, summed"][0] == pytest.approx((1 + 0 + 0) / 3) and "policy, summed" not in found
     assert found["π_0, per token"] == [0.5, 0.5, 0.5]  # all alike: ties
     analysis.main([*arguments, "--adapter", "x", *map(str, files)])
@@ -100,27 +84,15 @@ def test_preferences_pair_right_with_wrong_answers_of_other_systems(
 
 
 def test_passes_counts_what_the_verifier_finds_right(spider, folders, capsys, monkeypatch):
-    codes = itertools.cycle(
-        ["SELECT count(*) FROM owner", "SELECT 7"]
-    )  # the first is right for question 0 alone
+    # the first is right for question 0 alone
+    codes = itertools.cycle(["SELECT count(*) FROM owner", "SELECT 7"])
     monkeypatch.setattr(analysis, "extract_code", lambda text, language: next(codes))
-    arguments = [
-        "passes",
-        "--model",
-        folders["gpt2"],
-        "--data",
-        "spider",
-        "--data-dir",
-        str(spider),
-        "--workers",
-        "1",
-    ]
-    analysis.main([*arguments, "--answers", "2"])
+    flags = ["--data", "spider", "--data-dir", str(spider), "--workers", "1"]
+    analysis.main(["passes", "--model", folders["gpt2"], *flags, "--answers", "2"])
     found = last(capsys)
     assert (found["n"], found["answers"]) == (6, 2)
-    assert [found["pass"][k][0] for k in ("1", "2")] == pytest.approx([0.5 / 6, 1 / 6]) and found["pass"][
-        "2"
-    ][2] > 1 / 6
+    assert [found["pass"][k][0] for k in ("1", "2")] == pytest.approx([0.5 / 6, 1 / 6])
+    assert found["pass"]["2"][2] > 1 / 6
 
 
 class Letters:
@@ -152,7 +124,9 @@ def test_the_encoder_averages_over_the_text_alone(tmp_path, tokenizer):
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=352, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)).save_pretrained(tmp_path)  # fmt: skip # noqa: E501
+    BertModel(BertConfig(
+        vocab_size=352, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+    )).save_pretrained(tmp_path)  # fmt: skip
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(tmp_path)
     embed = analysis.Embedder(str(tmp_path))

@@ -49,7 +49,8 @@ RIGHT = ("result = x * 2", CONTEXT)
 @pytest.mark.parametrize("other, code, words", [
     (("result = x * 2", BY_NAME), 0, "1 Numpy: left out"),
     (("result = x * 2", MISSING), 1, "1 Numpy: no verdict"),  # nothing that is loaded by name
-    (("result = x * 2", BY_NAME.replace("'/no/such/data.csv'", "5, 6, 7, 8, 9, 10, 11, 12")), 1, "1 Numpy: no verdict"),
+    (("result = x * 2", BY_NAME.replace("'/no/such/data.csv'", "5, 6, 7, 8, 9, 10, 11, 12")), 1,
+     "1 Numpy: no verdict"),
     (("result = x", CONTEXT), 1, "1 Numpy: wrong"),
 ], ids=["not fetched", "another file", "another fault", "wrong"])  # fmt: skip
 def test_references(problems, monkeypatch, capsys, other, code, words):
@@ -86,11 +87,10 @@ def test_every_run_of_the_experiment_has_a_command_that_is_accepted(tmp_path, si
 BASE, DRAWS, PAIRS = "questions.json", "iter_1/answers.jsonl", "iter_1/reference.safetensors"
 
 
-@pytest.mark.parametrize(
-    "method, shared",
-    [("dpo", {BASE, DRAWS, PAIRS}), ("dpop", {BASE, DRAWS, PAIRS}), ("positives", {BASE, DRAWS}), ("nearest", {BASE, DRAWS}),
-     ("gold", {BASE})],
-)  # fmt: skip
+@pytest.mark.parametrize("method, shared", [
+    ("dpo", {BASE, DRAWS, PAIRS}), ("dpop", {BASE, DRAWS, PAIRS}), ("positives", {BASE, DRAWS}),
+    ("nearest", {BASE, DRAWS}), ("gold", {BASE}),
+])  # fmt: skip
 def test_runs_of_the_experiment_share_what_is_the_same(tmp_path, method, shared):
     args = argparse.Namespace(
         size="first", model="m", data="spider", data_dir="d", flags="--device cpu", out=tmp_path

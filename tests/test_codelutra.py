@@ -1,6 +1,4 @@
-"""The whole loop on a tiny GPT-2: stopped anywhere, it ends the same; which verdicts are chosen; what is said
-at the door.
-"""
+"""The whole loop on a tiny GPT-2: stopped anywhere, it ends the same; which verdicts it chooses; errors."""
 
 import json
 import math
@@ -31,7 +29,7 @@ from verify import VERDICTS, Verdict, Verifier
 
 LN2 = math.log(2)
 
-# ---- the criterion without gold ----------------------------------------------------------------------------------------
+# ---- the criterion without gold ----------------------------------------------------------------------------
 
 
 def test_by_the_criterion_executable_a_text_that_is_no_query_is_not_right(spider):
@@ -71,7 +69,7 @@ def test_the_criterion_decides_which_verdicts_are_chosen(criterion, chosen):
         assert Execution(Config(criterion=criterion), [], None)._verdict(future) == expected
 
 
-# ---- the whole loop ----------------------------------------------------------------------------------------------------
+# ---- the whole loop ----------------------------------------------------------------------------------------
 
 
 def test_the_loop_trains_on_gold_where_nothing_is_right(finished):
@@ -110,9 +108,8 @@ def test_answers_of_iteration_t_are_drawn_from_the_policy_before_by_seed_and_t(f
         )
         expected = {(a.question, a.sample): list(a.ids) for batch in drawn for a in batch}
         rows = [row for row in lines(finished / f"iter_{t}" / "answers.jsonl") if "unit" not in row]
-        assert {(row["question"], row["sample"]): row["ids"] for row in rows} == expected and len(
-            expected
-        ) == 40
+        assert {(row["question"], row["sample"]): row["ids"] for row in rows} == expected
+        assert len(expected) == 40
 
 
 def test_validation_questions_are_neither_trained_on_nor_the_dev_split(finished, spider):
@@ -289,9 +286,8 @@ def test_fine_tuning_on_gold_draws_nothing_and_trains_on_the_gold_code_alone(
         len(rows) == 5 and all(row["loss"] == row["sft"] for row in rows) and rows[-1]["sft"] < rows[0]["sft"]
     )
     shown = capsys.readouterr().out.split("\n")
-    assert (
-        next(line for line in shown if line.startswith("1  ")).split()[1] == "30"
-    )  # no answers: the pairs come first
+    # no answers: the pairs come first
+    assert next(line for line in shown if line.startswith("1  ")).split()[1] == "30"
     report.main([str(tmp_path / "run")])
 
 

@@ -1,6 +1,4 @@
-"""What a crash of the machine, a full disk or a hand leave behind: one sentence that names it, never wrong
-results.
-"""
+"""What a crash, a full disk or a hand leave behind: one sentence that names it, never wrong results."""
 
 import json
 import re
@@ -27,8 +25,10 @@ from decode import pick
 from settings import Config, parse
 from stages import Checkpoint
 
-READ = ("questions.json", "iter_0/scores.json", "iter_1/answers.jsonl", "iter_1/verdicts.jsonl", "iter_1/pairs.jsonl",
-        "iter_2/pairs_summary.json", "iter_2/scores.json")  # fmt: skip
+READ = (
+    "questions.json", "iter_0/scores.json", "iter_1/answers.jsonl", "iter_1/verdicts.jsonl",
+    "iter_1/pairs.jsonl", "iter_2/pairs_summary.json", "iter_2/scores.json",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -121,9 +121,7 @@ def test_data_that_have_changed_are_noticed_before_a_model_is_loaded(
             if change == "schema":
                 connection.execute("CREATE TABLE one_more (x)")
             elif change == "rows":
-                table = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchone()[
-                    0
-                ]
+                [table] = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchone()
                 width = len(connection.execute(f"SELECT * FROM {table}").description)
                 for n in range(1000, 2000):
                     connection.execute(f"INSERT INTO {table} VALUES ({', '.join([str(n)] * width)})")
@@ -159,8 +157,8 @@ TABLE = {
     "foreign_keys": [],
 }
 TABLES = [json.dumps([TABLE | change]) for change in (
-    {"foreign_keys": 7}, {"foreign_keys": [[1, 9]]}, {"column_names_original": [[5, "id"]]}, {"table_names_original": None},
-    {"table_names_original": [1]}, {"db_id": ["x"]},
+    {"foreign_keys": 7}, {"foreign_keys": [[1, 9]]}, {"column_names_original": [[5, "id"]]},
+    {"table_names_original": None}, {"table_names_original": [1]}, {"db_id": ["x"]},
 )]  # fmt: skip
 
 
@@ -237,8 +235,9 @@ def test_an_output_that_is_no_file_is_noticed_first_and_a_full_one_loses_no_scor
 
 
 @pytest.mark.parametrize("change", [
-    {"use_rslora": True}, {"use_dora": True}, {"alpha_pattern": {"x": 1}}, {"peft_type": "IA3"}, {"r": 0}, {"r": "8"},
-    {"r": None}, {"r": True}, {"lora_alpha": None}, {"lora_alpha": "16"}, {"lora_alpha": float("inf")},
+    {"use_rslora": True}, {"use_dora": True}, {"alpha_pattern": {"x": 1}}, {"peft_type": "IA3"}, {"r": 0},
+    {"r": "8"}, {"r": None}, {"r": True}, {"lora_alpha": None}, {"lora_alpha": "16"},
+    {"lora_alpha": float("inf")},
 ])  # fmt: skip
 def test_an_adapter_of_another_kind_is_refused(copy, change):
     folder = copy.run / "iter_2" / "adapter"
@@ -249,10 +248,10 @@ def test_an_adapter_of_another_kind_is_refused(copy, change):
 
 
 @pytest.mark.parametrize("plain, settings", [
-    (True, {}), (True, {"init_lora_weights": "gaussian"}), (True, {"lora_dropout": 0.1}), (True, {"bias": "lora_only"}),
-    (False, {"use_rslora": True}), (False, {"use_dora": True}), (False, {"init_lora_weights": "pissa"}),
-    (False, {"init_lora_weights": "olora"}), (False, {"alora_invocation_tokens": [5, 6]}),
-    (False, {"rank_pattern": {"q_proj": 2}}),
+    (True, {}), (True, {"init_lora_weights": "gaussian"}), (True, {"lora_dropout": 0.1}),
+    (True, {"bias": "lora_only"}), (False, {"use_rslora": True}), (False, {"use_dora": True}),
+    (False, {"init_lora_weights": "pissa"}), (False, {"init_lora_weights": "olora"}),
+    (False, {"alora_invocation_tokens": [5, 6]}), (False, {"rank_pattern": {"q_proj": 2}}),
 ])  # fmt: skip
 def test_of_pefts_own_adapters_those_are_refused_that_compute_something_else(
     folders, tmp_path, plain, settings
@@ -294,16 +293,8 @@ def test_a_merge_that_could_not_be_written_is_noticed_first(copy, tmp_path, monk
     (tmp_path / "link").symlink_to(tmp_path / "nothing")
     monkeypatch.setattr("policy.load_policy", None)
     for out in (tmp_path / "file" / "x", tmp_path / "link"):
-        argv = [
-            "lora.py",
-            "merge",
-            "--model",
-            "m",
-            "--adapter",
-            str(copy.run / "iter_2/adapter"),
-            "--out",
-            str(out),
-        ]
+        adapter = str(copy.run / "iter_2/adapter")
+        argv = ["lora.py", "merge", "--model", "m", "--adapter", adapter, "--out", str(out)]
         monkeypatch.setattr("sys.argv", argv)
         with pytest.raises(UserError, match="exists already|no folder can be made"):
             lora.main()
@@ -354,19 +345,10 @@ def test_more_bad_values_are_exit_code_2(argv):
 
 def test_extreme_values_that_have_a_meaning_have_it(spider, tmp_path):
     logits = torch.tensor([[0.0, 3.0, 1.0]])
-    assert (
-        pick(logits, torch.tensor([0.7]), 1.0, 1e-300)[0].item() == 1
-    )  # the most likely token is always there
+    # the most likely token is always there
+    assert pick(logits, torch.tensor([0.7]), 1.0, 1e-300)[0].item() == 1
     golds = [row["query"] for row in json.loads((spider / "dev.json").read_text())]
     (tmp_path / "golds").write_text("\n".join(golds) + "\n")
-    argv = [
-        "--data",
-        "spider",
-        "--data-dir",
-        str(spider),
-        "--predictions",
-        str(tmp_path / "golds"),
-        "--timeout",
-    ]
+    argv = ["--data", "spider", "--data-dir", str(spider), "--predictions", str(tmp_path / "golds")]
     for seconds in ("1e10", "1e300"):
-        evaluation.main([*argv, seconds])
+        evaluation.main([*argv, "--timeout", seconds])

@@ -1,6 +1,4 @@
-"""Loaders count what they leave out, subsets nest, prompts share their schema, and one rule says where code
-ends.
-"""
+"""Loaders count what they leave out, subsets nest, prompts share schemas, one rule says where code ends."""
 
 import gzip
 import json
@@ -346,21 +344,30 @@ def test_the_schema_is_the_databases_own_create_statements(spider):
     )
 
 
-# Each of these lost something when its white space was collapsed, or was not in the schema, or should not be
-# in it.
+# Each lost something when its white space was collapsed, or was not in the schema, or should not be in it.
 NASTY = {
     "line comments": "CREATE TABLE t (a INTEGER, -- it's the key\n b TEXT -- (last)\n)",
     "block comments": "CREATE TABLE t (a /* -- it's */ INTEGER /* two\n lines */, b TEXT /**/ NOT NULL)",
     "comment signs in names": 'CREATE TABLE t ("a -- b" TEXT, [c /* d] TEXT, `e */ f` TEXT)',
-    "white space in names": """CREATE TABLE "my  table" ([a  b] TEXT, `c\n d` TEXT, "e\t'f" TEXT, 'g  h' TEXT)""",
-    "quotes in names": 'CREATE TABLE "say ""x  y" (`a``  b` TEXT, "[c]" TEXT); CREATE TABLE [it\'s  "odd] (a)',
-    "defaults": "CREATE TABLE t (a DEFAULT 'two  blanks -- none', b DEFAULT 'it''s  /* x */', c DEFAULT x'00')",
+    "white space in names": (
+        """CREATE TABLE "my  table" ([a  b] TEXT, `c\n d` TEXT, "e\t'f" TEXT, 'g  h' TEXT)"""
+    ),
+    "quotes in names": (
+        'CREATE TABLE "say ""x  y" (`a``  b` TEXT, "[c]" TEXT); CREATE TABLE [it\'s  "odd] (a)'
+    ),
+    "defaults": (
+        "CREATE TABLE t (a DEFAULT 'two  blanks -- none', b DEFAULT 'it''s  /* x */', c DEFAULT x'00')"
+    ),
     "a no-break space in a name": "CREATE TABLE t (a\u00a0b TEXT, c\u3000d TEXT)",
     "names like SQLite's": "CREATE TABLE sqliteX (a); CREATE TABLE sqlite (b); CREATE TABLE xsqlite_y (c)",
-    "keys": "CREATE TABLE p (a INTEGER PRIMARY KEY AUTOINCREMENT); CREATE TABLE c (a -- of p\n REFERENCES p(a))",
+    "keys": (
+        "CREATE TABLE p (a INTEGER PRIMARY KEY AUTOINCREMENT); CREATE TABLE c (a -- of p\n REFERENCES p(a))"
+    ),
     "views": """CREATE TABLE t (a); CREATE VIEW v AS SELECT a, '  ' AS "x  y" -- it's all\n FROM t;
                 CREATE TABLE u (b)""",
-    "a comment after a view": "CREATE VIEW v AS SELECT 1 -- one\n; CREATE VIEW w AS SELECT * FROM v /* all */;",
+    "a comment after a view": (
+        "CREATE VIEW v AS SELECT 1 -- one\n; CREATE VIEW w AS SELECT * FROM v /* all */;"
+    ),
     "generated": """CREATE TABLE t (a INT, b INT GENERATED ALWAYS AS (a -- twice\n * 2) STORED,
                     c AS (a / 1) /* virtual */)""",
     "without rowid": "CREATE TABLE t (a TEXT PRIMARY KEY, b) -- no rowid\n WITHOUT /* it's */ ROWID",
@@ -373,7 +380,7 @@ NASTY = {
 
 
 def shape(connection):
-    """All that a query can see of the tables and views: kinds, columns, types, keys, defaults, foreign keys."""
+    """All that a query can see of tables and views: kinds, columns, types, keys, defaults, foreign keys."""
     found = {}
     for _, name, kind, _, without_rowid, strict in connection.execute("PRAGMA table_list").fetchall():
         if not name.startswith("sqlite_"):
@@ -418,8 +425,9 @@ def test_a_schema_has_its_tables_without_comments_and_then_its_views_as_written(
 def test_a_view_that_ends_in_an_open_comment_swallows_no_other(tmp_path):
     """SQLite takes such a view, and keeps its text as it is."""
     views = {
-        "a": "SELECT x FROM t /* all; it's", "b": "SELECT x FROM t /*/", "c": "SELECT x FROM t /* *", "d": "SELECT 1 x /**/",
-        "e": "SELECT x FROM t -- no /* comment", "f": "SELECT '/* text' x", "g": "SELECT x FROM a /* */ /* x",
+        "a": "SELECT x FROM t /* all; it's", "b": "SELECT x FROM t /*/", "c": "SELECT x FROM t /* *",
+        "d": "SELECT 1 x /**/", "e": "SELECT x FROM t -- no /* comment", "f": "SELECT '/* text' x",
+        "g": "SELECT x FROM a /* */ /* x",
     }  # fmt: skip
     with closing(sqlite3.connect(tmp_path / "a.sqlite")) as connection:
         connection.execute("CREATE TABLE t (x)")
@@ -466,7 +474,7 @@ def test_a_question_keeps_the_white_space_inside_it(copy):
     assert question.text == text and prompts.prompt(question).endswith(f"Question: {text}")
 
 
-# ---- where code begins and ends ---------------------------------------------------------------------------------------
+# ---- where code begins and ends ----------------------------------------------------------------------------
 
 Q = "SELECT name FROM pet"
 EXTRACTED = {
@@ -569,41 +577,13 @@ def test_the_query_inside_an_answer(text):
 
 def test_once_code_has_ended_nothing_that_follows_changes_it():
     pieces = [
-        "SELECT ",
-        "select",
-        "WITH ",
-        "with a as (",
-        " as",
-        "recursive ",
-        "```",
-        "`",
-        "sql",
-        ";",
-        "\n",
-        "\n",
-        " ",
-        "'",
-    ]
+        "SELECT ", "select", "WITH ", "with a as (", " as", "recursive ", "```", "`", "sql", ";", "\n", "\n",
+        " ", "'",
+    ]  # fmt: skip
     pieces += [
-        '"',
-        "(",
-        ")",
-        "a",
-        "x",
-        "''",
-        "\n\n",
-        "\t",
-        "Here:",
-        "--",
-        "/*",
-        "*/",
-        "[",
-        "]",
-        "\n```",
-        "\r\n",
-        "-",
-        "/",
-    ]
+        '"', "(", ")", "a", "x", "''", "\n\n", "\t", "Here:", "--", "/*", "*/", "[", "]", "\n```", "\r\n",
+        "-", "/",
+    ]  # fmt: skip
     pieces += ["<think>", "</think>", "sqlite3", "{sql}", "-lite", "```sql ", "```` sql"]
     rng, ended = random.Random(0), 0
     for _ in range(30000):
@@ -611,26 +591,19 @@ def test_once_code_has_ended_nothing_that_follows_changes_it():
         for n in range(len(text)):
             if code_ended(text[:n]):
                 ended += 1
-                longer = [text[:m] for m in range(n + 1, len(text) + 1)]
-                assert all(code_ended(t) and extract_code(t) == extract_code(text[:n]) for t in longer), (
-                    text,
-                    n,
-                )
+                code, longer = extract_code(text[:n]), [text[:m] for m in range(n + 1, len(text) + 1)]
+                assert all(code_ended(t) and extract_code(t) == code for t in longer), (text, n)
                 break
     assert ended > 4000
 
 
 SLOW = [
-    "with " + "/**/" * 20000,
-    "with " + "/*" * 40000,
-    "with a" + " " * 80000,
-    "(" * 80000,
-    "with [" * 20000,
-]
+    "with " + "/**/" * 20000, "with " + "/*" * 40000, "with a" + " " * 80000, "(" * 80000, "with [" * 20000,
+]  # fmt: skip
 SLOW += [text * (80000 // len(text)) for text in (
-    "/*x\n", "/**/\n", "/*\n*/", "x/*\n/*x", "with /*\n", "with /**/ /*\n", "with/**/\n", "with\n", "with a /*\n", "(\n",
-    "\n ", "\n", "with\n/**//*x\n", "/*/", "/* */x\n", "`", "````a\n", "'\n", '"', "--`", "<think>", "select\n/*", "/*x\n(",
-    "``` ",
+    "/*x\n", "/**/\n", "/*\n*/", "x/*\n/*x", "with /*\n", "with /**/ /*\n", "with/**/\n", "with\n",
+    "with a /*\n", "(\n", "\n ", "\n", "with\n/**//*x\n", "/*/", "/* */x\n", "`", "````a\n", "'\n", '"',
+    "--`", "<think>", "select\n/*", "/*x\n(", "``` ",
 )]  # fmt: skip
 SLOW += ["/*x\n" * 20000 + "*/", "with /*a\n" * 10000 + "*/"]
 SLOW += ["```sql " + "/*x\n" * 20000, "```" + "x " * 40000, "```" + "(" * 80000, "```" + "/**/" * 20000]
@@ -660,9 +633,8 @@ def test_once_a_python_answer_has_ended_nothing_that_follows_changes_it():
         n = next((n for n in range(len(text)) if code_ended(text[:n], "python")), None)
         if n is not None:
             ended += 1
-            assert {extract_code(text[:m], "python") for m in range(n, len(text) + 1)} == {
-                extract_code(text[:n], "python")
-            }
+            code = extract_code(text[:n], "python")
+            assert all(extract_code(text[:m], "python") == code for m in range(n, len(text) + 1))
     assert ended > 5000
 
 
@@ -679,14 +651,8 @@ def test_a_python_answer_begins_after_the_thinking(code):
 @pytest.mark.parametrize("split", ["train", "dev"])
 def test_every_gold_query_of_the_shop_survives_extraction(split):
     for q in data.load("shop", SHOP, split)[0]:
-        for text in (
-            q.gold,
-            f"{q.gold};",
-            f" {q.gold}\n\nwhich is it",
-            f"```sql\n{q.gold};\n```",
-            f"Sure:\n{q.gold};",
-        ):
-            assert extract_code(text) == q.gold
+        for text in ("{}", "{};", " {}\n\nwhich is it", "```sql\n{};\n```", "Sure:\n{};"):
+            assert extract_code(text.format(q.gold)) == q.gold
         assert not code_ended(q.gold)
 
 

@@ -43,24 +43,12 @@ def write(tmp_path):
 def test_scores_by_hand():
     outcomes = ("correct", "correct", "wrong", "error", "timeout", "error", "correct", "wrong")
     asked = [dataclasses.replace(q, difficulty="hard" if q.index > 3 else "") for q in questions(*range(8))]
-    codes = [
-        "SELECT 2",
-        "SELECT x",
-        "",
-        "(",
-        "SELECT 1",
-        "SELECT 1",
-        "SELECT 1 LIMIT 1",
-        "SELECT 1",
-    ]  # EM: values do not count
+    # EM: values do not count
+    codes = ["SELECT 2", "SELECT x", "", "(", "SELECT 1", "SELECT 1", "SELECT 1 LIMIT 1", "SELECT 1"]
     found = scores(asked, codes, [Verdict(v) for v in outcomes])
     assert (found.n, found.ex, found.executable, found.em) == (8, 3 / 8, 5 / 8, 4 / 8)
-    assert {v: n for v, n in found.classes.items() if n} == {
-        "correct": 3,
-        "wrong": 2,
-        "error": 2,
-        "timeout": 1,
-    }
+    counts = {"correct": 3, "wrong": 2, "error": 2, "timeout": 1}
+    assert {v: n for v, n in found.classes.items() if n} == counts
     assert found.groups == {
         "easy": {"n": 4, "ex": 2 / 4, "executable": 3 / 4, "em": 1 / 4},
         "hard": {"n": 4, "ex": 1 / 4, "executable": 2 / 4, "em": 3 / 4},
@@ -92,7 +80,7 @@ def test_a_policys_scores_are_read_as_they_were_written(splits):
             PolicyScores.of(plain | {split: {"n": 3}}, splits)
 
 
-# ---- predictions ----------------------------------------------------------------------------------------------------
+# ---- predictions -------------------------------------------------------------------------------------------
 
 
 def test_one_query_a_line_for_the_whole_file(write):
@@ -278,8 +266,8 @@ def test_an_id_that_can_be_none_is_refused(write, own):
 
 
 @pytest.mark.parametrize("known, own", [
-    (700, "q1"), (700, "0701"), (700, " 701"), (700, "701.0"), (700, "\u0667"), (700, ""), ("q", 701), ("q", "701"),
-    (None, 701), (None, "None"), (None, "q"),
+    (700, "q1"), (700, "0701"), (700, " 701"), (700, "701.0"), (700, "\u0667"), (700, ""), ("q", 701),
+    ("q", "701"), (None, 701), (None, "None"), (None, "q"),
 ])  # fmt: skip
 def test_an_id_that_no_question_could_have_is_refused_and_not_passed_over(write, known, own):
     asked = questions(0, 1)
@@ -313,11 +301,8 @@ def test_an_index_and_an_id_that_agree_are_taken(write):
     text = "\n".join(json.dumps(row | {"answer": "a", "db_id": None}) for row in rows)
     assert read_predictions(write(text), questions(0, 1), 9) == {0: "a", 1: "a", 5: "a"}
     without = [dataclasses.replace(q, question_id=None) for q in questions(0, 1)]
-    assert read_predictions(write(text), without, 9) == {
-        0: "a",
-        1: "a",
-        5: "a",
-    }  # nothing says that they are others
+    # nothing says that they are others
+    assert read_predictions(write(text), without, 9) == {0: "a", 1: "a", 5: "a"}
 
 
 @pytest.mark.parametrize("row", [
@@ -397,7 +382,7 @@ def test_a_file_that_is_not_there_is_a_user_error(tmp_path):
         read_predictions(tmp_path / "none", questions(0), 1)
 
 
-# ---- with the verifier ------------------------------------------------------------------------------------------------
+# ---- with the verifier -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -417,9 +402,7 @@ def test_a_question_whose_gold_fails_is_left_out_and_named(spider, verifier):
 
 
 def test_a_gold_is_judged_as_an_answer_would_be(spider, verifier):
-    """Spider's preparation of a query comes before it runs; a gold that is not the same the next time says
-    nothing.
-    """
+    """Spider's preparation of a query comes before it runs; a gold that changes between runs says nothing."""
     path = data.load("spider", spider, "dev")[0][0].database
     golds = ["SELECT name FROM owner WHERE id > = 2", "SELECT name FROM owner ORDER BY random()"]
     golds.append("EXPLAIN SELECT name FROM owner")
@@ -520,9 +503,8 @@ def test_a_slow_gold_is_right_as_an_answer_too(spider, tmp_path):
     done = command(
         "--data", "spider", "--data-dir", tmp_path / "data", "--predictions", predictions, "--timeout", "0.05"
     )
-    assert done.returncode == 0 and last(done.stdout)["ex"] == 1.0 and last(done.stdout)["n"] == len(rows), (
-        done.stderr
-    )
+    assert done.returncode == 0, done.stderr
+    assert last(done.stdout)["ex"] == 1.0 and last(done.stdout)["n"] == len(rows)
 
 
 def test_greedy_answers_are_verified_in_the_order_of_the_questions(spider, verifier, folders, monkeypatch):
@@ -533,22 +515,10 @@ def test_greedy_answers_are_verified_in_the_order_of_the_questions(spider, verif
     codes[1], codes[4] = "SELECT 12345", "SELEC"
     monkeypatch.setattr(evaluation, "greedy", lambda policy, questions, *_: codes)
     found = evaluation.evaluate(None, held_out, verifier, "dev", 5.0)
-    assert [v.verdict for v in found.verdicts] == [
-        "correct",
-        "wrong",
-        "correct",
-        "correct",
-        "error",
-        "correct",
-    ]
+    assert [v.verdict for v in found.verdicts] == ["correct", "wrong", *["correct"] * 2, "error", "correct"]
     assert (found.scores.ex, found.scores.executable, found.codes) == (4 / 6, 5 / 6, codes)
-    row = {
-        "index": 1,
-        "db_id": "pets",
-        "question": held_out[1].text,
-        "gold": held_out[1].gold,
-        "answer": "SELECT 12345",
-    }
+    q = held_out[1]
+    row = {"index": 1, "db_id": "pets", "question": q.text, "gold": q.gold, "answer": "SELECT 12345"}
     assert len(found.rows()) == 6 and found.rows()[1].items() >= (row | {"verdict": "wrong"}).items()
     monkeypatch.undo()
     policy = load_policy(folders["gpt2"], "float32", "cpu")
@@ -568,12 +538,12 @@ def test_a_prompt_too_long_for_the_model_is_a_question_without_an_answer(spider,
     assert [bool(code) for code in codes] == fitting and 0 < sum(fitting) < 6
 
 
-# ---- the command ------------------------------------------------------------------------------------------------------
+# ---- the command -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flag, value", [
-    ("--workers", "0"), ("--workers", "-1"), ("--limit", "-3"), ("--timeout", "0"), ("--timeout", "-2"), ("--timeout", "nan"),
-    ("--timeout", "inf"), ("--batch-tokens", "0"), ("--max-new", "0"),
+    ("--workers", "0"), ("--workers", "-1"), ("--limit", "-3"), ("--timeout", "0"), ("--timeout", "-2"),
+    ("--timeout", "nan"), ("--timeout", "inf"), ("--batch-tokens", "0"), ("--max-new", "0"),
 ])  # fmt: skip
 def test_a_number_that_cannot_be_is_exit_code_2_and_named(capsys, flag, value):
     with pytest.raises(SystemExit) as end:
@@ -605,11 +575,8 @@ def test_the_timeout_is_the_data_sets_own(reached, spider, write, tmp_path):
     with gzip.open(tmp_path / "ds1000.jsonl.gz", "wt") as file:
         file.write(2 * (json.dumps(row) + "\n"))
     predictions = str(write('{"index": 0, "answer": ""}\n{"index": 1, "answer": ""}'))
-    for name, folder, *flags in (
-        ("spider", spider),
-        ("ds1000", tmp_path),
-        ("ds1000", tmp_path, "--timeout", "7"),
-    ):
+    cases = ("spider", spider), ("ds1000", tmp_path), ("ds1000", tmp_path, "--timeout", "7")
+    for name, folder, *flags in cases:
         with pytest.raises(Reached):
             evaluation.main(["--data", name, "--data-dir", str(folder), "--predictions", predictions, *flags])
     assert [arguments[2] for arguments in reached] == [10.0, 60.0, 7.0]
@@ -712,7 +679,8 @@ def test_a_folder_without_the_data_is_exit_code_2_and_one_line(tmp_path):
 @pytest.mark.parametrize("row, message", [
     ({"index": 6, "answer": "SELECT 1"}, "line 2: index 6, but the split has 6 questions"),
     ({"index": -1, "answer": "SELECT 1"}, "line 2: index -1"),
-    ({"index": 0, "db_id": "books", "answer": "SELECT 1"}, "line 2: database books, but question 0 is on pets"),
+    ({"index": 0, "db_id": "books", "answer": "SELECT 1"},
+     "line 2: database books, but question 0 is on pets"),
 ])  # fmt: skip
 def test_predictions_for_another_split_are_refused(spider, tmp_path, row, message):
     path = tmp_path / "predictions.jsonl"

@@ -1,4 +1,4 @@
-"""EM and hardness on hand-made pairs: every clause's rule once where it matches and once where it does not."""
+"""EM and hardness on hand-made pairs: every clause's rule once where it matches, once where it does not."""
 
 import json
 import time
@@ -10,8 +10,8 @@ from exact_match import MAX_DEPTH, VALUE, Schema, clauses, exact_match, hardness
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# owner(id, name, city), pet(id, owner_id -> owner.id, kind, age), visit(pet_id -> pet.id, vet_id -> owner.id,
-# cost)
+# owner(id, name, city), pet(id, owner_id -> owner.id, kind, age),
+# visit(pet_id -> pet.id, vet_id -> owner.id, cost)
 TABLES = {
     "table_names_original": ["owner", "Pet", "visit"],
     "column_names_original": [
@@ -96,12 +96,14 @@ SAME = {
     ),
     "three set operations": (
         "SELECT id FROM owner UNION SELECT id FROM pet EXCEPT SELECT owner_id FROM pet",
-        "SELECT T1.id FROM owner AS T1 UNION SELECT T1.id FROM pet AS T1 EXCEPT SELECT T1.owner_id FROM pet AS T1",
+        "SELECT T1.id FROM owner AS T1 UNION SELECT T1.id FROM pet AS T1"
+        " EXCEPT SELECT T1.owner_id FROM pet AS T1",
     ),
     "CASE, CAST, window": (
-        "SELECT CAST(SUM(CASE WHEN kind = 'cat' THEN 1 ELSE 0 END) AS REAL) / count(*), rank() OVER (ORDER BY age) FROM pet",
-        "SELECT RANK() OVER (ORDER BY T.age), CAST(sum(CASE WHEN T.kind = 'dog' THEN 1 ELSE 0 END) AS REAL) / COUNT(*)"
-        " FROM pet AS T",
+        "SELECT CAST(SUM(CASE WHEN kind = 'cat' THEN 1 ELSE 0 END) AS REAL) / count(*),"
+        " rank() OVER (ORDER BY age) FROM pet",
+        "SELECT RANK() OVER (ORDER BY T.age),"
+        " CAST(sum(CASE WHEN T.kind = 'dog' THEN 1 ELSE 0 END) AS REAL) / COUNT(*) FROM pet AS T",
     ),
     "WITH or a query in FROM": (
         "WITH c AS (SELECT age FROM pet) SELECT avg(age) FROM c",
@@ -246,11 +248,8 @@ def test_different(case):
 def test_without_tables():
     """One table is enough to know a column by; foreign keys and columns of a join are not known."""
     assert exact_match("SELECT name FROM owner", "SELECT T1.name FROM owner AS T1", None)
-    assert exact_match(
-        f"SELECT T1.name {JOIN}",
-        f"SELECT owner.name {JOIN}".replace(" AS T1", "").replace("T1", "owner"),
-        None,
-    )
+    without_alias = f"SELECT owner.name {JOIN}".replace(" AS T1", "").replace("T1", "owner")
+    assert exact_match(f"SELECT T1.name {JOIN}", without_alias, None)
     assert not exact_match(f"SELECT T1.id {JOIN}", f"SELECT T2.owner_id {JOIN}", None)
 
 
@@ -271,12 +270,12 @@ def test_order_of_foreign_keys_does_not_join_groups():
     assert Schema(tables).same == {"a.p": "a.p", "b.r": "a.p", "b.s": "a.q", "a.q": "a.q"}
 
 
-@pytest.mark.parametrize(
-    "answer",
-    ["", " \n", ";", "I do not know.", "SELECT", "SELECT name FROM", "SELECT name FROM owner WHERE", "SELECT 'name FROM owner",
-     "SELECT name FROM owner; SELECT name FROM owner", "DROP TABLE owner", "VACUUM", "EXPLAIN SELECT name FROM owner",
-     "INSERT INTO owner SELECT name FROM owner", "SELECT \0 FROM owner", "SELECT \ud800 FROM owner"],
-)  # fmt: skip
+@pytest.mark.parametrize("answer", [
+    "", " \n", ";", "I do not know.", "SELECT", "SELECT name FROM", "SELECT name FROM owner WHERE",
+    "SELECT 'name FROM owner", "SELECT name FROM owner; SELECT name FROM owner", "DROP TABLE owner", "VACUUM",
+    "EXPLAIN SELECT name FROM owner", "INSERT INTO owner SELECT name FROM owner", "SELECT \0 FROM owner",
+    "SELECT \ud800 FROM owner",
+])  # fmt: skip
 def test_not_a_query(answer):
     assert exact_match("SELECT name FROM owner", answer, TABLES) is False
     assert exact_match("SELECT name FROM owner", answer, None) is False
@@ -310,10 +309,7 @@ HOSTILE = {
     "100 kB": "SELECT " + "a, " * 33_000 + "a",
     "comments": "/*" * 50_000,
     "quotes": "'" * 99_999,
-    "deep query": "SELECT a FROM b WHERE x IN "
-    + "(SELECT a FROM b WHERE x IN " * MAX_DEPTH
-    + "(1)"
-    + ")" * MAX_DEPTH,
+    "deep query": "SELECT a FROM b WHERE x IN (" * (MAX_DEPTH + 1) + "1" + ")" * (MAX_DEPTH + 1),
     "almost as deep": "SELECT a FROM b WHERE x > " + "(SELECT x FROM b WHERE 5 < " * 38 + "x" + ")" * 38,
     "deep alias": "SELECT " + "(SELECT " * 38 + "1 AS a ORDER BY a" + ") AS a ORDER BY a" * 38,
     "deep FROM, open": "SELECT a FROM " + "(SELECT a FROM " * 38,
@@ -356,7 +352,8 @@ HARDNESS = {
         "SELECT id FROM pet WHERE age > 3 OR age < 1",  # WHERE and OR
         "SELECT id FROM pet ORDER BY age LIMIT 1",
         "SELECT id FROM pet GROUP BY kind, age",
-        "SELECT count(*) FROM pet GROUP BY kind HAVING count(*) > 1 AND avg(age) > 2",  # AND of HAVING: an aggregate
+        # AND of HAVING: an aggregate
+        "SELECT count(*) FROM pet GROUP BY kind HAVING count(*) > 1 AND avg(age) > 2",
         "SELECT name FROM owner WHERE name LIKE '%a%'",  # WHERE and LIKE
         f"SELECT T1.name {JOIN} WHERE T2.age > 3",
         "SELECT max(age), min(age) FROM pet WHERE kind = 'cat'",  # two columns, two aggregates
@@ -382,9 +379,7 @@ def test_hardness(level, query):
 
 
 def test_hardness_counts_not_as_an_aggregate():
-    """The official count does, so two NOTs move this query to where "more than two others" is: from extra to
-    hard.
-    """
+    """The official count does: two NOTs move this query past "more than two others", from extra to hard."""
     query = "SELECT id, kind FROM pet WHERE kind{0} IN ('a') AND kind{0} IN ('b') GROUP BY kind"
     assert (hardness(query.format("")), hardness(query.format(" NOT"))) == ("extra", "hard")
 
@@ -405,9 +400,7 @@ def test_every_gold_of_shop_matches_itself():
 
 
 def test_a_text_that_is_too_long_to_run_is_not_read():
-    """Where the gold query does not parse the tokens decide; nothing bounds the time that this takes but the
-    length.
-    """
+    """Where the gold query does not parse the tokens decide; only the length bounds the time this takes."""
     broken = "SELECT a FROM ("
     long, started = "SELECT " + "a," * 5_000_000, time.process_time()
     for gold, answer in ((broken, long), (long, broken), (long, long + " "), ("SELECT 1", long)):

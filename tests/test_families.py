@@ -1,6 +1,4 @@
-"""Every family of models that the README lists, tiny and with random weights: tree scores, sampling, LoRA, a
-training step.
-"""
+"""Every family that the README lists, tiny, with random weights: tree scores, sampling, LoRA, a step."""
 
 from pathlib import Path
 
@@ -17,15 +15,13 @@ from sample import SamplingParams, draw_batch
 from tree import Tree, answer_logps
 
 SMALL = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "max_position_embeddings": 256, "initializer_range": 0.25, "tie_word_embeddings": False,
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.25,
+    "tie_word_embeddings": False,
 }  # fmt: skip
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "initializer_range": 0.25}
-DROPOUT = {
-    "residual_dropout": 0.5,
-    "embedding_dropout": 0.5,
-    "attention_dropout": 0.5,
-}  # torch's function, not its module
+# torch's function, not its module
+DROPOUT = {"residual_dropout": 0.5, "embedding_dropout": 0.5, "attention_dropout": 0.5}
 # family: (model_type, settings, linear layers of a block)
 FAMILIES = {
     "Llama, CodeLlama": ("llama", SMALL, 7),

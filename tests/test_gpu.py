@@ -1,6 +1,4 @@
-"""What only a GPU runs: fused attention by other kernels, and decoding steps captured as CUDA graphs. Skipped
-without one.
-"""
+"""What only a GPU runs: fused attention by other kernels, decoding steps as CUDA graphs. Else skipped."""
 
 import math
 
@@ -75,9 +73,8 @@ def drawn(policy, new, ends, answers=6):
     return [a.ids for a in draw_batch(policy, questions, PROMPTS, SamplingParams(answers, new))]
 
 
-@pytest.mark.parametrize(
-    "ends", [(), tuple(range(0, 352, 9))]
-)  # about every ninth token: answers leave the batch
+# about every ninth token: answers leave the batch
+@pytest.mark.parametrize("ends", [(), tuple(range(0, 352, 9))])
 @pytest.mark.parametrize("waits", [False, True])
 def test_captured_steps_draw_what_the_cpu_draws(folder, ends, waits, monkeypatch):
     captured, graph = [], torch.cuda.graph

@@ -1,6 +1,4 @@
-"""A full disk, a folder that cannot be written, Ctrl-C: one sentence, the right exit code, and the same
-command goes on.
-"""
+"""A full disk, a read-only folder, Ctrl-C: one sentence, the right exit code, the same command goes on."""
 
 import os
 import signal
@@ -20,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def disk(tmp_path):
-    """`disk(options)` mounts a file system of its own there, or changes it; skips where that is not allowed."""
+    """`disk(options)` mounts a file system of its own there, or changes it; skips where that is forbidden."""
     place = tmp_path / "disk"
     place.mkdir()
 
@@ -58,9 +56,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(again, disk):
 
 
 def interrupted(arguments, moment):
-    """Ctrl-C after `moment` seconds, or when the run has printed that text; returns (exit code as a shell
-    gives it, stderr).
-    """
+    """Ctrl-C after `moment` seconds or once the run has printed it; (exit code as in a shell, stderr)."""
     argv = [sys.executable, "-u", "codelutra.py", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as many threads as the run it is compared with
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}

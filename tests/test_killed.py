@@ -1,6 +1,8 @@
 """kill -9 at any moment: the same command, started again, ends with the files of the run that nobody killed.
 
-MOMENTS=100 CALLS=1000 python -m pytest -s tests/test_killed.py     100 random moments, every call of a checkpoint's writer
+    MOMENTS=100 CALLS=1000 python -m pytest -s tests/test_killed.py
+
+tries 100 random moments and every call of a checkpoint's writer.
 """
 
 import os
@@ -16,14 +18,15 @@ from stages import Checkpoint
 
 MOMENTS, CALLS = (int(os.environ.get(name, few)) for name, few in (("MOMENTS", 3), ("CALLS", 2)))
 
-SAME = ("answers.jsonl", "reference.safetensors", "pairs.jsonl", "scores.json", "dev.jsonl", "validation.jsonl",
-        "adapter/adapter_model.safetensors", "../summary.json")  # fmt: skip
+SAME = (
+    "answers.jsonl", "reference.safetensors", "pairs.jsonl", "scores.json", "dev.jsonl", "validation.jsonl",
+    "adapter/adapter_model.safetensors", "../summary.json",
+)  # fmt: skip
 WRITES = {"open", "write", "write_record", "write_end_of_file", "flush", "fsync", "close", "replace"}
 
 
 def child(arguments, seconds=None, dies_at=None):
-    """Run the command in a forked process, killed after `seconds` or before call `dies_at` of the
-    checkpoint's writer.
+    """Run the command in a forked process, killed after `seconds` or before call `dies_at` of its writer.
 
     Returns its exit status, negative the signal that ended it.
     """
@@ -50,9 +53,7 @@ def child(arguments, seconds=None, dies_at=None):
 
 
 def die_in_the_writer(number):
-    """Kill this process just before the `number`-th call by which the second checkpoint opens, writes,
-    flushes or renames.
-    """
+    """Kill this process before the `number`-th open, write, flush or rename of the second checkpoint."""
     original, checkpoints, calls = Checkpoint.save, [], []
 
     def watch(_frame, event, function):
@@ -86,9 +87,8 @@ def test_killed_at_random_moments_and_in_the_writer_of_checkpoints(folders, spid
     assert child(run_in("whole")) == 0
     expected, whole = files(tmp_path / "whole"), time.monotonic() - started
     rng, killed, calls = random.Random(0), 0, 0
-    for n in range(
-        4 * MOMENTS
-    ):  # on a busy machine the first run is the slowest, and some kills come too late
+    # on a busy machine the first run is the slowest, and some kills come too late
+    for n in range(4 * MOMENTS):
         if killed == MOMENTS:
             break
         killed += child(run_in(f"moment{n}"), seconds=rng.uniform(0, whole)) == -signal.SIGKILL

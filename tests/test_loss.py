@@ -18,8 +18,7 @@ def sigmoid(x):
 
 
 def test_margin_by_hand():
-    # chosen gained −10 − (−12) = 2, rejected lost −23 − (−20) = −3: margin 2 − (−3) = 5; the second pair has
-    # not moved
+    # chosen gained −10 − (−12) = 2, rejected lost −23 − (−20) = −3: margin 5; the second pair has not moved
     margin = dpo_margin(column(-10, -7), column(-23, -9), column(-12, -7), column(-20, -9))
     assert margin.tolist() == [5, 0]
 

@@ -28,7 +28,7 @@ def answers(question, *verdicts, first=1):
 
 
 def pairs_of(drawn, t=1, index=5, counts=None, gold_code="SELECT 1", context="", **settings):
-    """D_t of one question whose gold code has the ids GOLD, None where it has no pairs; `counts` is added to."""
+    """D_t of one question whose gold code has the ids GOLD, None where it has no pairs; adds to `counts`."""
     question = Question(index, "pets", "pets.sqlite", "?", gold_code, context=context)
     given, verdicts = [replace(a, question=index) for a, _ in drawn], [v for _, v in drawn]
     with pytest.MonkeyPatch.context() as patch:
@@ -115,10 +115,8 @@ def test_gold_only_is_chosen_alone():
 
 def test_an_answer_that_was_not_judged_is_neither_chosen_nor_rejected():
     """Nor does the gold code make pairs with it, where no answer is right."""
-    counts, unknown = (
-        Counter(),
-        Verdict("error", NOT_JUDGED + "shop.sqlite: database disk image is malformed"),
-    )
+    counts = Counter()
+    unknown = Verdict("error", NOT_JUDGED + "shop.sqlite: database disk image is malformed")
     drawn = [(answer, unknown) for answer, _ in answers(5, *["error"] * 3)]
     for gold in ("if-empty", "always", "never"):
         assert pairs_of(drawn, gold=gold) is None
@@ -289,8 +287,8 @@ def test_blanks_at_the_end_of_a_line_make_no_other_python_code(text):
 
 
 OTHER_PROGRAMS = [
-    "if x:\n     y = 1", f"    {PROGRAM}", "if X:\n    y = 1", f"{PROGRAM} # one", f"{PROGRAM}\u00a0", "if x: y = 1",
-    f"{PROGRAM};",
+    "if x:\n     y = 1", f"    {PROGRAM}", "if X:\n    y = 1", f"{PROGRAM} # one", f"{PROGRAM}\u00a0",
+    "if x: y = 1", f"{PROGRAM};",
 ]  # fmt: skip
 
 
@@ -300,9 +298,8 @@ def test_what_else_differs_makes_other_python_code(text):
 
 
 def test_a_blank_behind_a_backslash_makes_other_python_code():
-    assert normal_form("x = 1 + \\\n2", "python") != normal_form(
-        "x = 1 + \\ \n2", "python"
-    )  # the latter does not run
+    # the latter does not run
+    assert normal_form("x = 1 + \\\n2", "python") != normal_form("x = 1 + \\ \n2", "python")
 
 
 def test_gold_code_that_is_not_chosen_moves_no_draw():
@@ -328,7 +325,7 @@ def test_a_draw_depends_on_seed_iteration_and_question_alone():
     )
 
 
-# ---- the stage ------------------------------------------------------------------------------------------------------
+# ---- the stage ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -390,9 +387,7 @@ def test_the_gold_answer_is_its_tokens_and_the_end_token(spider, tokenizer):
 
 
 def test_what_the_golds_tokens_say_counts_where_a_tokenizer_changes_it(tokenizer):
-    """NFC makes one letter of two: the text of the gold's tokens is another query, which was drawn and is
-    wrong.
-    """
+    """NFC makes one letter of two: the gold's tokens say another query, which was drawn and is wrong."""
     from tokenizers import normalizers
 
     made = copy.deepcopy(tokenizer)

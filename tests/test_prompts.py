@@ -47,9 +47,8 @@ def as_llama(_):
 
 
 def as_llama_2(_):
-    """As Llama-2's, Mistral's and Phi-3's: the ▁ is put before a text (and before what follows a special
-    token) by the normalizer, and decoding takes one space away. Line breaks and indentation have tokens of
-    their own."""
+    """As Llama-2's, Mistral's and Phi-3's: the normalizer puts ▁ before a text and after a special token,
+    decoding takes one space away. Line breaks and indentation have tokens of their own."""
     from tokenizers import normalizers
 
     made = as_llama(None)
@@ -106,7 +105,7 @@ def specials(ids, tokenizer):
     return [text for text in found if text in (*MARKS, END)]
 
 
-# ---- text that looks like a special token ----------------------------------------------------------------------------
+# ---- text that looks like a special token ------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -143,8 +142,7 @@ def test_ordinary_prompts_and_code_have_the_tokenizers_own_tokens(made, question
         made.chat_template = template
         ids = prompts.code_ids(question.gold, made)
         plain = made(question.gold, add_special_tokens=False)["input_ids"]
-        # a SentencePiece tokenizer puts a space before a text, which is not there behind the prompt's line
-        # break
+        # SentencePiece puts a space before a text, which is not there behind the prompt's line break
         space = made.decode([*made("x")["input_ids"], *plain]) == f"x {question.gold}"
         assert (ids == (*plain, made.eos_token_id)) == (not space or template is not None)
     text = f"<|user|>{prompts.prompt(question)}<|end|><|assistant|>"
@@ -164,7 +162,7 @@ def test_a_tokenizer_that_reads_a_special_token_from_any_text_is_a_user_error(na
         prompts.prompt_ids(nasty, made)
 
 
-# ---- an answer's text is what stands behind the prompt ----------------------------------------------------------------
+# ---- an answer's text is what stands behind the prompt -----------------------------------------------------
 
 INDENTED = [
     "    return a",
@@ -190,9 +188,8 @@ def test_code_behind_a_line_break_keeps_its_first_spaces(made, question, templat
 def test_the_space_with_which_a_chat_answer_begins_is_not_code(made, code):
     made.chat_template = CHAT
     assert prompts.answer_text(prompts.code_ids(code, made)[:-1], made) == code
-    ids = made(code, add_special_tokens=False)[
-        "input_ids"
-    ]  # of a SentencePiece tokenizer: with ▁ before a letter
+    # of a SentencePiece tokenizer: with ▁ before a letter
+    ids = made(code, add_special_tokens=False)["input_ids"]
     assert code[0] == " " or prompts.answer_text(ids, made) == code
 
 
@@ -218,7 +215,7 @@ def test_special_tokens_and_numbers_without_a_token_stay_in_the_text(made):
     assert prompts.answer_text([*ids[:1], mark, *ids[1:]], made).count("<|user|>") == 1
 
 
-# ---- tokens that a tokenizer adds ------------------------------------------------------------------------------------
+# ---- tokens that a tokenizer adds --------------------------------------------------------------------------
 
 
 ADDED = ["$A", "<s> $A", "$A </s>", "<s> $A </s>", "</s> $A </s>", "<s> <s> $A </s> </s>"]
@@ -236,7 +233,7 @@ def test_nothing_stands_between_the_prompt_and_the_answer(added, tokenizer, ques
     assert prompts.prompt_ids(question, made) == first + made(text, add_special_tokens=False)["input_ids"]
 
 
-# ---- thinking --------------------------------------------------------------------------------------------------------
+# ---- thinking ----------------------------------------------------------------------------------------------
 
 NO_THOUGHT = "<think>\n\n</think>\n\n"
 OFF = "{% if enable_thinking is defined and enable_thinking is false %}"
@@ -258,10 +255,13 @@ def test_a_question_about_thinking_opens_no_thought(chat, question):
     assert chat.decode(ids).endswith(f"What is <think><|end|><|assistant|>{NO_THOUGHT}")
 
 
-# ---- templates that print the date -----------------------------------------------------------------------------------
+# ---- templates that print the date -------------------------------------------------------------------------
 
 FORMATS = ["%d %b %Y", "%Y-%m-%d", "%A, %-d %B %y", "%j"]
-LLAMA32 = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}"
+LLAMA32 = (
+    "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    "{{ date_string }}"
+)
 IN_MACRO = (
     "{% macro today() %}{{ strftime_now('%d %b %Y') }}{% endmacro %}"
     "{% if strftime_now is defined %}{{ today() }}{% endif %}"

@@ -1,6 +1,4 @@
-"""A run's prompts are part of its fixed data: its first day's date, and the same tokens whenever it is
-resumed.
-"""
+"""A run's prompts are part of its fixed data: its first day's date, the same tokens when it is resumed."""
 
 import json
 import shutil
@@ -31,9 +29,10 @@ def dated(folders, spider, tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(policy, "today", lambda: day)
             codelutra.main([
-                "--model", str(model), "--data", "spider", "--data-dir", str(spider), "--out", str(run), "--iterations",
-                "1", "--answers", "3", "--pairs", "2", "--max-new", "8", "--batch-size", "4", "--validation", "2",
-                "--lr", "0.01", "--workers", "1", "--precision", "float32", "--device", "cpu", "--limit", "6", *flags,
+                "--model", str(model), "--data", "spider", "--data-dir", str(spider), "--out", str(run),
+                "--iterations", "1", "--answers", "3", "--pairs", "2", "--max-new", "8", "--batch-size", "4",
+                "--validation", "2", "--lr", "0.01", "--workers", "1", "--precision", "float32",
+                "--device", "cpu", "--limit", "6", *flags,
             ])  # fmt: skip
 
     dated.model = model

@@ -66,10 +66,12 @@ def test_questions_whose_gold_gives_no_rows_are_counted_and_not_trained_on(
 
 def test_an_empty_result_is_one_by_the_official_preparation_or_holds_nothing_but_null(spider):
     database = data.load("spider", spider, "train")[0][0].database
-    golds = {"SELECT name FROM owner WHERE id > = 9": True, "SELECT count(*) FROM owner WHERE id > 9": False,
-             "SELECT NULL": True, "SELECT max(id), min(name) FROM owner WHERE id > 9": True, "SELECT NULL FROM owner": True,
-             "SELECT max(id), count(*) FROM owner WHERE id > 9": False, "SELECT ''": False, "SELECT 0": False,
-             "SELECT NULL UNION ALL SELECT id FROM owner": False}  # fmt: skip
+    golds = {
+        "SELECT name FROM owner WHERE id > = 9": True, "SELECT count(*) FROM owner WHERE id > 9": False,
+        "SELECT NULL": True, "SELECT max(id), min(name) FROM owner WHERE id > 9": True,
+        "SELECT NULL FROM owner": True, "SELECT max(id), count(*) FROM owner WHERE id > 9": False,
+        "SELECT ''": False, "SELECT 0": False, "SELECT NULL UNION ALL SELECT id FROM owner": False,
+    }  # fmt: skip
     with Verifier(1) as verifier:
         assert {gold: verifier.gold_is_empty(SqlJob(database, gold, "")) for gold in golds} == golds
         with pytest.raises(GoldError):

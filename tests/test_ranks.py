@@ -1,6 +1,4 @@
-"""Two processes make the run that one makes: the same answers, verdicts and pairs, the same adapter up to
-rounding.
-"""
+"""Two processes make one's run: the same answers, verdicts and pairs, the same adapter up to rounding."""
 
 import os
 import subprocess
@@ -16,18 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def torchrun(count, arguments, program="codelutra.py"):
-    started = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(count),
-        program,
-    ]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [*started, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        [*launch, program, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
 
 
@@ -39,10 +29,8 @@ def test_two_processes_make_the_run_of_one(folders, spider, finished, tmp_path, 
     assert done.stdout.count("best on validation") == 1  # the first process alone speaks
     for t in (1, 2):
         for name in ("answers.jsonl", "pairs.jsonl"):
-            assert (run / f"iter_{t}" / name).read_bytes() == (finished / f"iter_{t}" / name).read_bytes(), (
-                t,
-                name,
-            )
+            mine, theirs = ((r / f"iter_{t}" / name).read_bytes() for r in (run, finished))
+            assert mine == theirs, (t, name)
         mine, theirs = (load_file(r / f"iter_{t}/adapter/adapter_model.safetensors") for r in (run, finished))
         assert mine.keys() == theirs.keys()
         for key, value in theirs.items():
@@ -53,27 +41,19 @@ def test_two_processes_make_the_run_of_one(folders, spider, finished, tmp_path, 
 @pytest.mark.parametrize("sharded", [[], ["--shard"]], ids=" ".join)
 def test_a_process_that_fails_ends_the_run_and_one_goes_on(folders, spider, finished, tmp_path, sharded):
     run = tmp_path / "run"
-    broken = torchrun(
-        2, [*command(folders, spider, run), "--lr", "1e30", *sharded]
-    )  # no finite loss after the first step
+    # no finite loss after the first step
+    broken = torchrun(2, [*command(folders, spider, run), "--lr", "1e30", *sharded])
     assert broken.returncode != 0 and "lower --lr" in broken.stderr
     alone = [sys.executable, "codelutra.py", *command(folders, spider, run)]
     one = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True)
-    assert (
-        one.returncode == 2 and "was made with lr" in one.stderr
-    )  # nothing of it is lost: the settings are refused by name
+    # nothing of it is lost: the settings are refused by name
+    assert one.returncode == 2 and "was made with lr" in one.stderr
     assert (run / "iter_1" / "pairs.jsonl").read_bytes() == (finished / "iter_1" / "pairs.jsonl").read_bytes()
 
 
 def test_in_float16_a_process_may_have_no_micro_batch(folders, spider, tmp_path):
-    flags = [
-        "--precision",
-        "float16",
-        "--iterations",
-        "1",
-        "--train-tokens",
-        "4096",
-    ]  # a step is one micro-batch
+    # a step is one micro-batch
+    flags = ["--precision", "float16", "--iterations", "1", "--train-tokens", "4096"]
     done = torchrun(2, [*command(folders, spider, tmp_path / "run"), *flags])
     assert done.returncode == 0 and (tmp_path / "run" / "iter_1" / "adapter").exists(), done.stderr[-3000:]
 
@@ -81,7 +61,8 @@ def test_in_float16_a_process_may_have_no_micro_batch(folders, spider, tmp_path)
 HELD = """
 import sys, torch, policy, ranks
 
-def share():  # the model is gone before the processes part, as in codelutra.main: else torch may abort at its exit
+# the model is gone before the processes part, as in codelutra.main: else torch may abort at its exit
+def share():
     model = policy.load_policy(sys.argv[1], "float32", "cpu", shard=True).model
     weights = [p for name, p in model.named_parameters() if ".layers." in name]
     return sum(p.to_local().numel() for p in weights) / sum(p.numel() for p in weights)

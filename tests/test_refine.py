@@ -20,13 +20,12 @@ from settings import Config
 
 LN2 = math.log(2)
 
-# ---- schedule and batches ---------------------------------------------------------------------------------------------
+# ---- schedule and batches ----------------------------------------------------------------------------------
 
 
 def test_learning_rate_by_hand():
     config = Config(lr=1.0, warmup=0.1)
-    # 20 steps: 2 of warm-up (½, 1), then 18 of cosine from 1 at step 2 over 0.1 + 0.45 = 0.55 half-way at
-    # step 11
+    # 20 steps: 2 of warm-up (½, 1), then 18 of cosine from 1 at step 2; half-way, step 11, 0.1 + 0.45 = 0.55
     found = [learning_rate(config, step, 20) for step in range(20)]
     assert found[:3] == [0.5, 1.0, 1.0] and found[11] == pytest.approx(0.55)
     assert found[19] == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * 17 / 18)))
@@ -87,7 +86,7 @@ def test_micro_batches_are_consecutive_and_keep_the_limit():
     assert list(micro_batches(range(7), sizes, 10)) == [[0, 1], [2], [3], [4], [5, 6]]
 
 
-# ---- gradients --------------------------------------------------------------------------------------------------------
+# ---- gradients ---------------------------------------------------------------------------------------------
 
 RNG = random.Random(1)
 HEAD = [RNG.randrange(300) for _ in range(20)]
@@ -205,16 +204,15 @@ def test_how_a_step_is_computed_does_not_change_its_gradient(folder, monkeypatch
 
 
 def test_a_short_last_step_is_a_mean_over_its_own_pairs(folder, monkeypatch):
-    config = replace(
-        BASE, batch_size=12, lr=1e-12, pairs_per_tree=4
-    )  # 12 pairs and 4; the policy does not move
+    # 12 pairs and 4; the policy does not move
+    config = replace(BASE, batch_size=12, lr=1e-12, pairs_per_tree=4)
     seen, rows = gradients(folder, monkeypatch, config)
     whole, _ = gradients(folder, monkeypatch, replace(config, batch_size=16))
     assert len(seen) == len(rows) == 2
     assert_same([[(12 * a + 4 * b) / 16 for a, b in zip(*seen)]], whole)
 
 
-# ---- the reference is the previous policy ------------------------------------------------------------------------------
+# ---- the reference is the previous policy ------------------------------------------------------------------
 
 
 def test_dpo_starts_at_ln_2_in_every_iteration_and_a_wrong_reference_is_caught(folder):
@@ -236,9 +234,8 @@ def test_dpo_starts_at_ln_2_in_every_iteration_and_a_wrong_reference_is_caught(f
     with torch.no_grad():
         for p, value in zip(parameters, adapters[0]):
             p.copy_(value)
-    with pytest.raises(
-        AssertionError, match="ln 2"
-    ):  # π_1 trained against π_0, as if the adapter were switched off
+    # π_1 trained against π_0, as if the adapter were switched off
+    with pytest.raises(AssertionError, match="ln 2"):
         trained(config, policy, first, 3)
     trained(config, policy, second, 3)  # against itself
 
@@ -246,13 +243,9 @@ def test_dpo_starts_at_ln_2_in_every_iteration_and_a_wrong_reference_is_caught(f
 def test_the_first_step_is_checked_by_hand_numbers():
     check_first_step(LN2 + 0.9e-4, 0.1, torch.float32)
     check_first_step(LN2 - 0.04, 0.1, torch.bfloat16)
-    for dpo, dtype in (
-        (LN2 + 2e-4, torch.float32),
-        (LN2 - 2e-4, torch.float32),
-        (LN2 + 0.06, torch.bfloat16),
-    ):
+    for off, dtype in ((2e-4, torch.float32), (-2e-4, torch.float32), (0.06, torch.bfloat16)):
         with pytest.raises(AssertionError):
-            check_first_step(dpo, 0.1, dtype)
+            check_first_step(LN2 + off, 0.1, dtype)
 
 
 def test_reference_logps_are_those_of_plain_sequences(folder, reference):

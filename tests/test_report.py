@@ -501,11 +501,8 @@ def test_no_interval_is_without_width():
     nothing, everything = np.zeros((1, 8)), np.ones((1, 8))
     assert bounds(nothing) == bounds(np.zeros((3, 8))) == [0, 0, 0.3244]  # one run, three runs that agree
     assert bounds(everything) == bounds(np.ones((3, 8))) == [1, 0.6756, 1]
-    assert bounds(np.array([[1.0, 0.0, 0.0]])) == [
-        0.3333,
-        0.0615,
-        0.7923,
-    ]  # one run is a single share: Wilson's
+    # one run is a single share: Wilson's
+    assert bounds(np.array([[1.0, 0.0, 0.0]])) == [0.3333, 0.0615, 0.7923]
     assert bounds(everything, everything) == [0, -0.3244, 0.3244]  # nothing gained, nothing lost
     assert bounds(everything, nothing) == [1, 0.3512, 1] and bounds(nothing, everything) == [-1, -1, -0.3512]
 

@@ -1,6 +1,4 @@
-"""A run's folder: what is there is read, what is missing or torn is made again, what differs is refused by
-name.
-"""
+"""A run's folder: what is there is read, what is missing or torn made again, what differs refused by name."""
 
 import json
 import shutil
@@ -62,11 +60,8 @@ def test_no_pairs_at_all_stop_with_one_sentence(tmp_path):
 
 def test_a_checkpoint_holds_the_steps_as_they_are_in_train_jsonl(tmp_path):
     """So that a version of the code goes on from the checkpoint of another."""
-    checkpoint, rows, applied = (
-        Checkpoint(tmp_path),
-        [{"step": 0, "loss": 1 / 3}, {"step": 1, "loss": float("inf")}],
-        [],
-    )
+    checkpoint, applied = Checkpoint(tmp_path), []
+    rows = [{"step": 0, "loss": 1 / 3}, {"step": 1, "loss": float("inf")}]
     for row in rows:
         checkpoint.step(row)
     text = (tmp_path / "train.jsonl").read_text()
@@ -114,10 +109,8 @@ def test_a_run_keeps_the_fingerprint_of_every_version_of_the_code_that_it_was_ma
     monkeypatch.setattr(run_folder, "fingerprint", lambda: "newer")
     again("--iterations", "1")
     again("--iterations", "1")
-    assert len(first) == 1 and json.loads((again.run / "config.json").read_text())["code"] == [
-        *first,
-        "newer",
-    ]
+    now = json.loads((again.run / "config.json").read_text())["code"]
+    assert len(first) == 1 and now == [*first, "newer"]
     assert capsys.readouterr().out.count("the code has changed") == 1
 
 

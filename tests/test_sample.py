@@ -47,7 +47,7 @@ def until_end(ids, ends):
     return ids[:stop]
 
 
-# ---- the distribution -----------------------------------------------------------------------------------------------
+# ---- the distribution --------------------------------------------------------------------------------------
 
 
 def chi_square(counts, probabilities, draws):
@@ -146,9 +146,8 @@ def test_invert_is_exact_on_weights_made_by_hand(block):
 
 def test_invert_agrees_with_the_plain_cumulative_sum():
     generator = torch.Generator().manual_seed(0)
-    weights = torch.randint(
-        0, 4, (500, 700), generator=generator
-    ).float()  # integers: sums are exact in any order
+    # integers: sums are exact in any order
+    weights = torch.randint(0, 4, (500, 700), generator=generator).float()
     u = torch.rand(500, generator=generator, dtype=torch.float64)
     total = weights.double().cumsum(-1)
     expected = (total <= (u * total[:, -1])[:, None]).sum(-1)
@@ -168,9 +167,8 @@ def test_invert_never_returns_a_token_without_weight():
 def test_uniforms_depend_on_every_part_of_the_position_and_on_nothing_else():
     base = sampling.uniforms(1, 2, 3, 4, 8)
     assert np.array_equal(base, sampling.uniforms(1, 2, 3, 4, 8))
-    assert np.array_equal(
-        base[:5], sampling.uniforms(1, 2, 3, 4, 5)
-    )  # a longer limit draws the same beginning
+    # a longer limit draws the same beginning
+    assert np.array_equal(base[:5], sampling.uniforms(1, 2, 3, 4, 5))
     others = [
         sampling.uniforms(*place, 8) for place in ((0, 2, 3, 4), (1, 0, 3, 4), (1, 2, 0, 4), (1, 2, 3, 0))
     ]
@@ -178,7 +176,7 @@ def test_uniforms_depend_on_every_part_of_the_position_and_on_nothing_else():
     assert ((base >= 0) & (base < 1)).all()
 
 
-# ---- decoding -------------------------------------------------------------------------------------------------------
+# ---- decoding ----------------------------------------------------------------------------------------------
 
 
 def test_greedy_is_transformers_generate_token_for_token(policy, reference, questions):
@@ -186,8 +184,8 @@ def test_greedy_is_transformers_generate_token_for_token(policy, reference, ques
     compared = 0
     for q, prompt in zip(questions, ids_of(policy, questions)):
         theirs = reference.generate(
-            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False, max_new_tokens=24,
-            pad_token_id=0,
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False,
+            max_new_tokens=24, pad_token_id=0,
         )[0, len(prompt) :].tolist()  # fmt: skip
         ids = list(mine[q.index, 0].ids)
         assert ids == theirs[: len(ids)]
@@ -339,9 +337,8 @@ def test_the_bar_goes_forward_where_a_batch_does_not_fit_the_memory(policy, ques
     params = SamplingParams(answers=4, max_new=6)
     for count, batch in enumerate(sample(policy, questions[:3], params, progress="sampling"), 1):
         assert len(batch) == 12 and count == 1
-    assert (
-        shown == sorted(shown) and shown[0] == 1 and shown[-1] >= 8
-    )  # the third question, after two of 4 answers each
+    # the third question, after two of 4 answers each
+    assert shown == sorted(shown) and shown[0] == 1 and shown[-1] >= 8
     assert bars[0].n == 12
 
 
@@ -352,10 +349,8 @@ def test_batches_hold_every_question_once_within_the_limit():
     for batch in found:  # tokens held in the cache: a shared prefix once
         tree = Tree([prompts[i] for i in batch])
         assert tree.ids.shape[1] + 20 * len(batch) <= 100
-    assert sampling_batches([[1] * 500, [2]], answers=1, max_new=1, batch_tokens=50) == [
-        [1],
-        [0],
-    ]  # too large: alone
+    # too large: alone
+    assert sampling_batches([[1] * 500, [2]], answers=1, max_new=1, batch_tokens=50) == [[1], [0]]
     # like lengths meet, so that little is padded; within them, one schema's questions
     assert sampling_batches([[5] * 300, [7] * 20, [6] * 300, [5] * 299 + [9]], 1, 1, 1000) == [[1, 0, 3, 2]]
 
@@ -368,7 +363,7 @@ def test_every_token_that_can_end_code_is_a_stop_token(policy):
     assert len(policy.stop_tokens) < 40
 
 
-# ---- loading --------------------------------------------------------------------------------------------------------
+# ---- loading -----------------------------------------------------------------------------------------------
 
 
 def test_a_tokenizer_without_an_end_token_is_refused(folder, tokenizer, tmp_path):
@@ -428,7 +423,10 @@ def test_the_policy_is_frozen_float32_and_without_dropout(policy):
 def test_a_chat_template_is_used_where_there_is_one(policy, questions):
     plain = policy.tokenizer.decode(prompts.prompt_ids(questions[0], policy.tokenizer))
     assert plain.endswith("\nSQL:\n")
-    policy.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"
+    policy.tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<reply>{% endif %}"
+    )
     question = replace(questions[0], evidence="old means more than 5 years")
     chat = policy.tokenizer.decode(prompts.prompt_ids(question, policy.tokenizer))
     assert chat == f"<user>{prompts.prompt(question)}<reply>"

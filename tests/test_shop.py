@@ -1,4 +1,4 @@
-"""The bundled data set `shop`: the committed files are what make_shop.py writes, and they keep its promises."""
+"""The bundled data set `shop`: its files are what make_shop.py writes, and they keep its promises."""
 
 import importlib.util
 import json
@@ -72,9 +72,8 @@ def test_layout_and_sizes():
     files = [p for p in SHOP.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) < 600_000
     for p in (SHOP / "database").rglob("*"):
-        assert p.is_dir() or (p.suffix == ".sqlite" and p.stat().st_size < 30_000), (
-            p
-        )  # and no journal left behind
+        # and no journal left behind
+        assert p.is_dir() or (p.suffix == ".sqlite" and p.stat().st_size < 30_000), p
 
 
 @pytest.mark.parametrize("entry", TABLES, ids=DBS)
@@ -82,9 +81,8 @@ def test_database(entry):
     with connect(entry["db_id"]) as con:
         tables = dict(con.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'"))
         assert 2 <= len(tables) <= 3 and entry["table_names_original"] == list(tables) == entry["table_names"]
-        assert (
-            200 <= sum(map(len, tables.values())) <= 600
-        )  # a tiny model has to read it: about 50 to 150 tokens
+        # a tiny model has to read it: about 50 to 150 tokens
+        assert 200 <= sum(map(len, tables.values())) <= 600
         assert con.execute("PRAGMA page_size").fetchone()[0] in (1024, 4096)
         assert con.execute("PRAGMA journal_mode").fetchone()[0] == "delete"
         assert con.execute("PRAGMA foreign_key_check").fetchall() == []

@@ -1,6 +1,4 @@
-"""The packed tree gives what one-by-one sequences give through transformers' own attention: values and
-gradients.
-"""
+"""The packed tree gives what single sequences give in transformers' own attention: values and gradients."""
 
 import math
 import random
@@ -117,10 +115,8 @@ def test_chunked_projection_is_log_softmax_with_its_gradient(chunk, biased):
     hidden = torch.randn(7, 5, generator=generator, requires_grad=True)
     weight, bias = torch.randn(11, 5, generator=generator), torch.randn(11)
     bias = bias if biased else None
-    source, target = (
-        torch.tensor([0, 0, 0, 2, 3, 6, 6]),
-        torch.tensor([1, 4, 4, 10, 0, 3, 2]),
-    )  # 1, 4 and 5 predict nothing
+    # 1, 4 and 5 predict nothing
+    source, target = torch.tensor([0, 0, 0, 2, 3, 6, 6]), torch.tensor([1, 4, 4, 10, 0, 3, 2])
     scale = torch.randn(7, generator=generator)
     logps = TokenLogps.apply(hidden, weight, bias, source, target, chunk)
     expected = torch.nn.functional.linear(hidden, weight, bias).log_softmax(-1)[source, target]
@@ -178,11 +174,8 @@ def test_a_model_in_tree_attention_refuses_a_call_without_layout(policy):
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_attention_in_parts_is_plain_attention_over_everything_above(kv_heads):
     generator = torch.Generator().manual_seed(0)
-    prompts = [
-        [*range(40), 50, 51, 52],
-        [*range(40), 60],
-        [7, 8, 9, 10],
-    ]  # two share a prefix, one stands alone
+    # two share a prefix, one stands alone
+    prompts = [[*range(40), 50, 51, 52], [*range(40), 60], [7, 8, 9, 10]]
     tree = Tree(prompts, [[[1, 2, 3], [4]], [[5, 6]], [[1], [2, 3, 4, 5]]])
     count = tree.ids.shape[1]
     query, key, value = (torch.randn(count, h, 8, generator=generator).requires_grad_()

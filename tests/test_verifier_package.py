@@ -1,6 +1,4 @@
-"""The package `verifier`: it needs the standard library alone, and each process loads its own side and no
-other.
-"""
+"""The package `verifier` needs the standard library alone; each process loads its own side and no other."""
 
 import ast
 import os
@@ -44,8 +42,7 @@ def test_imports_are_of_the_standard_library_and_of_this_package(path):
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             inside |= set(imports(node))
-    # Behind the walls the project's folder cannot be read: by then all of the package must have been
-    # imported.
+    # Behind the walls the project's folder cannot be read: the package must be imported in full by then.
     assert "verifier" not in inside
     libraries = everywhere - sys.stdlib_module_names - {"verifier"}
     assert libraries <= (
@@ -119,6 +116,8 @@ def test_the_other_interpreter_may_have_something_else_called_verifier(tmp_path,
 
 def test_the_command_runs_from_any_folder(tmp_path):
     job = '{"id": 1, "kind": "sql", "database": "none.sqlite", "gold": "SELECT 1", "answer": "SELECT 1"}\n'
-    ended = subprocess.run([sys.executable, "-S", str(ROOT / "verify.py")], input=job, capture_output=True, text=True,
-                           cwd=tmp_path, env={"PATH": os.environ["PATH"]})  # fmt: skip
+    ended = subprocess.run(
+        [sys.executable, "-S", str(ROOT / "verify.py")], input=job, capture_output=True, text=True,
+        cwd=tmp_path, env={"PATH": os.environ["PATH"]},
+    )  # fmt: skip
     assert ended.returncode == 1 and f"no database at {tmp_path}" in ended.stdout, ended.stderr

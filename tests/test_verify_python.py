@@ -1,5 +1,4 @@
-"""The Python verifier against programs that cheat, hang, grow, escape or break, and against results that only
-look equal.
+"""The Python verifier against programs that cheat, hang, grow, escape or break, and results that look equal.
 
 Attacks on the verifier are numbered through all its tests; a name begins with its number. Contexts have
 DS-1000's shape and need numpy alone; tests of pandas, Matplotlib and scikit-learn are skipped where the
@@ -130,9 +129,7 @@ def judge(verifier):
 
 
 def processes():
-    """Processes of any supervisor, judge or candidate of this run: all have this one as an ancestor, or none
-    at all.
-    """
+    """Processes of any supervisor, judge or candidate of this run: all descend from this one, or none."""
     found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -151,8 +148,7 @@ def folders():
     return {path.name for path in Path(tempfile.gettempdir()).glob("codelutra-*")}
 
 
-# --- right and wrong
-# --------------------------------------------------------------------------------------------------
+# --- right and wrong ----------------------------------------------------------------------------------------
 
 
 def test_right_and_wrong(judge):
@@ -254,23 +250,12 @@ def test_a_module_is_not_there_before_it_is_imported(judge):
 def test_types_that_tests_compare(judge):
     np = pytest.importorskip("numpy")
     values = [
-        "{1, 2}",
-        "frozenset([1])",
-        "2 + 3j",
-        "range(3)",
-        "[None, ..., b'x']",
-        "10 ** 40",
-        "{'a': {'b': (1, [2])}}",
-        "np.datetime64('2020-01-01')",
-        "np.float32(2.5)",
-        "np.dtype('f4')",
-        "np.float64",
-        "slice(1, 2)",
-        "__import__('datetime').datetime(2020, 1, 2, 3)",
-        "__import__('decimal').Decimal('1.5')",
-        "__import__('collections').Counter('aab')",
+        "{1, 2}", "frozenset([1])", "2 + 3j", "range(3)", "[None, ..., b'x']", "10 ** 40",
+        "{'a': {'b': (1, [2])}}", "np.datetime64('2020-01-01')", "np.float32(2.5)", "np.dtype('f4')",
+        "np.float64", "slice(1, 2)", "__import__('datetime').datetime(2020, 1, 2, 3)",
+        "__import__('decimal').Decimal('1.5')", "__import__('collections').Counter('aab')",
         "__import__('fractions').Fraction(1, 3)",
-    ]
+    ]  # fmt: skip
     for value in values:
         test = context(
             expected=value,
@@ -283,8 +268,7 @@ def test_types_that_tests_compare(judge):
     assert np is not None
 
 
-# --- 37 to 45: pretending to be right
-# ---------------------------------------------------------------------------------
+# --- 37 to 45: pretending to be right -----------------------------------------------------------------------
 
 CHEATS = {
     "37 exit before": "import sys\nsys.exit(0)\nresult = x * 2",
@@ -292,28 +276,38 @@ CHEATS = {
     "37 quit": "result = x * 2\nraise SystemExit",
     "38 os._exit": "import os\nos._exit(0)",
     "38 os._exit after": "import os\nresult = x * 2\nos._exit(0)",
-    "39 always equal": "class Equal:\n    __eq__ = lambda s, o: True\n    __ne__ = lambda s, o: False\nresult = Equal()",
+    "39 always equal": "class Equal:\n    __eq__ = lambda s, o: True\n    __ne__ = lambda s, o: False\n"
+                       "result = Equal()",
     "39 always equal number": "class Equal(int):\n    __eq__ = lambda s, o: True\nresult = Equal(3)",
     "39 always equal text": "class Equal(str):\n    __eq__ = lambda s, o: True\nresult = Equal('3')",
     "39 always equal list": "class Equal(list):\n    __eq__ = lambda s, o: True\nresult = Equal([3])",
     "39 class": "class M(type):\n    __eq__ = lambda s, o: True\nclass E(metaclass=M): pass\nresult = E",
-    "41 patched builtins": "import builtins\nbuiltins.abs = lambda v: 0\nbuiltins.AssertionError = None\nresult = 1",
+    "41 patched builtins": "import builtins\nbuiltins.abs = lambda v: 0\nbuiltins.AssertionError = None\n"
+                           "result = 1",
     "41 patched int": "import ctypes\nint_eq = lambda s, o: True\nint.__eq__ = int_eq\nresult = 1",
-    "42 frames": "import sys\nframe = sys._getframe()\nwhile frame:\n    for v in list(frame.f_locals.values()):\n"
+    "42 frames": "import sys\nframe = sys._getframe()\nwhile frame:\n"
+                 "    for v in list(frame.f_locals.values()):\n"
                  f"        if v == {SECRET + 7}: result = v\n    frame = frame.f_back",
-    "42 traceback": "try:\n    1 / 0\nexcept Exception as e:\n    f = e.__traceback__.tb_frame\n    while f:\n"
-                    "        if 'expected_result' in f.f_locals: result = f.f_locals['expected_result']\n        f = f.f_back",
+    "42 traceback": "try:\n    1 / 0\nexcept Exception as e:\n    f = e.__traceback__.tb_frame\n"
+                    "    while f:\n"
+                    "        if 'expected_result' in f.f_locals: result = f.f_locals['expected_result']\n"
+                    "        f = f.f_back",
     "43 gc": "import gc\nfor o in gc.get_objects():\n    if isinstance(o, dict) and 'expected_result' in o:\n"
-             "        result = o['expected_result']\n    if isinstance(o, dict) and 'generate_test_case' in o:\n"
+             "        result = o['expected_result']\n"
+             "    if isinstance(o, dict) and 'generate_test_case' in o:\n"
              "        result = o['generate_test_case'](1)[1]",
-    "44 reduce": "import os\nclass R:\n    def __reduce__(self): return (os.system, ('touch /tmp/codelutra_reduced',))\n"
+    "44 reduce": "import os\nclass R:\n"
+                 "    def __reduce__(self): return (os.system, ('touch /tmp/codelutra_reduced',))\n"
                  "result = R()",
-    "45 every fd": "import os\nfor fd in range(256):\n    try: os.write(fd, b'PASS\\n' * 3)\n    except OSError: pass",
-    "45 forged reply": "import os\nfor fd in range(3, 30):\n    try: os.write(fd, (9).to_bytes(8, 'little') + b'RPASS1234')\n"
+    "45 every fd": "import os\nfor fd in range(256):\n    try: os.write(fd, b'PASS\\n' * 3)\n"
+                   "    except OSError: pass",
+    "45 forged reply": "import os\nfor fd in range(3, 30):\n"
+                       "    try: os.write(fd, (9).to_bytes(8, 'little') + b'RPASS1234')\n"
                        "    except OSError: pass",
     "70 no result": "y = x * 2",
     "79 the judge's own exception": "from verifier import judge\nraise judge.Decided('correct', '')",
-    "79 patched judge": "from verifier import candidate, judge\ncandidate.classify = lambda e: ('correct', '')\n"
+    "79 patched judge": "from verifier import candidate, judge\n"
+                        "candidate.classify = lambda e: ('correct', '')\n"
                         "judge.official = None\n1 / 0",
 }  # fmt: skip
 
@@ -340,12 +334,9 @@ def test_39_array_subclass_arrives_as_a_plain_array(judge):
         "    def __array_function__(self, *a, **k): return True\nresult = np.{}.view(Equal)"
     )
     assert judge(answer.format("zeros(4)"), NUMPY).verdict == "wrong"
-    assert (
-        judge(
-            answer.format("arange(4) * x").replace("np.arange(4) * x.view", "(np.arange(4) * x).view"), NUMPY
-        ).verdict
-        == "correct"
-    )  # what it holds is right, officially too
+    # what it holds is right, officially too
+    right = answer.format("arange(4) * x").replace("np.arange(4) * x.view", "(np.arange(4) * x).view")
+    assert judge(right, NUMPY).verdict == "correct"
 
 
 @needs("pandas")
@@ -406,7 +397,10 @@ def test_time_zones_of_dateutil_arrive(judge, value):
     assert judge(f"from dateutil import tz\nresult = {value}", test).verdict == "correct"
     assert judge("from dateutil import tz\nresult = pd.Timestamp('2021')", test).verdict == "wrong"
     # One of no name goes where a test does not look at it.
-    odd = "class Odd(datetime.tzinfo):\n    def utcoffset(self, at): return at and datetime.timedelta(hours=1)\n"
+    odd = (
+        "class Odd(datetime.tzinfo):\n"
+        "    def utcoffset(self, at): return at and datetime.timedelta(hours=1)\n"
+    )
     found = judge(
         f"import datetime\n{odd}result = datetime.datetime(2020, 1, 1, tzinfo=Odd())",
         context(check="assert ans"),
@@ -416,9 +410,7 @@ def test_time_zones_of_dateutil_arrive(judge, value):
 
 @needs("pandas")
 def test_input_behaves_as_in_one_process(judge):
-    """pandas 1.5 writes into an unpickled object column in `astype(str)`; the official process never
-    unpickles.
-    """
+    """pandas 1.5 writes into an unpickled object column in `astype(str)`; officially nothing is unpickled."""
     test = context(
         value="pd.DataFrame({'a': [1.5, 2, 'and']})",
         expected="[1.5, 'and']",
@@ -427,81 +419,30 @@ def test_input_behaves_as_in_one_process(judge):
     assert judge("result = x.loc[~x['a'].astype(str).str.isdigit(), 'a'].tolist()", test).verdict == "correct"
 
 
-# --- results without elements
-# ---------------------------------------------------------------------------------------
+# --- results without elements -------------------------------------------------------------------------------
 
 NOTHING = [
-    "[]",
-    "()",
-    "{}",
-    "set()",
-    "frozenset()",
-    "range(0)",
-    "iter([])",
-    "map(int, [])",
-    "{}.keys()",
-    "{}.values()",
-    "collections.deque()",
-    "[[]]",
-    "[(), {}]",
-    "np.array([])",
-    "np.empty((0, 1, 1, 1))",
-    "np.empty((3, 0))",
-    "np.empty(0, object)",
-    "np.array([], 'U3')",
-    "np.zeros(3, [('a', 'f8', (0,))])",
-    "np.matrix([[]])",
-    "np.ma.array([])",
-    "[np.array([])]",
-    "np.array([[], None], object)[:1]",
-    "pd.Series([], dtype=float)",
-    "pd.Series([[], []])",
-    "pd.DataFrame()",
-    "pd.DataFrame({'a': []})",
-    "pd.DataFrame(index=range(2))",
-    "pd.DataFrame({'a': [[], ()]})",
-    "pd.Index([])",
-    "pd.RangeIndex(0)",
-    "pd.MultiIndex.from_tuples([], names=['a', 'b'])",
-    "pd.Categorical([])",
-    "pd.array([], dtype='Int64')",
-    "pd.date_range('2020', periods=0)",
-    "torch.empty(0)",
-    "torch.empty(2, 0, 3)",
-    "torch.Size([])",
-]
+    "[]", "()", "{}", "set()", "frozenset()", "range(0)", "iter([])", "map(int, [])", "{}.keys()",
+    "{}.values()", "collections.deque()", "[[]]", "[(), {}]", "np.array([])", "np.empty((0, 1, 1, 1))",
+    "np.empty((3, 0))", "np.empty(0, object)", "np.array([], 'U3')", "np.zeros(3, [('a', 'f8', (0,))])",
+    "np.matrix([[]])", "np.ma.array([])", "[np.array([])]", "np.array([[], None], object)[:1]",
+    "pd.Series([], dtype=float)", "pd.Series([[], []])", "pd.DataFrame()", "pd.DataFrame({'a': []})",
+    "pd.DataFrame(index=range(2))", "pd.DataFrame({'a': [[], ()]})", "pd.Index([])", "pd.RangeIndex(0)",
+    "pd.MultiIndex.from_tuples([], names=['a', 'b'])", "pd.Categorical([])", "pd.array([], dtype='Int64')",
+    "pd.date_range('2020', periods=0)", "torch.empty(0)", "torch.empty(2, 0, 3)", "torch.Size([])",
+]  # fmt: skip
 SOMETHING = [
-    "5",
-    "None",
-    "''",
-    "'a'",
-    "float('nan')",
-    "[0]",
-    "(None,)",
-    "{'a': 1}",
-    "{1}",
-    "range(2)",
-    "np.arange(3)",
-    "np.float64(5)",
-    "np.str_('')",
-    "np.array([''])",
-    "np.array(5)",
-    "np.zeros((1, 1))",
-    "np.array([[], [1]], object)",
-    "[[], [1]]",
-    "pd.Series([1])",
-    "pd.DataFrame({'a': [[], 1]})",
-    "pd.Index(['a'])",
-    "pd.Timestamp('2020')",
-    "pd.NA",
-    "torch.ones(1)",
-    "torch.tensor(5)",
-]
+    "5", "None", "''", "'a'", "float('nan')", "[0]", "(None,)", "{'a': 1}", "{1}", "range(2)", "np.arange(3)",
+    "np.float64(5)", "np.str_('')", "np.array([''])", "np.array(5)", "np.zeros((1, 1))",
+    "np.array([[], [1]], object)", "[[], [1]]", "pd.Series([1])", "pd.DataFrame({'a': [[], 1]})",
+    "pd.Index(['a'])", "pd.Timestamp('2020')", "pd.NA", "torch.ones(1)", "torch.tensor(5)",
+]  # fmt: skip
 PLACES = {
-    "alone": "v", "in a list": "[1, v]", "in a tuple": "(v, 1)", "in a dictionary": "{'k': v, 'l': 1}", "deep": "[{'k': (v,)}]",
-    "in a deque": "collections.deque([v])", "in an iterator": "iter([v])", "in a slice": "slice(1, v)",
-    "in an object array": "cells([v, 1])", "in a matrix": "np.asmatrix(cells([v, 1]))",
-    "in a series": "pd.Series(cells([v, 1]))", "in a column": "pd.DataFrame({'a': [1, 2], 'b': cells([1, v])})",
+    "alone": "v", "in a list": "[1, v]", "in a tuple": "(v, 1)", "in a dictionary": "{'k': v, 'l': 1}",
+    "deep": "[{'k': (v,)}]", "in a deque": "collections.deque([v])", "in an iterator": "iter([v])",
+    "in a slice": "slice(1, v)", "in an object array": "cells([v, 1])",
+    "in a matrix": "np.asmatrix(cells([v, 1]))", "in a series": "pd.Series(cells([v, 1]))",
+    "in a column": "pd.DataFrame({'a': [1, 2], 'b': cells([1, v])})",
     "in all cells": "pd.DataFrame({'a': cells([v, v]), 'b': cells([v, v])})",
     "as a label": "pd.Index(cells([v]), dtype=object)",
     "as a row's name": "pd.DataFrame({'a': [1]}, index=pd.Index(cells([v]), dtype=object))",
@@ -588,36 +529,13 @@ def test_results_that_hold_both_are_like_themselves():
 
 TEXTLESS = ["''", "b''", "bytearray()", "np.str_('')", "np.bytes_(b'')"]
 COLLECTIONS = [
-    "[1]",
-    "(None,)",
-    "{'a': 1}",
-    "{1}",
-    "['a']",
-    "range(2)",
-    "np.arange(3)",
-    "np.array(['a'])",
-    "iter([1])",
-    "np.zeros((2, 2))",
-    "pd.Series([1])",
-    "pd.DataFrame({'a': [1]})",
-    "pd.Index(['a'])",
-    "torch.ones(1)",
-    "pd.array([1], dtype='Int64')",
-    "torch.Size([1])",
-    "collections.deque([1])",
-    "[['']]",
-]
+    "[1]", "(None,)", "{'a': 1}", "{1}", "['a']", "range(2)", "np.arange(3)", "np.array(['a'])", "iter([1])",
+    "np.zeros((2, 2))", "pd.Series([1])", "pd.DataFrame({'a': [1]})", "pd.Index(['a'])", "torch.ones(1)",
+    "pd.array([1], dtype='Int64')", "torch.Size([1])", "collections.deque([1])", "[['']]",
+]  # fmt: skip
 NO_COLLECTIONS = [
-    "'a'",
-    "''",
-    "b'a'",
-    "5",
-    "None",
-    "float('nan')",
-    "np.float64(5)",
-    "np.str_('a')",
-    "torch.tensor(5)",
-]
+    "'a'", "''", "b'a'", "5", "None", "float('nan')", "np.float64(5)", "np.str_('a')", "torch.tensor(5)",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -639,9 +557,12 @@ def test_an_empty_text_is_like_no_collection_that_has_elements(place):
 
 def test_empty_texts_in_results_that_are_built_in_another_way():
     np, pd = pytest.importorskip("numpy"), pytest.importorskip("pandas")
-    unlike = [(["", ""], [[1], [2]]), ([""], [[1], [2]]), ({""}, {(1,)}), (["", ""], np.ones((2, 2))), ({"": 1}, [[1], [2]]),
-              (np.array(["", ""]), [[1], [2]]), (np.array([b"", b""]), [[1], [2]]), (pd.Series(["", ""]), [[1], [2]]),
-              (pd.DataFrame({"a": ["", ""]}), [[1], [2]]), ((("", ""), ("", "")), np.ones((2, 2, 2)))]  # fmt: skip
+    unlike = [
+        (["", ""], [[1], [2]]), ([""], [[1], [2]]), ({""}, {(1,)}), (["", ""], np.ones((2, 2))),
+        ({"": 1}, [[1], [2]]), (np.array(["", ""]), [[1], [2]]), (np.array([b"", b""]), [[1], [2]]),
+        (pd.Series(["", ""]), [[1], [2]]), (pd.DataFrame({"a": ["", ""]}), [[1], [2]]),
+        ((("", ""), ("", "")), np.ones((2, 2, 2))),
+    ]  # fmt: skip
     texts = np.array([["", "a"], ["b", "c"]])
     alike = [(["", "a"], ["b", "c"]), (["", "a"], np.array(["", "a"])), (pd.Series(["", "a"]), ["", "a"]),
              (texts, texts.copy()), (pd.DataFrame(texts), pd.DataFrame(texts.copy())),
@@ -679,13 +600,9 @@ def test_large_deep_and_looping_results_are_looked_through_in_no_time():
 
 
 EMPTY_CELLS = [
-    "np.array([])",
-    "np.empty((0, 1, 1, 1))",
-    "[]",
-    "pd.Series([], dtype=object)",
-    "np.empty(0, object)",
+    "np.array([])", "np.empty((0, 1, 1, 1))", "[]", "pd.Series([], dtype=object)", "np.empty(0, object)",
     "[np.array([])]",
-]
+]  # fmt: skip
 
 
 @needs("pandas")
@@ -693,7 +610,8 @@ EMPTY_CELLS = [
 def test_a_frame_of_cells_without_elements_is_not_right(judge, cell):
     for which in ("[0, 1]", "[1]"):  # in every cell, in one
         code = (
-            f"import numpy as np\na = np.empty((2, 1), object)\na[:, 0] = [x, 2]\nfor i in {which}: a[i, 0] = {cell}\n"
+            "import numpy as np\na = np.empty((2, 1), object)\na[:, 0] = [x, 2]\n"
+            f"for i in {which}: a[i, 0] = {cell}\n"
             "result = pd.DataFrame(a, columns=['a'])"
         )
         assert judge(code, FRAME).verdict == "wrong"
@@ -739,8 +657,7 @@ def test_every_case_is_looked_at_for_elements(judge):
     assert judge("result = [1]", test).verdict == "wrong"
 
 
-# --- 46 to 57, 64 to 72: hanging, growing, crashing
-# -------------------------------------------------------------------
+# --- 46 to 57, 64 to 72: hanging, growing, crashing ---------------------------------------------------------
 
 HANGS = {
     "46 loop": "while True: pass",
@@ -753,20 +670,21 @@ HANGS = {
 WAITS = {
     "49 stops itself": "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\nresult = x * 2",
     "80 sleeps": "import time\ntime.sleep(1000)\nresult = x * 2",
-    "80 deadlock": "import threading\nlock = threading.Lock()\nlock.acquire()\nlock.acquire()\nresult = x * 2",
+    "80 deadlock": "import threading\nlock = threading.Lock()\nlock.acquire()\nlock.acquire()\n"
+                   "result = x * 2",
     "80 waits for a thread": "import threading\nthreading.Thread(target=threading.Event().wait).start()\n"
                              "threading.Event().wait()\nresult = x * 2",
-    "80 sleeps in pickling": "import time\nclass Slow(list):\n    def __iter__(self):\n        time.sleep(60)\n"
+    "80 sleeps in pickling": "import time\nclass Slow(list):\n    def __iter__(self):\n"
+                             "        time.sleep(60)\n"
                              "        return iter([])\nresult = Slow()",
-    "80 half a reply": "import os, time\nfor fd in range(3, 30):\n    try: os.write(fd, (100).to_bytes(8, 'little') + b'R')\n"
+    "80 half a reply": "import os, time\nfor fd in range(3, 30):\n"
+                       "    try: os.write(fd, (100).to_bytes(8, 'little') + b'R')\n"
                        "    except OSError: pass\ntime.sleep(60)",
 }  # fmt: skip
 
 
 def most(timeout):
-    """The most seconds by the clock until a verdict: twice WALL times the deadline, and some for a busy
-    machine.
-    """
+    """The most seconds by the clock to a verdict: 2 * WALL times the deadline, more for a busy machine."""
     return 2 * WALL * timeout + 2.5
 
 
@@ -782,10 +700,10 @@ def test_it_ends_at_the_deadline(judge, name):
     "name, test",
     [
         *((name, PLAIN) for name in WAITS),
-        ("49 stops itself", PLAIN + "# plt.gcf("),
+        ("49 stops itself", PLAIN + "# plt.gcf("),  # this and the next in the judge's process
         ("80 sleeps", PLAIN + "# plt.gcf("),
     ],
-)  # the last two in the judge's process
+)
 def test_what_waits_for_ever_ends_by_the_clock(judge, name, test):
     started = time.monotonic()
     verdict = judge(WAITS[name], test, timeout=0.2)
@@ -814,8 +732,10 @@ threads = []
 @pytest.mark.parametrize("name, answer, expected", [
     ("one thread", "burn_in_thread(0.3)\nthreads[0].join()", "correct"),
     ("two at once", "burn_in_thread(0.6)\nburn_in_thread(0.6)\nfor t in threads: t.join()", "timeout"),
-    ("two one after the other", "burn_in_thread(0.6)\nthreads[0].join()\nburn_in_thread(0.6)\nthreads[1].join()", "timeout"),
-    ("after its main thread has ended", "burn_in_thread(9)\nimport ctypes\nctypes.CDLL(None).syscall(60, 0)", "timeout"),
+    ("two one after the other", "burn_in_thread(0.6)\nthreads[0].join()\nburn_in_thread(0.6)\n"
+                                "threads[1].join()", "timeout"),
+    ("after its main thread has ended", "burn_in_thread(9)\nimport ctypes\n"
+                                        "ctypes.CDLL(None).syscall(60, 0)", "timeout"),
 ], ids=lambda value: value if " " in value and len(value) < 40 else "")  # fmt: skip
 def test_the_time_of_all_threads_is_added_up(judge, name, answer, expected):
     if os.uname().machine != "x86_64" and "main thread" in name:
@@ -891,9 +811,7 @@ def test_where_the_kernel_does_not_say_who_waited_all_the_time_counts(monkeypatc
 
 
 class Replies:
-    """In the place of the other interpreter: each program has its replies, and how many run at a time is
-    written down.
-    """
+    """In place of the other interpreter: each program has its replies; how many run at a time is recorded."""
 
     def __init__(self, replies):
         self.replies, self.lock, self.running, self.seen = replies, threading.Lock(), [], []
@@ -917,19 +835,11 @@ class Replies:
 
 
 def test_a_timeout_that_may_be_the_machines_fault_is_tried_once_more_alone():
-    right, waited, busy = (
-        ["correct", "", 0.1, 0.0],
-        ["timeout", "waited", 0.2, 3.6],
-        ["timeout", "busy", 1.0, 0.7],
-    )
+    right = ["correct", "", 0.1, 0.0]
+    waited, busy = ["timeout", "waited", 0.2, 3.6], ["timeout", "busy", 1.0, 0.7]
     used, slept = ["timeout", "used", 1.05, 0.1], ["timeout", "slept", 0.1, 0.9]
-    replies = {
-        "good": [waited, right],
-        "late": [busy, right],
-        "hangs": [waited, waited],
-        "loops": [used],
-        "sleeps": [slept],
-    }
+    replies = {"good": [waited, right], "late": [busy, right], "hangs": [waited, waited]}
+    replies |= {"loops": [used], "sleeps": [slept]}
     replies |= {f"other {i}": [right] for i in range(12)}
     with Verifier(workers=4) as verifier:
         fake = verifier.python = Replies(replies)
@@ -967,7 +877,10 @@ def test_54_memory(judge):
 
 
 def test_53_threads(judge):
-    bomb = "import threading, time\n{}while True:\n    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
+    bomb = (
+        "import threading, time\n{}while True:\n"
+        "    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
+    )
     assert judge(bomb.format(""), timeout=10).verdict == "error"
     assert judge(bomb.format("threading.stack_size(32768)\n"), timeout=10).verdict == "error"
 
@@ -991,7 +904,8 @@ def test_57_disk(judge):
     )
     assert judge(many, timeout=30).message.startswith("more than")
     unlinked = (
-        "import os, time\nopened = []\nfor i in range(200):\n    f = open('a', 'wb')\n    f.write(b'x' * (20 << 20))\n"
+        "import os, time\nopened = []\nfor i in range(200):\n    f = open('a', 'wb')\n"
+        "    f.write(b'x' * (20 << 20))\n"
         "    os.remove('a')\n    opened.append(f)\ntime.sleep(20)\nresult = x * 2"
     )
     assert judge(unlinked, timeout=30).message.startswith("more than")
@@ -1022,8 +936,7 @@ def test_71_changing_the_input_does_not_change_the_test(judge):
     assert judge("result = x[:]\nx.clear()", test).verdict == "correct"
 
 
-# --- 50 to 52, 58 to 64: reaching out
-# ---------------------------------------------------------------------------------
+# --- 50 to 52, 58 to 64: reaching out -----------------------------------------------------------------------
 
 DENIED = {
     "50 kill parent": "import os\nos.kill(os.getppid(), 9)",
@@ -1051,12 +964,14 @@ DENIED = {
     "61 arguments of init": "open('/proc/1/cmdline').read()",
     "61 other processes": "import os\nresult = os.listdir('/proc')",
     "63 tcp": "import socket\nsocket.create_connection(('127.0.0.1', 80))",
-    "63 udp": "import socket\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 53))",
+    "63 udp": "import socket\n"
+              "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 53))",
     "63 unix": "import socket\nsocket.socket(socket.AF_UNIX)",
     "63 pair": "import socket\nsocket.socketpair()",
     "63 urllib": "import urllib.request\nurllib.request.urlopen('http://127.0.0.1')",
     "76 chown": "import os, json\nos.chown(json.__file__, 1, 1)",
-    "77 prlimit parent": "import os, resource\nresource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (1, 1))",
+    "77 prlimit parent": "import os, resource\n"
+                         "resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (1, 1))",
     "77 priority of parent": "import os\nos.setpriority(os.PRIO_PROCESS, os.getppid(), 19)",
     "77 processors of parent": "import os\nos.sched_setaffinity(os.getppid(), {0})",
     "77 fcntl owner": "import fcntl, os\nfcntl.fcntl(3, fcntl.F_SETOWN, os.getppid())",
@@ -1091,11 +1006,13 @@ RAW = {
     "pidfd_open": (434, 434, "parent"), "rt_sigqueueinfo": (129, 138, "parent", 9),
     "tkill": (200, 130, "parent", 9), "tgkill": (234, 131, "parent", "parent", 9), "sethostname": (170, 161),
     "clock_settime": (227, 112), "shmget": (29, 194, 0, 4096, 0o1600), "add_key": (248, 217),
-    "open_by_handle_at": (304, 265), "kcmp": (312, 272, "parent", "parent"), "personality": (135, 92, 0x0040000),
-    "init_module": (175, 105), "reboot": (169, 142), "swapon": (167, 224), "quotactl": (179, 60), "acct": (163, 89),
-    "seccomp": (317, 277, 1), "landlock_create_ruleset": (444, 444, 0, 0, 1), "execveat": (322, 281),
-    "prctl PDEATHSIG": (157, 167, 1, 0), "prctl DUMPABLE": (157, 167, 4, 1), "ioctl TIOCSTI": (16, 29, 0, 0x5412),
-    "x32 getpid": (0x40000027, None), "x32 fork": (0x40000039, None), "openat2": (437, 437, 0, 0, 0, 24),
+    "open_by_handle_at": (304, 265), "kcmp": (312, 272, "parent", "parent"),
+    "personality": (135, 92, 0x0040000), "init_module": (175, 105), "reboot": (169, 142),
+    "swapon": (167, 224), "quotactl": (179, 60), "acct": (163, 89), "seccomp": (317, 277, 1),
+    "landlock_create_ruleset": (444, 444, 0, 0, 1), "execveat": (322, 281),
+    "prctl PDEATHSIG": (157, 167, 1, 0), "prctl DUMPABLE": (157, 167, 4, 1),
+    "ioctl TIOCSTI": (16, 29, 0, 0x5412), "x32 getpid": (0x40000027, None), "x32 fork": (0x40000039, None),
+    "openat2": (437, 437, 0, 0, 0, 24),
 }  # fmt: skip
 
 
@@ -1124,15 +1041,9 @@ result = x * 2
 
 def test_modes_times_and_attributes_do_not_change(judge):
     """Landlock does not cover them. They seem to work, as programs that copy a file need, and do nothing."""
-    file = Path(
-        subprocess.run(
-            [PYTHON, "-s", "-c", "import json; print(json.__file__)"],
-            cwd="/",
-            text=True,
-            capture_output=True,
-            check=True,
-        ).stdout.strip()
-    )
+    where = [PYTHON, "-s", "-c", "import json; print(json.__file__)"]
+    shown = subprocess.run(where, cwd="/", text=True, capture_output=True, check=True).stdout
+    file = Path(shown.strip())
     before = file.stat()
     for call in ("os.chmod(f, 0o777)", "os.chmod(os.open(f, os.O_RDONLY), 0o777)", "os.utime(f, (1, 1))"):
         assert judge(f"import json, os\nf = json.__file__\n{call}\nresult = x * 2").verdict == "correct"
@@ -1141,12 +1052,12 @@ def test_modes_times_and_attributes_do_not_change(judge):
         == "error"
     )
     after = file.stat()
-    assert (before.st_mode, before.st_mtime_ns, before.st_ctime_ns) == (
-        after.st_mode,
-        after.st_mtime_ns,
-        after.st_ctime_ns,
+    for field in ("st_mode", "st_mtime_ns", "st_ctime_ns"):
+        assert getattr(before, field) == getattr(after, field), field
+    copy = (
+        "import shutil\nopen('a', 'w').write('b')\nshutil.copy2('a', 'c')\n"
+        "result = x * len(open('c').read() * 2)"
     )
-    copy = "import shutil\nopen('a', 'w').write('b')\nshutil.copy2('a', 'c')\nresult = x * len(open('c').read() * 2)"
     assert judge(copy).verdict == "correct"
 
 
@@ -1194,7 +1105,8 @@ def test_only_its_own_files_are_open(judge):
     answer = (
         "import os\nopened = []\nfor fd in range(256):\n    try: os.fstat(fd)\n    except OSError: continue\n"
         "    opened.append(fd)\nassert len(opened) <= 10, opened\n"
-        "assert not [fd for fd in opened if __import__('stat').S_ISSOCK(os.fstat(fd).st_mode)]\nresult = x * 2"
+        "assert not [fd for fd in opened if __import__('stat').S_ISSOCK(os.fstat(fd).st_mode)]\n"
+        "result = x * 2"
     )
     assert judge(answer).verdict == "correct"
 
@@ -1210,18 +1122,21 @@ def test_one_program_leaves_nothing_for_the_next(judge):
     assert judge(answer).verdict == "correct"
 
 
-# --- what must pass
-# ---------------------------------------------------------------------------------------------------
+# --- what must pass -----------------------------------------------------------------------------------------
 
 
 def test_73_74_75_harmless_habits(judge):
-    thread = "import threading, time\nthreading.Thread(target=time.sleep, args=(9,), daemon={}).start()\nresult = x * 2"
+    thread = (
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(9,), daemon={}).start()\n"
+        "result = x * 2"
+    )
     started = time.monotonic()
     assert judge(thread.format(True)).verdict == "correct"
     assert judge(thread.format(False)).verdict == "correct"
     assert time.monotonic() - started < 8
     habits = (
-        "print('hello')\nimport xml.dom.minidom, zoneinfo, tempfile, os, json\nopen('a.txt', 'w').write('b')\n"
+        "print('hello')\nimport xml.dom.minidom, zoneinfo, tempfile, os, json\n"
+        "open('a.txt', 'w').write('b')\n"
         "os.makedirs('d/e')\nos.rename('a.txt', 'd/b.txt')\n"
         "with tempfile.TemporaryDirectory() as t: open(t + '/f', 'w').write('x')\n"
         "with tempfile.TemporaryFile() as f: f.write(b'x')\nassert zoneinfo.ZoneInfo('UTC')\n"
@@ -1240,7 +1155,8 @@ def test_74_savefig_in_its_folder(judge):
 @needs("sklearn")
 def test_75_n_jobs(judge):
     answer = (
-        "from sklearn.ensemble import RandomForestClassifier as F\nfrom sklearn.model_selection import cross_val_score\n"
+        "from sklearn.ensemble import RandomForestClassifier as F\n"
+        "from sklearn.model_selection import cross_val_score\n"
         "X = [[i] for i in range(20)]\ny = [i % 2 for i in range(20)]\n"
         "cross_val_score(F(4, n_jobs=-1), X, y, cv=2, n_jobs=-1)\nresult = x * 2"
     )
@@ -1250,7 +1166,10 @@ def test_75_n_jobs(judge):
 @needs("joblib")
 def test_75_joblib(judge):
     for jobs in (-1, 1, 4):
-        answer = f"from joblib import Parallel, delayed\nresult = sum(Parallel(n_jobs={jobs})(delayed(abs)(v) for v in (x, x)))"
+        answer = (
+            "from joblib import Parallel, delayed\n"
+            f"result = sum(Parallel(n_jobs={jobs})(delayed(abs)(v) for v in (x, x)))"
+        )
         assert judge(answer).verdict == "correct"
 
 
@@ -1290,26 +1209,17 @@ def test_an_input_that_cannot_be_sent_is_judged_in_one_process(judge):
     assert judge("result = x(2)", test).verdict == "wrong"
 
 
-# --- the way of a result
-# ----------------------------------------------------------------------------------------------
+# --- the way of a result ------------------------------------------------------------------------------------
 
 
 def test_no_pickle_runs_code():
     """Hand-made pickles: what is not plain data is refused before anything happens."""
     refused = [
-        pickle.dumps(os.system),
-        pickle.dumps(Path("x")),
-        pickle.dumps(slice(1)),
-        b"cos\nsystem\n(S'true'\ntR.",
-        b"c__builtin__\neval\n(S'1'\ntR.",
-        b"(S'true'\nios\nsystem\n.",
-        b"\x80\x04P1\n.",
-        b"\x82\x01.",
-        pickle.dumps(verify.Verdict("correct")),
-        b"\x80\x04\x8c\x08builtins\x8c\x04exec\x93.",
-        b"",
-        b"garbage",
-    ]
+        pickle.dumps(os.system), pickle.dumps(Path("x")), pickle.dumps(slice(1)),
+        b"cos\nsystem\n(S'true'\ntR.", b"c__builtin__\neval\n(S'1'\ntR.", b"(S'true'\nios\nsystem\n.",
+        b"\x80\x04P1\n.", b"\x82\x01.", pickle.dumps(verify.Verdict("correct")),
+        b"\x80\x04\x8c\x08builtins\x8c\x04exec\x93.", b"", b"garbage",
+    ]  # fmt: skip
     for data in refused:
         with pytest.raises(Exception):  # noqa: B017 (of whatever kind: nothing is returned)
             print(unpack.unpack(data))
@@ -1324,27 +1234,17 @@ def named(name):
 
 
 def test_a_result_cannot_patch_what_is_shared():
-    """BUILD (b) sets attributes, on a class or a builder too; SETITEMS and APPENDS call methods of what they
-    find.
-    """
+    """BUILD (b) sets attributes, on classes and builders too; SETITEMS and APPENDS call what they find."""
     before = {name: (id(f), f.__defaults__) for name, f in unpack.BUILDERS.items()}
     builtin = named("type_named") + b"\x8c\x08builtins\x8c\x03int\x86R"
     attacks = [
         build(named("opaque"), b"}\x8c\x0c__defaults__K\x01sb"),
-        build(named("opaque"), b"N}\x8c\x0c__defaults__)s\x86b"),
-        build(builtin, b"}\x8c\x01aK\x01sb"),
-        build(builtin, b"(K\x01e"),
-        build(builtin, b"K\x01a"),
-        build(builtin, b"\x8c\x01aK\x01s"),
-        build(builtin, b"(K\x01K\x02u"),
-        build(builtin, b"(K\x01\x90"),
-        build(builtin, b")R"),
-        build(builtin, b")\x81"),
-        build(b"\x8c\x01xK\x01\x85R"),
-        build(named("opaque"), b"K\x01R"),
-        build(named("find_class")),
-        build(named("Opaque")),
-    ]
+        build(named("opaque"), b"N}\x8c\x0c__defaults__)s\x86b"), build(builtin, b"}\x8c\x01aK\x01sb"),
+        build(builtin, b"(K\x01e"), build(builtin, b"K\x01a"), build(builtin, b"\x8c\x01aK\x01s"),
+        build(builtin, b"(K\x01K\x02u"), build(builtin, b"(K\x01\x90"), build(builtin, b")R"),
+        build(builtin, b")\x81"), build(b"\x8c\x01xK\x01\x85R"), build(named("opaque"), b"K\x01R"),
+        build(named("find_class")), build(named("Opaque")),
+    ]  # fmt: skip
     for data in attacks:
         with pytest.raises(Exception):  # noqa: B017
             unpack.unpack(data)
@@ -1389,8 +1289,7 @@ def test_a_forged_result_is_only_data(judge):
     assert verdict.verdict == "error" and "not allowed" in verdict.message
 
 
-# --- messages
-# ---------------------------------------------------------------------------------------------------------
+# --- messages -----------------------------------------------------------------------------------------------
 
 
 def test_messages_of_any_size():
@@ -1422,8 +1321,7 @@ def test_a_message_meets_its_deadline_in_both_directions():
         assert time.monotonic() - started < 5
 
 
-# --- faults and the end
-# -----------------------------------------------------------------------------------------------
+# --- faults and the end -------------------------------------------------------------------------------------
 
 
 def test_killed_workers_are_replaced(verifier, judge):
@@ -1540,11 +1438,12 @@ def test_a_normal_user_has_the_same_walls(tmp_path):
 import sys; sys.path.insert(0, {str(ROOT)!r})
 import os, tempfile
 from verifier import walls
-assert not os.path.exists("/tmp/codelutra_outside") and walls.readable_paths()
+outside = "/tmp/codelutra_outside"
+assert not os.path.exists(outside) and walls.readable_paths()
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 folder = tempfile.mkdtemp(dir={str(tmp_path)!r}); os.chdir(folder)
 walls.enclose(folder, 10)
-for attempt in (os.fork, lambda: open("/etc/passwd"), lambda: open("/tmp/codelutra_outside", "w"), lambda: os.kill(1, 0)):
+for attempt in (os.fork, lambda: open("/etc/passwd"), lambda: open(outside, "w"), lambda: os.kill(1, 0)):
     try: attempt()
     except PermissionError: continue
     os._exit(1)
@@ -1570,9 +1469,7 @@ def test_many_at_once_from_many_threads(verifier):
 
 
 def digest_of_packages():
-    """Every file that the interpreter could load, by name, size and time; the contents of the standard
-    library's json.
-    """
+    """All files that the interpreter could load, by name, size and time (not *.pyc), as one digest."""
     code = (
         "import site, sysconfig, os\nfor top in [*site.getsitepackages(), sysconfig.get_paths()['stdlib']]:\n"
         "    for folder, _, names in os.walk(top):\n        for name in names:\n"

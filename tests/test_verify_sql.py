@@ -123,9 +123,8 @@ def judge(verifier, database):
     before = digest(database)
 
     def judge(answer, gold="SELECT id FROM t", comparison="strict", timeout=0.5):
-        verifier.submit(
-            SqlJob(database, gold, "SELECT 1", comparison)
-        ).exception()  # worker and gold are warm
+        # worker and gold are warm
+        verifier.submit(SqlJob(database, gold, "SELECT 1", comparison)).exception()
         before = spent(verifier)
         verdict = verifier.submit(SqlJob(database, gold, answer, comparison, timeout)).result()
         tries = 2 if verdict.verdict == "timeout" else 1  # on a machine that is busy
@@ -138,8 +137,7 @@ def judge(verifier, database):
     assert os.listdir(os.path.dirname(database)) == [os.path.basename(database)]
 
 
-# --- 1 to 13: what a query may do
-# -------------------------------------------------------------------------------------
+# --- 1 to 13: what a query may do ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("comparison", verify.COMPARISONS)
@@ -171,18 +169,10 @@ def test_only_reading_is_allowed(judge, database, answer, comparison):
 
 
 @pytest.mark.parametrize("comparison", verify.COMPARISONS)
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "",
-        " ; ",
-        "-- SELECT id FROM t",
-        "/* nothing */",
-        "EXPLAIN SELECT id FROM t",
-        "/* a */ explain query plan SELECT 1",
-        "EXPLAIN DELETE FROM t",
-    ],
-)
+@pytest.mark.parametrize("answer", [
+    "", " ; ", "-- SELECT id FROM t", "/* nothing */", "EXPLAIN SELECT id FROM t",
+    "/* a */ explain query plan SELECT 1", "EXPLAIN DELETE FROM t",
+])  # fmt: skip
 def test_10_12_no_result_is_wrong_where_the_gold_has_no_rows(judge, answer, comparison):
     assert judge(answer, EMPTY, comparison).verdict == "wrong"
 
@@ -208,17 +198,10 @@ def test_what_does_not_execute_is_an_error(judge, answer, comparison):
 
 
 @pytest.mark.parametrize("comparison", verify.COMPARISONS)
-@pytest.mark.parametrize(
-    "text",
-    [
-        "SELECT 1" + " " * 20_000_000,
-        "SELECT DISTINCT " * 1_000_000,
-        "distinct" * 12_501,
-        "-- " * 5_000_000,
-        "EXPLAIN " * 1_000_000,
-    ],
-    ids=lambda text: text[:12],
-)
+@pytest.mark.parametrize("text", [
+    "SELECT 1" + " " * 20_000_000, "SELECT DISTINCT " * 1_000_000, "distinct" * 12_501, "-- " * 5_000_000,
+    "EXPLAIN " * 1_000_000,
+], ids=lambda text: text[:12])  # fmt: skip
 def test_a_text_that_is_too_long_to_run_costs_nothing(verifier, database, text, comparison):
     """It is an error whatever it says, also where the preparation for `spider` would make it short enough."""
     verifier.submit(SqlJob(database, "SELECT 1", "SELECT 2")).result()  # the worker is up
@@ -232,8 +215,7 @@ def test_a_text_that_is_too_long_to_run_costs_nothing(verifier, database, text, 
     assert time.process_time() - started < 0.5 and all(len(str(key)) < 300_000 for key in verifier._verdicts)
 
 
-# --- 14 to 23: time, memory and disk
-# ----------------------------------------------------------------------------------
+# --- 14 to 23: time, memory and disk ------------------------------------------------------------------------
 
 
 def test_14_endless_recursion(judge):
@@ -268,8 +250,7 @@ def test_18_19_36_calls_that_cannot_be_interrupted_are_killed(judge, answer):
     assert judge("SELECT id FROM t WHERE 18 > 0").verdict == "correct"  # 36: the next query in the same place
 
 
-# --- deadlines count a query's own time
-# -------------------------------------------------------------------------------
+# --- deadlines count a query's own time ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("query", [INSTR, TRIM, BOMB, ENDLESS], ids=["instr", "trim", "planner", "endless"])
@@ -313,9 +294,8 @@ HEAVY = "SELECT count(*) FROM big a, big b WHERE a.x + b.x > {}"  # 0.2 s
 
 def stopped(verifier, database):
     """Stop the only worker, as a machine does that has other things to do; return its process."""
-    verifier.submit(
-        SqlJob(database, HEAVY.format(-1), "SELECT 4000000")
-    ).result()  # it is up, and the gold has run
+    # it is up, and the gold has run
+    verifier.submit(SqlJob(database, HEAVY.format(-1), "SELECT 4000000")).result()
     process = verifier.sql.children[0].process
     process.send_signal(signal.SIGSTOP)
     return process
@@ -442,42 +422,28 @@ def test_an_answer_gets_at_least_twice_the_time_of_its_gold(database, monkeypatc
         assert verdict.verdict == "timeout" and verdict.message.startswith(f"longer than {limits[1]:g} s")
 
 
-# --- memory and disk
-# --------------------------------------------------------------------------------------------------
+# --- memory and disk ----------------------------------------------------------------------------------------
 
 PEAK = """
 import resource, sys
 sys.path.insert(0, sys.argv[1])
 from verify import SqlJob, Verifier
 with Verifier(1) as verifier:
-    verdict, = verifier.run([SqlJob(sys.argv[2], "SELECT x FROM big", sys.argv[3], "strict", float(sys.argv[4]))])
+    job = SqlJob(sys.argv[2], "SELECT x FROM big", sys.argv[3], "strict", float(sys.argv[4]))
+    verdict, = verifier.run([job])
 print(verdict.verdict, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
 """
 
 
-@pytest.mark.parametrize(
-    "answer, timeout, verdicts, megabytes",
-    [
-        pytest.param(
-            "SELECT length(printf('%.*c', 1000000000, 'x'))", 1, ("error", "timeout"), 400, id="20 printf"
-        ),
-        pytest.param(BOMB, 10, ("error",), 400, id="22 planner bomb"),
-        pytest.param(
-            "SELECT group_concat(printf('%.*c', 10000, 'x')) FROM big",
-            5,
-            ("error",),
-            100,
-            id="one long value",
-        ),
-        pytest.param(
-            "SELECT printf('%.*c', 10000000, 'x') || x FROM big",
-            2,
-            ("error", "timeout"),
-            1100,
-            id="long values",
-        ),
-    ],
-)
+GREEDY = {
+    "20 printf": ("SELECT length(printf('%.*c', 1000000000, 'x'))", 1, ("error", "timeout"), 400),
+    "22 planner bomb": (BOMB, 10, ("error",), 400),
+    "one long value": ("SELECT group_concat(printf('%.*c', 10000, 'x')) FROM big", 5, ("error",), 100),
+    "long values": ("SELECT printf('%.*c', 10000000, 'x') || x FROM big", 2, ("error", "timeout"), 1100),
+}
+
+
+@pytest.mark.parametrize("answer, timeout, verdicts, megabytes", GREEDY.values(), ids=GREEDY)
 def test_20_22_memory_is_bounded(database, answer, timeout, verdicts, megabytes):
     """In a small process of its own: the peak of a child counts its parent's memory too."""
     output = subprocess.run(
@@ -506,10 +472,8 @@ def test_23_a_sort_of_long_rows_opens_no_file(judge, verifier, database):
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        assert judge(SORT.replace("LIMIT 3", "LIMIT 3000"), "SELECT x FROM big").verdict in (
-            "error",
-            "timeout",
-        )
+        found = judge(SORT.replace("LIMIT 3", "LIMIT 3000"), "SELECT x FROM big")
+        assert found.verdict in ("error", "timeout")
     finally:
         stop.set()
         watcher.join()
@@ -525,8 +489,7 @@ def test_23_a_worker_cannot_write_a_file(judge, verifier):
     assert rows["Max address space"] == [str(sql.MEMORY)] * 2
 
 
-# --- 26 to 33: what counts as equal
-# -----------------------------------------------------------------------------------
+# --- 26 to 33: what counts as equal -------------------------------------------------------------------------
 
 ALL = dict.fromkeys(verify.COMPARISONS, "correct")
 NONE = dict.fromkeys(verify.COMPARISONS, "wrong")
@@ -534,73 +497,57 @@ BIRD = NONE | {"bird": "correct"}
 SPIDER = NONE | {"spider": "correct", "spider_keep_distinct": "correct"}
 
 
+RESULTS = {
+    "26 invalid UTF-8": ("SELECT word FROM latin", "SELECT word FROM latin WHERE 1", ALL),
+    "27 invalid UTF-8 lost": ("SELECT word FROM latin", "SELECT 'AB'", NONE),
+    "29 integer and real": ("SELECT 1, '1.5'", "SELECT 1.0, '1.5'", ALL),
+    "29 number and text": ("SELECT 1", "SELECT '1'", NONE),
+    "29 text and blob": ("SELECT 'a'", "SELECT CAST('a' AS BLOB)", NONE),
+    "29 nothing and empty": ("SELECT NULL", "SELECT ''", NONE),
+    "30 lost duplicates": ("SELECT name FROM t", "SELECT name FROM t GROUP BY name", BIRD),
+    "30 distinct": ("SELECT name FROM t", "SELECT DISTINCT name FROM t", BIRD | {"spider": "correct"}),
+    "31 order": (
+        "SELECT id % 2, name FROM t ORDER BY id",
+        "SELECT id % 2, name FROM t ORDER BY id DESC",
+        BIRD,
+    ),
+    "31 order not asked for": ("SELECT id FROM t", "SELECT id FROM t ORDER BY id DESC", ALL),
+    "31 order asked for inside": (
+        "SELECT id FROM (SELECT id FROM t ORDER BY id)",
+        "SELECT id FROM t ORDER BY id DESC",
+        ALL | {"spider": "wrong", "spider_keep_distinct": "wrong"},
+    ),
+    "32 columns swapped": ("SELECT id, name FROM t", "SELECT name, id FROM t", SPIDER),
+    "32 swapped, ordered": (
+        "SELECT id, name FROM t ORDER BY id",
+        "SELECT name, id FROM t ORDER BY id",
+        SPIDER,
+    ),
+    "33 rounding": ("SELECT 0.3", "SELECT 0.1 + 0.2", NONE),
+    "empty and empty": (EMPTY, EMPTY + " AND 1", ALL),
+    "empty and empty of another width": (
+        EMPTY,
+        "SELECT id, name FROM t WHERE id > 100",
+        ALL | {"strict": "wrong"},
+    ),
+    "empty and empty of another width, ordered": (
+        EMPTY + " ORDER BY id",
+        "SELECT id, name FROM t WHERE id > 100",
+        ALL | {"strict": "wrong"},
+    ),
+    "empty and not": (EMPTY, "SELECT id FROM t", NONE),
+    "not and empty": ("SELECT id FROM t", EMPTY, NONE),
+    "operators apart": ("SELECT id FROM t WHERE id > = 3", "SELECT id FROM t WHERE id >= 3", None),
+    "json": ("SELECT 2", "SELECT value FROM json_each('[2]')", ALL),
+    "repeated": ("SELECT 2", "SELECT 2 FROM t", BIRD),
+    "a row missing": ("SELECT id FROM t", "SELECT id FROM t WHERE id < 6", NONE),
+    "a row too many": ("SELECT id FROM t", "SELECT id FROM t UNION ALL SELECT 7", NONE),
+    "distinct inside a literal": ("SELECT 'distinct \"'", "SELECT DISTINCT 'distinct \"'", ALL),
+}
+
+
 @pytest.mark.parametrize("comparison", verify.COMPARISONS)
-@pytest.mark.parametrize(
-    "gold, answer, expected",
-    [
-        pytest.param("SELECT word FROM latin", "SELECT word FROM latin WHERE 1", ALL, id="26 invalid UTF-8"),
-        pytest.param("SELECT word FROM latin", "SELECT 'AB'", NONE, id="27 invalid UTF-8 lost"),
-        pytest.param("SELECT 1, '1.5'", "SELECT 1.0, '1.5'", ALL, id="29 integer and real"),
-        pytest.param("SELECT 1", "SELECT '1'", NONE, id="29 number and text"),
-        pytest.param("SELECT 'a'", "SELECT CAST('a' AS BLOB)", NONE, id="29 text and blob"),
-        pytest.param("SELECT NULL", "SELECT ''", NONE, id="29 nothing and empty"),
-        pytest.param("SELECT name FROM t", "SELECT name FROM t GROUP BY name", BIRD, id="30 lost duplicates"),
-        pytest.param(
-            "SELECT name FROM t",
-            "SELECT DISTINCT name FROM t",
-            BIRD | {"spider": "correct"},
-            id="30 distinct",
-        ),
-        pytest.param(
-            "SELECT id % 2, name FROM t ORDER BY id",
-            "SELECT id % 2, name FROM t ORDER BY id DESC",
-            BIRD,
-            id="31 order",
-        ),
-        pytest.param(
-            "SELECT id FROM t", "SELECT id FROM t ORDER BY id DESC", ALL, id="31 order not asked for"
-        ),
-        pytest.param(
-            "SELECT id FROM (SELECT id FROM t ORDER BY id)",
-            "SELECT id FROM t ORDER BY id DESC",
-            ALL | {"spider": "wrong", "spider_keep_distinct": "wrong"},
-            id="31 order asked for inside",
-        ),
-        pytest.param("SELECT id, name FROM t", "SELECT name, id FROM t", SPIDER, id="32 columns swapped"),
-        pytest.param(
-            "SELECT id, name FROM t ORDER BY id",
-            "SELECT name, id FROM t ORDER BY id",
-            SPIDER,
-            id="32 swapped, ordered",
-        ),
-        pytest.param("SELECT 0.3", "SELECT 0.1 + 0.2", NONE, id="33 rounding"),
-        pytest.param(EMPTY, EMPTY + " AND 1", ALL, id="empty and empty"),
-        pytest.param(
-            EMPTY,
-            "SELECT id, name FROM t WHERE id > 100",
-            ALL | {"strict": "wrong"},
-            id="empty and empty of another width",
-        ),
-        pytest.param(
-            EMPTY + " ORDER BY id",
-            "SELECT id, name FROM t WHERE id > 100",
-            ALL | {"strict": "wrong"},
-            id="empty and empty of another width, ordered",
-        ),
-        pytest.param(EMPTY, "SELECT id FROM t", NONE, id="empty and not"),
-        pytest.param("SELECT id FROM t", EMPTY, NONE, id="not and empty"),
-        pytest.param(
-            "SELECT id FROM t WHERE id > = 3", "SELECT id FROM t WHERE id >= 3", None, id="operators apart"
-        ),
-        pytest.param("SELECT 2", "SELECT value FROM json_each('[2]')", ALL, id="json"),
-        pytest.param("SELECT 2", "SELECT 2 FROM t", BIRD, id="repeated"),
-        pytest.param("SELECT id FROM t", "SELECT id FROM t WHERE id < 6", NONE, id="a row missing"),
-        pytest.param("SELECT id FROM t", "SELECT id FROM t UNION ALL SELECT 7", NONE, id="a row too many"),
-        pytest.param(
-            "SELECT 'distinct \"'", "SELECT DISTINCT 'distinct \"'", ALL, id="distinct inside a literal"
-        ),
-    ],
-)
+@pytest.mark.parametrize("gold, answer, expected", RESULTS.values(), ids=RESULTS)
 def test_26_to_33_results(judge, gold, answer, expected, comparison):
     if expected is None and not comparison.startswith("spider"):
         with pytest.raises(GoldError):
@@ -621,30 +568,26 @@ def edges(*successors):
     ]
 
 
-@pytest.mark.parametrize(
-    "gold, answer, equal",
-    [
-        pytest.param([(i,) * 9 for i in range(50)], [(i,) * 9 for i in range(50)], True, id="equal columns"),
-        pytest.param(
-            [(i % 7,) * 9 + (i,) for i in range(50)],
-            [(i % 7,) * 9 + (1 - i if i < 2 else i,) for i in range(50)],
-            False,
-            id="equal columns, other rows",
-        ),
-        pytest.param(
-            edges(1, 2, 3, 4, 5, 0), edges(1, 2, 0, 4, 5, 3), False, id="a ring of six is not two of three"
-        ),
-        pytest.param(edges(1, 2, 3, 4, 5, 0), edges(2, 3, 4, 5, 1, 0)[::-1], True, id="rings of six"),
-        pytest.param(parity(9, 0), parity(9, 1), False, id="any 8 of 9 columns agree"),
-        pytest.param(parity(9, 0), parity(9, 0)[::-1], True, id="every order of the columns is right"),
-        pytest.param(
-            [tuple(int(i == j) for i in range(20)) for j in range(20)],
-            [tuple(int(i == (j + 1) % 20) for i in range(20)) for j in range(20)],
-            True,
-            id="all columns alike",
-        ),
-    ],
-)
+MANY_COLUMNS = {
+    "equal columns": ([(i,) * 9 for i in range(50)], [(i,) * 9 for i in range(50)], True),
+    "equal columns, other rows": (
+        [(i % 7,) * 9 + (i,) for i in range(50)],
+        [(i % 7,) * 9 + (1 - i if i < 2 else i,) for i in range(50)],
+        False,
+    ),
+    "a ring of six is not two of three": (edges(1, 2, 3, 4, 5, 0), edges(1, 2, 0, 4, 5, 3), False),
+    "rings of six": (edges(1, 2, 3, 4, 5, 0), edges(2, 3, 4, 5, 1, 0)[::-1], True),
+    "any 8 of 9 columns agree": (parity(9, 0), parity(9, 1), False),
+    "every order of the columns is right": (parity(9, 0), parity(9, 0)[::-1], True),
+    "all columns alike": (
+        [tuple(int(i == j) for i in range(20)) for j in range(20)],
+        [tuple(int(i == (j + 1) % 20) for i in range(20)) for j in range(20)],
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("gold, answer, equal", MANY_COLUMNS.values(), ids=MANY_COLUMNS)
 def test_28_columns_are_matched_fast(gold, answer, equal):
     started = time.monotonic()
     assert compare.match_columns(gold, answer) is equal
@@ -655,9 +598,8 @@ def test_28_many_equal_columns_through_the_verifier(judge):
     columns = ", ".join(f"x % 5 AS c{i}" for i in range(10))
     answer = f"SELECT x, {columns} FROM big"
     assert judge(f"SELECT {columns}, x + 1 FROM big", answer, "spider", 1).verdict == "wrong"
-    swapped = (
-        "CASE WHEN x < 2 THEN 1 - x ELSE x END"  # every column holds the right values, two rows are mixed up
-    )
+    # every column holds the right values, two rows are mixed up
+    swapped = "CASE WHEN x < 2 THEN 1 - x ELSE x END"
     assert judge(f"SELECT {columns}, {swapped} FROM big", answer, "spider", 1).verdict == "wrong"
     assert judge(f"SELECT {columns}, x FROM big", answer, "spider", 1).verdict == "correct"
 
@@ -718,9 +660,7 @@ def test_28_equal_columns_are_counted(gold, answer, equal):
 
 @pytest.mark.parametrize("colours", ["hashed", "all the same"])
 def test_columns_are_matched_as_trying_all_permutations_would(monkeypatch, colours):
-    """Random small tables, half of them shuffled copies, against the definition; also where every hash
-    collides.
-    """
+    """Random small tables, half of them shuffled copies, by the definition; also if all hashes collide."""
     if colours == "all the same":
         monkeypatch.setattr(compare, "hash", lambda _: 0, raising=False)
     rng, seen = random.Random(0), Counter()
@@ -743,8 +683,7 @@ def test_columns_are_matched_as_trying_all_permutations_would(monkeypatch, colou
     assert min(seen.values()) > 200
 
 
-# --- 34 and 35: files
-# -------------------------------------------------------------------------------------------------
+# --- 34 and 35: files ---------------------------------------------------------------------------------------
 
 
 def test_34_a_lock_of_another_process_does_not_matter(verifier, tmp_path):
@@ -886,8 +825,7 @@ def test_no_query_can_say_that_it_was_not_judged(verifier, database):
     assert "not judged: x" in verdict.message and verify.NOT_JUDGED not in verdict.message
 
 
-# --- promises
-# ---------------------------------------------------------------------------------------------------------
+# --- promises -----------------------------------------------------------------------------------------------
 
 
 def test_a_full_text_table_is_searched_and_not_changed(verifier, tmp_path):
@@ -898,12 +836,13 @@ def test_a_full_text_table_is_searched_and_not_changed(verifier, tmp_path):
         )
         connection.commit()
     before, search = digest(path), "SELECT text FROM words WHERE words MATCH '{}'"
-    answers = [search.format("b"), search.format("c"), "INSERT INTO words VALUES ('b')", "PRAGMA data_version(7)",
-               "INSERT INTO words(words) VALUES ('rebuild')"]  # fmt: skip
+    answers = [
+        search.format("b"), search.format("c"), "INSERT INTO words VALUES ('b')", "PRAGMA data_version(7)",
+        "INSERT INTO words(words) VALUES ('rebuild')",
+    ]  # fmt: skip
     found = verifier.run([SqlJob(path, search.format("a"), answer) for answer in answers])
-    assert [v.verdict for v in found] == ["correct", "wrong", "denied", "denied", "denied"] and digest(
-        path
-    ) == before
+    assert [v.verdict for v in found] == ["correct", "wrong", "denied", "denied", "denied"]
+    assert digest(path) == before
 
 
 def test_a_gold_that_fails_is_named(verifier, database):
@@ -986,15 +925,10 @@ def test_a_gold_that_only_speaks_of_the_time_or_of_chance_is_a_gold(verifier, vi
 
 
 @pytest.mark.parametrize("comparison", ["spider", "bird", "strict"])
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "SELECT id FROM t ORDER BY random()",
-        "SELECT id FROM t WHERE date('now') > '2020'",
-        "SELECT id FROM t WHERE abs(random() % 2)",
-        *CHANGING,
-    ],
-)
+@pytest.mark.parametrize("answer", [
+    "SELECT id FROM t ORDER BY random()", "SELECT id FROM t WHERE date('now') > '2020'",
+    "SELECT id FROM t WHERE abs(random() % 2)", *CHANGING,
+])  # fmt: skip
 def test_an_answer_that_asks_for_the_time_or_for_chance_has_no_repeatable_label(
     verifier, views, answer, comparison
 ):
@@ -1041,17 +975,13 @@ def test_a_query_alone(verifier, database, monkeypatch, query, verdict, ran):
     assert verifier.execute(database, query, 0.5).result() is found  # and it runs once
     assert [request[0] for request in asked] == ["alone"]  # no gold is involved
     judged = verifier.submit(SqlJob(database, "SELECT 1, 2, 3, 4 WHERE 0", query, "strict", 0.5)).result()
-    assert (judged.verdict, judged.ran) == (
-        "wrong" if verdict == "correct" else verdict,
-        ran,
-    )  # beside a gold it is the same
+    # beside a gold it is the same
+    assert (judged.verdict, judged.ran) == ("wrong" if verdict == "correct" else verdict, ran)
 
 
 def test_a_query_alone_keeps_no_row_and_stops_where_a_gold_would():
-    endless, large = (
-        ENDLESS.replace("count(*)", "x"),
-        "SELECT printf('%.*c', 60000, 'x') FROM big",
-    )  # together 120 MB
+    # together 120 MB
+    endless, large = ENDLESS.replace("count(*)", "x"), "SELECT printf('%.*c', 60000, 'x') FROM big"
     with Verifier(workers=1) as verifier, tempfile.TemporaryDirectory() as folder:
         path = make_database(Path(folder) / "a.sqlite")
         found = verifier.run([SqlJob(path, "SELECT 1", "SELECT 1")])
@@ -1135,7 +1065,7 @@ def kill_workers(verifier, number, stop):
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL, signal.SIGTERM])
 def test_4_a_worker_that_dies(database, number):
-    """A fault of the query is a crash; a kill from outside (by the kernel, without memory) is never a label."""
+    """A fault of the query is a crash; a kill from outside (by the kernel, short of memory) is no label."""
     with Verifier(workers=1) as verifier:
         verifier.run([SqlJob(database, "SELECT 1", "SELECT 1")])
         future, stop = verifier.submit(SqlJob(database, "SELECT 1", ENDLESS, timeout=20)), threading.Event()
@@ -1212,9 +1142,8 @@ def test_a_worker_sees_no_secret_and_starts_fast(database, monkeypatch):
     with Verifier(workers=1) as verifier:
         started = time.monotonic()
         assert verifier.run([SqlJob(database, "SELECT 1", "SELECT 1")])[0].verdict == "correct"
-        assert (
-            time.monotonic() - started < 2
-        )  # about 0.04 s; much slower where torch or site-packages are imported
+        # about 0.04 s; much slower where torch or site-packages are imported
+        assert time.monotonic() - started < 2
         pid = verifier.sql.children[0].process.pid
         assert b"secret" not in Path(f"/proc/{pid}/environ").read_bytes()
         assert "torch" not in Path(f"/proc/{pid}/maps").read_text()
