@@ -25,7 +25,7 @@ from pathlib import Path
 import cli
 
 if __name__ == "__main__":
-    cli.interruptible()
+    cli.interruptible()  # Ctrl-C during the slow imports below ends the process at once
 
 import torch
 
@@ -123,7 +123,7 @@ def train(
     run: Run,
     t: int,
 ):
-    """π_t = argmin of equation 6, starting from π_{t−1}."""
+    """π_{t−1} → π_t: prompts, steps and reference, then training (refine.refine)."""
     by_index = {q.index: q for q in train_questions}
     members = [by_index[p.question] for p in pairs]
     prompts = [policy.prompt_ids(q) for q in members]
@@ -189,7 +189,7 @@ def work(config: Config, folder: Path, splits: Splits, notes: list[str]):
     """The whole run, in its folder."""
     policy = load_policy(config.model, config.precision, config.device, config.shard)
     lora.inject(policy.model, config.lora_rank, config.lora_alpha, config.seed)
-    policy.day = write_settings(config, folder, policy.day)
+    policy.day = write_settings(config, folder, policy.day)  # a resumed run keeps its prompts' date
     if config.start:
         copy(Path(config.start), folder / START)
         lora.load(policy.model, folder / START)

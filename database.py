@@ -1,4 +1,4 @@
-"""One SQLite database as a data set brings it: its schema for the prompt, whether it has rows, what is wrong
+"""One SQLite database of a data set: its schema for the prompt, whether it has rows, what is wrong
 with it.
 """
 
@@ -50,13 +50,11 @@ def fault(database: str, needs_rows: bool) -> str:
                 return f"their database was not closed (there is a {suffix} file): open it once with sqlite3"
         if damage := _damage(database):
             return f"their database is damaged: {damage}"
-        # empty equals empty: an execution label on a database without rows says nothing
+        # without rows every query gives the same result: an execution label says nothing
         return "their database has no rows" if needs_rows and not has_rows(database) else ""
     except UserError as error:
         return f"their database cannot be read: {error.__cause__}"
-    except (
-        OSError
-    ) as error:  # a name that is too long, a folder that may not be entered or stands in a file's place
+    except OSError as error:  # a name that is too long, a folder that may not be entered
         return f"their database cannot be read: {error.strerror}"
 
 
@@ -71,15 +69,13 @@ def _damage(database: str) -> str:
         if Path(database).stat().st_size > CHECKED:
             return ""
         for (found,) in _fetch(connection, "PRAGMA quick_check(1)"):
-            if found.startswith(
-                "***"
-            ):  # else it is about values, as a NULL against NOT NULL: they can be read
+            # else it is about values, as a NULL against NOT NULL: they can be read
+            if found.startswith("***"):
                 return found.splitlines()[-1]
         for name, _ in tables:
             columns = [_quoted(row[1]) for row in _fetch(connection, f"PRAGMA table_info({_quoted(name)})")]
-            if (
-                columns
-            ):  # a row is whole where its last column is found; that may be its number, kept elsewhere
+            # a row whose last column is found is whole; that may be its rowid, kept elsewhere: read two
+            if columns:
                 counts = ", ".join(f"count({column})" for column in columns[-2:])
                 _fetch(connection, f"SELECT {counts} FROM {_quoted(name)} NOT INDEXED")
     return ""
@@ -89,15 +85,12 @@ def _damage(database: str) -> str:
 def _reading(database: str) -> Iterator[sqlite3.Connection]:
     """A connection that cannot write; raises UserError where the file cannot be read as a SQLite database."""
     try:
-        with closing(
-            sqlite3.connect(f"{Path(database).absolute().as_uri()}?mode=ro&immutable=1", uri=True)
-        ) as connection:
+        address = f"{Path(database).absolute().as_uri()}?mode=ro&immutable=1"
+        with closing(sqlite3.connect(address, uri=True)) as connection:
             connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
             yield connection
-    except (
-        sqlite3.DatabaseError,
-        UnicodeDecodeError,
-    ) as error:  # the latter: SQLite's message has a damaged name
+    # the latter: SQLite's message has a damaged name
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         raise UserError(f"{database} is not a readable SQLite file: {error}.") from error
 
 

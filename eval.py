@@ -32,6 +32,7 @@ from exact_match import exact_match, hardness
 from judging import job, usable
 from predictions import read_predictions
 from prompts import extract_code
+from verifier.compare import COMPARISONS
 from verify import VERDICTS, GoldError, InfrastructureError, Verdict, Verifier
 
 if TYPE_CHECKING:  # scoring a file of predictions needs no torch
@@ -182,7 +183,7 @@ def main(argv=None):
     )
     parser.add_argument("--batch-tokens", type=int, default=32768, help="cached tokens per unit of questions")
     parser.add_argument(
-        "--comparison", choices=("spider", "bird", "strict"), help="default: the data set's official one"
+        "--comparison", choices=list(COMPARISONS), help="default: the data set's official one"
     )
     parser.add_argument(
         "--timeout", type=float, help="seconds per answer (default: the data set's, as in training)"

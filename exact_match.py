@@ -218,9 +218,8 @@ class Schema:
             if table >= 0:
                 self.columns[names[table]].add(column.lower())
         groups: list[set[int]] = []
-        for pair in tables[
-            "foreign_keys"
-        ]:  # as officially: a key joins the first group that it touches, and only that
+        # as officially: a key joins the first group that it touches, and only that
+        for pair in tables["foreign_keys"]:
             group = next((g for g in groups if g & set(pair)), None)
             if group is None:
                 groups.append(group := set())
@@ -284,9 +283,8 @@ class Scope:
     def add(self, node, side="") -> None:
         """A member of FROM: into `tables`, and what its columns are called by into `sources`."""
         name = node.name.lower()
-        if isinstance(node, exp.Subquery) and not isinstance(
-            node.this, exp.Query
-        ):  # parentheses around a join
+        # parentheses around a join
+        if isinstance(node, exp.Subquery) and not isinstance(node.this, exp.Query):
             self.add(node.this, side)
         elif isinstance(node, exp.Table) and isinstance(node.this, exp.Identifier) and name not in self.ctes:
             self.sources.setdefault(name, name)
@@ -294,9 +292,8 @@ class Scope:
                 self.sources[node.alias.lower()] = name
             self.tables.append((side, name) if side else name)
         else:
-            others = {
-                k: v for k, v in self.ctes.items() if k != name
-            }  # WITH RECURSIVE: its own name is a table
+            # WITH RECURSIVE: its own name is a table
+            others = {k: v for k, v in self.ctes.items() if k != name}
             if isinstance(node, exp.Table) and name in self.ctes:
                 table = read_query(self.ctes[name], self.schema, None, others, True)
             elif isinstance(node, exp.Subquery):

@@ -12,7 +12,7 @@ from torch import Tensor
 def dpo_margin(
     chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor
 ) -> Tensor:
-    """log π_θ(y_c|x)/π_t(y_c|x) − log π_θ(y_r|x)/π_t(y_r|x), shape (B,). π_t is the policy that drew."""
+    """log π_θ(y_c|x)/π_ref(y_c|x) − log π_θ(y_r|x)/π_ref(y_r|x), shape (B,); π_ref drew the answers."""
     return (chosen - reference_chosen) - (rejected - reference_rejected)
 
 

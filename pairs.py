@@ -1,6 +1,6 @@
 """D_t: K pairs (chosen, rejected) for each question, from its answers and their verdicts (equations 4 and 5).
 
-Pure functions: no model, no file. The same answers, verdicts and seed give the same pairs.
+No model and no file: the same answers, verdicts and seed give the same pairs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def make_pairs(
 ) -> tuple[list[QuestionPairs], Counter]:
     """Each question's K pairs in iteration t, and how many questions and answers fell into each case.
 
-    A question that has nothing to compare gives no pairs. verdicts: one for each of `answers`.
+    A question without a chosen answer, or without a rejected one (but for objective sft), gives no pairs.
+    verdicts: one for each of `answers`.
     """
     drawn: dict[int, list[tuple[Answer, Verdict]]] = {q.index: [] for q in questions}
     for answer, verdict in zip(answers, verdicts, strict=True):
@@ -51,9 +52,10 @@ def make_pairs(
         if config.objective == "sft":
             rejected = [None]
         if chosen and rejected:
-            # from position, so that no other question moves the draw
+            # seeded for each question, so that another question more or less changes no other pairs
             rng = random.Random(f"pairs {config.seed} {t} {question.index}")
-            result.append(numbered(question.index, draw_pairs(chosen, rejected, config.pairs, rng)))
+            if drawn_pairs := draw_pairs(chosen, rejected, config.pairs, rng):
+                result.append(numbered(question.index, drawn_pairs))
     counts["pairs"] = sum(len(p.pairs) for p in result)
     return result, counts
 
@@ -77,9 +79,8 @@ def sort_answers(
     counts["questions"] += 1
     counts["answers"] += len(drawn)
     counts["answers_right"] += len(chosen)
-    if (
-        unknown := len(drawn) - len(chosen) - len(failed)
-    ):  # a damaged page of the database: neither right nor wrong
+    # a damaged page of the database: neither right nor wrong
+    if unknown := len(drawn) - len(chosen) - len(failed):
         counts["answers_not_judged"] += unknown
     counts["answers_degenerate"] += len(failed) - len(rejected)
     # the gold code, where no answer is right; `only`: fine-tuning, which learns from nothing else
@@ -99,7 +100,7 @@ def sort_answers(
     content[gold] = normal_form(extract_code(gold_text, question.language), question.language)
     right = {content[ids] for ids in chosen}
     contradicted = [ids for ids in rejected if content[ids] in right]
-    if contradicted:  # no count of 0: the file stays as it was where this does not happen
+    if contradicted:
         counts["answers_wrong_but_chosen"] += len(contradicted)
         rejected = [ids for ids in rejected if content[ids] not in right]
     if not chosen:
@@ -112,7 +113,11 @@ def sort_answers(
 def draw_pairs(
     chosen: list[Ids], rejected: list[Ids] | list[None], count: int, rng: random.Random
 ) -> list[tuple[Ids, Ids | None]]:
-    """The pair rule, equation 5: each side without replacement where it has `count` answers, else with it."""
+    """The pair rule, equation 5: `count` chosen and `count` rejected answers, drawn apart from each other.
+
+    A side that has fewer answers is drawn with replacement. Answers that were drawn twice are there twice.
+    rejected: [None] for objective sft. A rule may return fewer pairs; without any the question is left out.
+    """
     sides = [
         rng.sample(side, count) if len(side) >= count else rng.choices(side, k=count)
         for side in (chosen, rejected)
@@ -132,7 +137,7 @@ def numbered(question: int, pairs: list[tuple[Ids, Ids | None]]) -> QuestionPair
 
 
 def is_degenerate(answer: Answer, repeats: int = 3) -> bool:
-    """The paper's "answers that contain repeated strings": it repeated itself up to the length limit.
+    """Our reading of the paper's "answers that contain repeated strings": repeated up to the length limit.
 
     Precisely: it has no end, and its last half is one n-gram of tokens, n ≥ 1, back to back at least
     `repeats` times.

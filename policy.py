@@ -128,9 +128,8 @@ def from_source(auto, name: str, part: str, **arguments):
     try:
         made.save_pretrained(temporary)
         os.replace(temporary, copy)
-    except (
-        OSError
-    ):  # a full disk, a folder that cannot be written, another process that was first: it works without
+    # a full disk, a folder that cannot be written, another process that was first: it works without
+    except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
     return made
 
@@ -176,9 +175,8 @@ def load_policy(name: str, precision: str = "auto", device: str = "auto", shard:
     except Exception as error:
         raise UserError(f"model {name} cannot be loaded: {first_line(error)}")
     config = model.config
-    for (
-        module
-    ) in model.modules():  # the policy that starts an iteration must be its reference, in training mode too
+    # the policy that starts an iteration must be its reference, in training mode too
+    for module in model.modules():
         for attribute, value in list(vars(module).items()):
             if isinstance(value, float) and ("dropout" in attribute or isinstance(module, torch.nn.Dropout)):
                 setattr(module, attribute, 0.0)

@@ -152,10 +152,13 @@ def fitting(config: Config, policy: Policy, splits: Splits, notes: list[str], ve
                 )
             questions = fits
         if name == "train" and config.gold != "never":
-            told = [q for q in questions if gold_is_told(q, policy)]
-            changed = [f"question {q.index} ({q.db_id})" for q in questions if q not in told]
-            notes += [f"train: {q}: its gold code is not what its tokens say" for q in changed]
-            questions = told
+            told = [gold_is_told(q, policy) for q in questions]
+            for q, same in zip(questions, told):
+                if not same:
+                    notes.append(
+                        f"train: question {q.index} ({q.db_id}): its gold code is not what its tokens say"
+                    )
+            questions = [q for q, same in zip(questions, told) if same]
         if name == "train" and not questions:
             raise UserError(f"no training question is left; the last ones left out: {'; '.join(notes[-3:])}.")
         used.append(questions)

@@ -106,10 +106,8 @@ def whole(path: Path, *errors) -> Iterator[None]:
 
 def read_lines(path: Path, kind: Callable[[dict], Any] = lambda row: row) -> list:
     """Each line of the file as `kind` makes it of the line's JSON; raises UserError for a damaged file."""
-    with (
-        whole(path),
-        open(path, encoding="utf-8") as file,
-    ):  # not splitlines: an answer may hold U+2028 and its like
+    with whole(path), open(path, encoding="utf-8") as file:
+        # not splitlines: an answer may hold U+2028 and its like
         return [kind(json.loads(line)) for line in file]
 
 
@@ -203,8 +201,9 @@ def begun(run: Path) -> dict:
         return {}
     try:
         settings = read_json(path)
-        settings["device"].partition(":"), settings["code"][-1]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        if not (isinstance(settings["device"], str) and isinstance(settings["code"][-1], str)):
+            raise ValueError
+    except (ValueError, LookupError, TypeError):
         raise UserError(f"{path} is not a run's settings: name another --out, or delete the folder.")
     return settings
 
@@ -220,7 +219,7 @@ def check_settings(config: Config, run: Path):
                 f"{run} has iterations and no config.json: name another --out, or delete the folder."
             )
         return
-    device, _ = theirs["device"].partition(":")[0], theirs["code"][-1]
+    device = theirs["device"].partition(":")[0]
     defaults = {f.name: f.default for f in dataclasses.fields(Config)}
     free = FREE if config.draws else FREE | {"answers"}
     for name, value in dataclasses.asdict(config).items():

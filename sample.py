@@ -83,30 +83,30 @@ def draw_batch(
         state = Decoding(tree, answers, steps)
         tree.cache = None  # Decoding has its own copy
         logits = logits.repeat_interleave(answers, 0)
-        rows = list(range(len(members)))  # the answer that each row of the batch belongs to
+        owner = list(range(len(members)))  # the answer that each row belongs to
         # Compact once this share of rows is left: it copies the caches and, on a GPU, forces a new graph.
         compact_at = 1 / 2 if policy.device.type == "cuda" else 7 / 8
         for step in range(steps):
             picked, logp = pick(logits, u[:, step], params.temperature, params.top_p)
             # rows whose answer has ended compute on until the next compaction; what they draw is dropped
-            for row, token, value in zip(rows, picked.tolist(), logp.tolist()):
-                if not finished[row]:
-                    tokens[row].append(token)
-                    logps[row] += value
-                    finished[row] = ended(policy, members[row][0], tokens[row])
-            alive = [r for r, row in enumerate(rows) if not finished[row]]
+            for n, token, value in zip(owner, picked.tolist(), logp.tolist()):
+                if not finished[n]:
+                    tokens[n].append(token)
+                    logps[n] += value
+                    finished[n] = ended(policy, members[n][0], tokens[n])
+            alive = [row for row, n in enumerate(owner) if not finished[n]]
             if progress:
                 progress(sum(finished), sum(map(len, tokens)), len(alive))
             if not alive or step == steps - 1:
                 break
-            if len(alive) <= compact_at * len(rows):
+            if len(alive) <= compact_at * len(owner):
                 kept = torch.tensor(alive, device=policy.device)
                 state.keep(kept)
-                picked, u, rows = picked[kept], u[kept], [rows[r] for r in alive]
+                picked, u, owner = picked[kept], u[kept], [owner[row] for row in alive]
             logits = state.feed(policy.model, picked)  # (rows, V)
     return [
-        Answer(q.index, m, tuple(tokens[row]), text_of(policy, tokens[row]), logps[row], finished[row])
-        for row, (q, m) in enumerate(members)
+        Answer(q.index, m, tuple(tokens[n]), text_of(policy, tokens[n]), logps[n], finished[n])
+        for n, (q, m) in enumerate(members)
     ]
 
 
@@ -144,8 +144,8 @@ def sample(
     parts = 0  # answers of this batch that are done, where `halving` has split it
     bar.update(complete)
 
-    def show(finished: int, tokens: int, going: int):  # inside a batch, which may take minutes
-        bar.n = max(bar.n, complete + parts + finished)  # where a batch did not fit, it began anew
+    def show(ended: int, tokens: int, going: int):  # inside a batch, which may take minutes
+        bar.n = max(bar.n, complete + parts + ended)  # where a batch did not fit, it began anew
         bar.set_postfix_str(f"{tokens} tokens of this batch, {going} answers unfinished", refresh=False)
         bar.update(0)
 
@@ -155,16 +155,17 @@ def sample(
         parts += len(answers)
         return answers
 
-    drawn = ended = total = 0
+    drawn = finished = total = 0
     for start in range(skip, len(todo), ranks.world_size()):  # each process draws one batch, and all get all
         mine, parts = start + ranks.rank(), 0
         own = halving(draw, todo[mine]) if mine < len(todo) else []
         ranks.catch_up(partial(empty_pass, policy))
         for batch, answers in zip(todo[start:], ranks.all_gather(own)):
-            drawn, ended = drawn + sum(len(a.ids) for a in answers), ended + sum(a.finished for a in answers)
+            drawn += sum(len(a.ids) for a in answers)
+            finished += sum(a.finished for a in answers)
             total += len(answers)
             elapsed = bar.format_dict["elapsed"] or 1e-9
-            bar.set_postfix_str(f"{drawn / elapsed:.0f} tokens/s, {ended / total:.0%} finished")
+            bar.set_postfix_str(f"{drawn / elapsed:.0f} tokens/s, {finished / total:.0%} finished")
             complete += len(batch) * params.answers
             bar.n = complete
             bar.refresh()

@@ -35,7 +35,7 @@ from typing import Any
 from verifier import protocol, walls
 from verifier.compare import COMPARISONS
 from verifier.interpreter import Interpreter
-from verifier.sql_text import cut, outermost_orders, spider_query
+from verifier.sql_text import cut
 from verifier.turns import BUSY, Turns
 from verifier.verdicts import NO_QUERY, NO_VALUES, GoldError, InfrastructureError, Reply, Unreadable
 from verifier.verdicts import VERDICTS as VERDICTS  # others import it from here
@@ -271,15 +271,10 @@ def prepared(job: SqlJob) -> tuple[str, str, str, bool]:
     """Database, gold and answer as they are run, and whether the order of the gold's rows counts."""
     if job.comparison not in COMPARISONS:
         raise ValueError(f"unknown comparison {job.comparison!r}: one of {', '.join(COMPARISONS)}")
-    gold, answer, ordered = cut(job.gold), cut(job.answer), False
-    if job.comparison.startswith("spider"):
-        keep_distinct = job.comparison == "spider_keep_distinct"
-        gold, answer = spider_query(gold, keep_distinct), spider_query(answer, keep_distinct)
-        ordered = "order by" in gold.lower()
-    elif job.comparison == "strict":
-        ordered = outermost_orders(gold)
+    comparison = COMPARISONS[job.comparison]
+    gold, answer = comparison.prepare(cut(job.gold)), comparison.prepare(cut(job.answer))
     # Absolute: the workers live in another folder.
-    return os.path.abspath(job.database), gold, answer, ordered
+    return os.path.abspath(job.database), gold, answer, comparison.ordered(gold)
 
 
 def identity(database: str) -> tuple:

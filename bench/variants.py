@@ -53,17 +53,18 @@ def rejecting(keep):
     """sort_answers where only the failed answers that `keep` accepts are rejected."""
 
     def sort(config, question, gold, gold_text, drawn: list[tuple[Answer, Verdict]], counts: Counter):
-        kept = [(answer, v) for answer, v in drawn if v.verdict == "correct" or keep(v)]
-        return sort_answers(config, question, gold, gold_text, kept, counts)
+        chosen, rejected = sort_answers(config, question, gold, gold_text, drawn, counts)
+        kept = {answer.ids for answer, verdict in drawn if keep(verdict)}
+        return chosen, [ids for ids in rejected if ids in kept]
 
     return sort
 
 
 def mixed(config, question, gold, gold_text, drawn: list[tuple[Answer, Verdict]], counts: Counter):
     """Only questions with at least two right and two wrong answers."""
+    answers = sort_answers(config, question, gold, gold_text, drawn, counts)
     right = sum(v.verdict == "correct" for _, v in drawn)
-    some = 2 <= right <= len(drawn) - 2
-    return sort_answers(config, question, gold, gold_text, drawn, counts) if some else ([], [])
+    return answers if 2 <= right <= len(drawn) - 2 else ([], [])
 
 
 def dpop_margin(chosen, rejected, reference_chosen, reference_rejected, penalty: float = 5.0):

@@ -2,10 +2,11 @@
 
 You need not read this package to change the training. It takes every program to be hostile.
 
-Imports run as forks run, so a file says which process its code is in:
+A file is imported by the processes that this picture names, and by no others:
 
     main process        verify.py, workers.py, interpreter.py, turns.py, protocol.py.
-     |                  Nothing is forked from it, and it never loads what is below.
+     |                  It runs no query and no program, and nothing is forked from it. It takes names and
+     |                  checks from compare.py, sql_text.py and walls.py.
      |
      |-- SQL worker     sql.py, compare.py. A fresh interpreter per worker, asked through a pipe. It knows the
      |                  gold result. Its Python is trusted; the query cannot leave SQLite.

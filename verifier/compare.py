@@ -1,22 +1,44 @@
 """Are two results of queries equal? The official evaluators are reimplemented here, not copied.
 
-Comparison modes:
-  spider  Spider's test-suite evaluator (Zhong et al. 2020): a multiset of rows, in order if the gold text
-          has ORDER BY anywhere, columns in any order. DISTINCT is taken out of both queries before they run,
-          as the evaluator does by default; `spider_keep_distinct` is its --keep_distinct.
-  bird    BIRD's evaluation.py: set(answer) == set(gold).
-  strict  a multiset of rows, in order if the gold's outermost SELECT has ORDER BY, columns in place.
-
-Two results without rows are equal however many columns they have, as they are officially; `strict` alone
-tells those of different width apart. These differ from the official code on purpose: 1 and 1.0 are equal
-beside any other column; text that is not UTF-8 is compared byte by byte; columns are matched by refinement,
-not by trying all permutations.
+A comparison is one row of COMPARISONS: how the queries are written before they run, when the order of rows
+counts, and so on. Deviations from the official code, on purpose: 1 and 1.0 are equal beside any other column;
+text that is not UTF-8 is compared byte by byte; columns are matched by refinement, not by trying all
+permutations.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
-COMPARISONS = ("spider", "spider_keep_distinct", "bird", "strict")
+from verifier.sql_text import orders, outermost_orders, spider_query
+
+
+def never(gold: str) -> bool:
+    return False
+
+
+def unchanged(query: str) -> str:
+    return query
+
+
+@dataclass(frozen=True)
+class Comparison:
+    prepare: Callable[[str], str] = unchanged  # how both queries are written before they run
+    ordered: Callable[[str], bool] = never  # the gold query -> whether the order of its rows counts
+    repeats: bool = True  # whether it counts how often a row is there
+    in_place: bool = True  # whether columns must stand in the gold's order
+    empty_alike: bool = True  # whether two results without rows are equal, however many columns they have
+
+
+COMPARISONS = {
+    # Spider's test-suite evaluator (Zhong et al. 2020); by default it takes DISTINCT out of both queries
+    "spider": Comparison(partial(spider_query, keep_distinct=False), orders, in_place=False),
+    "spider_keep_distinct": Comparison(partial(spider_query, keep_distinct=True), orders, in_place=False),
+    # BIRD's evaluation.py: set(answer) == set(gold)
+    "bird": Comparison(repeats=False),
+    "strict": Comparison(ordered=outermost_orders, empty_alike=False),
+}
 
 
 def difference(
@@ -24,16 +46,16 @@ def difference(
     answer: Sequence[tuple] | set[tuple],
     gold_width: int,
     width: int,
-    comparison: str,
+    comparison: Comparison,
     ordered: bool,
 ) -> str:
     """What is different, in a few words; an empty text where the results are equal.
 
-    gold, answer: the rows; sets of rows where the comparison is `bird`.
+    gold, answer: the rows; sets of rows where repeats do not count.
     gold_width, width: how many columns they have.
-    ordered: whether the order of the rows counts.
+    ordered: whether the order of the rows counts, by `comparison.ordered`.
     """
-    if comparison != "strict" and not gold and not answer:
+    if comparison.empty_alike and not gold and not answer:
         return ""
     if width != gold_width:
         return f"{width} columns, not {gold_width}"
@@ -41,12 +63,15 @@ def difference(
         return f"more than {len(gold)} rows"
     if len(answer) < len(gold):
         return f"{len(answer)} rows, not {len(gold)}"
-    if comparison == "bird":
-        return "" if answer == gold else "other rows"
-    if answer == gold or not ordered and Counter(answer) == Counter(gold):
+    if answer == gold:
         return ""
-    if comparison == "strict":
-        return "other order" if ordered and Counter(answer) == Counter(gold) else "other rows"
+    if not comparison.repeats:
+        return "other rows"
+    same_rows = Counter(answer) == Counter(gold)
+    if same_rows and not ordered:
+        return ""
+    if comparison.in_place:
+        return "other order" if same_rows else "other rows"
     if ordered:  # the rows are in place, so each column must be found as it is, whichever place it has
         return "" if Counter(zip(*answer)) == Counter(zip(*gold)) else "other rows or order"
     return "" if match_columns(list(gold), list(answer)) else "other rows"
@@ -60,8 +85,8 @@ def match_columns(gold: Sequence[tuple], answer: Sequence[tuple]) -> bool:
     different values in the columns of one colour get different colours, then columns again, until nothing
     changes. Columns that still share a colour are tried in turn, and refined again. The answer is exact. Each
     refinement takes at most (columns) passes over the table. The number of tries is 1 in practice. No
-    polynomial bound is known for any exact method (the problem contains graph isomorphism); the query's
-    deadline stops the rest.
+    polynomial bound is known for any exact method (the problem contains graph isomorphism); the
+    worker's time limit ends the rest.
     """
     # Every value becomes a small integer, so that 1 and 1.0 are one value and numbers can stand beside text.
     number: dict = {}

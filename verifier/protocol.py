@@ -48,7 +48,7 @@ def read(line: str, number: int) -> tuple[Any, str, dict[str, Any]]:
                 raise BadLine(f"line {number}: timeout is not a number of seconds")
         elif type(value) is not str:
             raise BadLine(f"line {number}: {name} is not a text")
-    if fields.get("comparison", "spider") not in COMPARISONS:
+    if fields.get("comparison", "spider") not in list(COMPARISONS):
         raise BadLine(f"line {number}: comparison is not one of {', '.join(COMPARISONS)}")
     try:
         json.dumps(identifier, allow_nan=False)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from verifier import child
 from verifier.beside import SUFFIXES, holds_data
-from verifier.compare import difference
+from verifier.compare import COMPARISONS, difference
 from verifier.sql_text import MAX_QUERY, words
 from verifier.verdicts import NO_QUERY, NO_VALUES, InfrastructureError, Unreadable, one_line
 
@@ -104,12 +104,13 @@ def run_answer(
     database: str, query: str, timeout: float, comparison: str, ordered: bool, gold: bytes
 ) -> tuple[str, str, bytes]:
     """Run an answer until it ends or has more rows than the gold, and compare."""
+    how = COMPARISONS[comparison]
     gold_width, gold_rows = unmarshalled(gold)
-    if comparison == "bird":
+    if not how.repeats:
         gold_rows = set(gold_rows)
-    take = partial(take_set if comparison == "bird" else take_list, limit=len(gold_rows))
+    take = partial(take_list if how.repeats else take_set, limit=len(gold_rows))
     result = run(database, query, timeout, take)
-    message = difference(gold_rows, result.rows, gold_width, result.width, comparison, ordered)
+    message = difference(gold_rows, result.rows, gold_width, result.width, how, ordered)
     return "wrong" if message else "correct", message, b""
 
 

@@ -44,6 +44,11 @@ def spider_query(query: str, keep_distinct: bool) -> str:
     return "".join(token for token in TOKEN.findall(query) if token.lower() != "distinct")
 
 
+def orders(query: str) -> bool:
+    """Whether ORDER BY stands anywhere in the text, as Spider's evaluator looks for it."""
+    return "order by" in query.lower()
+
+
 def outermost_orders(query: str) -> bool:
     """Whether ORDER BY stands outside all parentheses."""
     depth, last = 0, ""

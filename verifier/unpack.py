@@ -44,9 +44,8 @@ class Opaque:
     def __repr__(self) -> str:
         return f"<{self.kind}>"
 
-    def __getattr__(
-        self, name: str
-    ) -> Any:  # what a failing test will say; of a copy in the making, not even the kind
+    def __getattr__(self, name: str) -> Any:
+        # what a failing test will say; a copy in the making has not even its kind
         what = "this" if name == "kind" else f"a {self.kind}"
         raise AttributeError(f"no {name}: {what} is not carried from a program to its test")
 
