@@ -22,7 +22,6 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import pairs
 from bench.variants import VARIANTS
 from policy import today
 from run_folder import write_settings
@@ -49,15 +48,17 @@ METHODS = {
     "dual-lr3e-5": "--lr 3e-5",
 }
 METHODS |= dict.fromkeys(VARIANTS, "")  # bench/variants.py
-# files that two runs of one seed share, and the settings that must be equal for it
+# logps per token make a margin some 25 times smaller; a plan needs room
+METHODS |= {"normalised": "--sft-reduction sum --beta 2.5", "planned": "--max-new 192"}
+# files that two runs of one seed share, and what must be equal for it
 BASE = ("scores.json", "dev.jsonl", "validation.jsonl", "seconds.json")
-DRAWN = ("draws", "answers", "temperature", "top_p", "criterion")
+DRAWN = ("own_prompts", "draws", "answers", "temperature", "top_p", "criterion")
 SHARED = [
-    (("questions.json", *(f"iter_0/{name}" for name in BASE)), ()),
+    (("questions.json", *(f"iter_0/{name}" for name in BASE)), ("own_prompts",)),
     (("iter_1/answers.jsonl", "iter_1/verdicts.jsonl"), DRAWN),
     (
         ("iter_1/pairs.jsonl", "iter_1/pairs_summary.json", "iter_1/reference.safetensors"),
-        (*DRAWN, "objective", "pairs", "gold", "other_pairs"),
+        (*DRAWN, "objective", "pairs", "gold", "own_pairs"),
     ),
 ]
 
@@ -76,15 +77,17 @@ def command(args, method: str, seed: int) -> list[str]:
 
 
 def sharing(run: Path, config: dict) -> dict:
-    """The settings of a run that say what it shares; also whether its variant has pairs of its own."""
-    module = VARIANTS.get(run.name.split("-seed")[0].split("-", 1)[1], (None,))[0]
+    """The settings of a run that say what it shares, and what its variant makes for itself alone."""
+    variant = VARIANTS.get(run.name.split("-seed")[0].split("-", 1)[1])
+    shares = variant.shares if variant else "pairs"
     # the dual loss and DPO compare the same answers
     objective = "sft" if config["objective"] == "sft" else "pairs"
     draws = (config["gold"], config["objective"]) != ("only", "sft")
     return config | {
         "objective": objective,
         "draws": draws,
-        "other_pairs": run.name if module is pairs else None,
+        "own_prompts": run.name if shares == "nothing" else None,
+        "own_pairs": None if shares == "pairs" else run.name,
     }
 
 
@@ -100,7 +103,9 @@ def begin(arguments: list[str]):
         begun = json.loads(other.read_text())
         theirs, day = sharing(other.parent, begun), begun.get("day") or day
         for names, settings in SHARED:
-            if all(theirs[name] == ours[name] for name in settings) and (settings == () or config.draws):
+            if all(theirs[name] == ours[name] for name in settings) and (
+                "draws" not in settings or config.draws
+            ):
                 for name in names:
                     if (other.parent / name).exists() and not (run / name).exists():
                         (run / name).parent.mkdir(parents=True, exist_ok=True)

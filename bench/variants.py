@@ -9,17 +9,25 @@ folder does not hold the variant's name: give --out one that does, as bench/expe
 import random
 import sys
 from collections import Counter
+from collections.abc import Callable
 from difflib import SequenceMatcher
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import torch
+
 import cli
 import codelutra
 import pairs
+import prompts
 import refine
-from data import Answer
+from data import Answer, Question
 from loss import dpo_margin
 from pairs import Ids, draw_pairs, sort_answers
+from prompts import prompt
+from tree import Tree, answer_logps
 from verify import GoldError, InfrastructureError, Verdict
 
 
@@ -73,23 +81,51 @@ def dpop_margin(chosen, rejected, reference_chosen, reference_rejected, penalty:
     return dpo_margin(chosen, rejected, reference_chosen, reference_rejected) - penalty * fallen
 
 
-# what is replaced: where it is called from, its name, by what. Where that is `refine`, pairs are the same
+def logps_per_token(model: torch.nn.Module, tree: Tree) -> torch.Tensor:
+    """log π(y|x) divided by the answer's tokens, in the reference too, so that the margin is normalised by length.
+
+    With --sft-reduction sum the SFT term is then what `mean` makes of sums, and β must be some 25 times as large.
+    """
+    return answer_logps(model, tree) / tree.owner.bincount(minlength=tree.answers)
+
+
+def planned(question: Question) -> str:
+    """The prompt that asks for a plan before the query: the tables and columns, and how they are joined."""
+    plain = prompt(question)
+    ask = "Reply with the query only."
+    assert ask in plain
+    return plain.replace(ask, "First name in one line the tables and columns that it needs and how they are joined,"
+                              " then write the query between ```sql and ```.")  # fmt: skip
+
+
+class Variant(NamedTuple):
+    module: ModuleType  # where the function is called
+    name: str
+    replacement: Callable
+    shares: (
+        str  # with a run of the paper's method: its "pairs" (and reference), its "draws" alone, or "nothing"
+    )
+
+
 VARIANTS = {
-    "distinct": (pairs, "draw_pairs", distinct),
-    "nearest": (pairs, "draw_pairs", nearest),
-    "farthest": (pairs, "draw_pairs", farthest),
-    "running": (pairs, "sort_answers", rejecting(lambda v: v.ran)),  # rejected: runs, with another result
-    "failing": (pairs, "sort_answers", rejecting(lambda v: not v.ran)),  # rejected: does not run
-    "mixed": (pairs, "sort_answers", mixed),
-    "dpop": (refine, "dpo_margin", dpop_margin),
+    "distinct": Variant(pairs, "draw_pairs", distinct, "draws"),
+    "nearest": Variant(pairs, "draw_pairs", nearest, "draws"),
+    "farthest": Variant(pairs, "draw_pairs", farthest, "draws"),
+    # rejected: runs, with another result; does not run
+    "running": Variant(pairs, "sort_answers", rejecting(lambda v: v.ran), "draws"),
+    "failing": Variant(pairs, "sort_answers", rejecting(lambda v: not v.ran), "draws"),
+    "mixed": Variant(pairs, "sort_answers", mixed, "draws"),
+    "dpop": Variant(refine, "dpo_margin", dpop_margin, "pairs"),
+    "normalised": Variant(refine, "answer_logps", logps_per_token, "draws"),
+    "planned": Variant(prompts, "prompt", planned, "nothing"),
 }
 
 
 def main():
     if len(sys.argv) < 2 or sys.argv[1] not in VARIANTS:
         sys.exit(f"{__doc__}\nvariants: {', '.join(VARIANTS)}")
-    module, name, replacement = VARIANTS[sys.argv[1]]
-    setattr(module, name, replacement)
+    variant = VARIANTS[sys.argv[1]]
+    setattr(variant.module, variant.name, variant.replacement)
     codelutra.main(sys.argv[2:])
 
 

@@ -89,7 +89,7 @@ BASE, DRAWS, PAIRS = "questions.json", "iter_1/answers.jsonl", "iter_1/reference
 
 @pytest.mark.parametrize("method, shared", [
     ("dpo", {BASE, DRAWS, PAIRS}), ("dpop", {BASE, DRAWS, PAIRS}), ("positives", {BASE, DRAWS}),
-    ("nearest", {BASE, DRAWS}), ("gold", {BASE}),
+    ("nearest", {BASE, DRAWS}), ("normalised", {BASE, DRAWS}), ("planned", set()), ("gold", {BASE}),
 ])  # fmt: skip
 def test_runs_of_the_experiment_share_what_is_the_same(tmp_path, method, shared):
     args = argparse.Namespace(
@@ -114,8 +114,9 @@ def test_runs_of_the_experiment_share_what_is_the_same(tmp_path, method, shared)
 
 
 def test_a_variant_replaces_a_function_of_the_method():
-    for module, name, replacement in variants.VARIANTS.values():
-        assert callable(getattr(module, name)) and replacement is not getattr(module, name)
+    for variant in variants.VARIANTS.values():
+        before = getattr(variant.module, variant.name)
+        assert callable(before) and variant.replacement is not before
 
 
 def test_pair_rules_of_the_variants():
