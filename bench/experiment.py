@@ -103,9 +103,8 @@ def begin(arguments: list[str]):
         begun = json.loads(other.read_text())
         theirs, day = sharing(other.parent, begun), begun.get("day") or day
         for names, settings in SHARED:
-            if all(theirs[name] == ours[name] for name in settings) and (
-                "draws" not in settings or config.draws
-            ):
+            used = "draws" not in settings or config.draws
+            if used and all(theirs[name] == ours[name] for name in settings):
                 for name in names:
                     if (other.parent / name).exists() and not (run / name).exists():
                         (run / name).parent.mkdir(parents=True, exist_ok=True)
