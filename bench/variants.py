@@ -82,9 +82,9 @@ def dpop_margin(chosen, rejected, reference_chosen, reference_rejected, penalty:
 
 
 def logps_per_token(model: torch.nn.Module, tree: Tree) -> torch.Tensor:
-    """log π(y|x) divided by the answer's tokens, in the reference too, so that the margin is normalised by length.
+    """log π(y|x) divided by the answer's tokens, in the reference too: a margin normalised by length.
 
-    With --sft-reduction sum the SFT term is then what `mean` makes of sums, and β must be some 25 times as large.
+    With --sft-reduction sum the SFT term stays as it was; β must be some 25 times as large.
     """
     return answer_logps(model, tree) / tree.owner.bincount(minlength=tree.answers)
 
@@ -94,17 +94,15 @@ def planned(question: Question) -> str:
     plain = prompt(question)
     ask = "Reply with the query only."
     assert ask in plain
-    return plain.replace(ask, "First name in one line the tables and columns that it needs and how they are joined,"
-                              " then write the query between ```sql and ```.")  # fmt: skip
+    plan = "First name in one line the tables and columns that it needs and how they are joined,"
+    return plain.replace(ask, f"{plan} then write the query between ```sql and ```.")
 
 
 class Variant(NamedTuple):
     module: ModuleType  # where the function is called
     name: str
     replacement: Callable
-    shares: (
-        str  # with a run of the paper's method: its "pairs" (and reference), its "draws" alone, or "nothing"
-    )
+    shares: str  # with a run of the paper's method: its "pairs" and draws, its "draws" alone, or "nothing"
 
 
 VARIANTS = {

@@ -109,6 +109,9 @@ def test_runs_of_the_experiment_share_what_is_the_same(tmp_path, method, shared)
     assert {name for name in (BASE, DRAWS, PAIRS) if (run / name).exists()} == shared
     assert all((run / name).read_text().endswith(" 0") for name in shared)
     assert PAIRS not in shared or (run / PAIRS).read_text() == "dual 0"
+    if not shared:
+        assert not run.exists()
+        return
     check_settings(parse(command), run)  # it is a run that may be resumed …
     assert begun(run)["day"] == "24 Dec 2026"  # … whose prompts are the first run's
 
