@@ -23,9 +23,10 @@ from functools import partial
 from pathlib import Path
 
 import cli
+from settings import Config, parse
 
 if __name__ == "__main__":
-    cli.interruptible()
+    cli.begin(parse, __doc__)
 
 import torch
 
@@ -37,14 +38,13 @@ from batches import batches
 from cli import UserError
 from data import Answer, Question
 from eval import Evaluation, PolicyScores, evaluate
-from judging import Execution
+from judging import Execution, check_libraries
 from pairs import QuestionPairs, make_pairs
-from policy import Policy, load_policy, locate
+from policy import Policy, check_adapter, load_policy, locate, settled
 from questions import Splits
 from refine import reference_logps, refine
 from run_folder import check_settings, copy, indented, lock, write, write_settings
 from sample import SamplingParams, sample
-from settings import Config, parse
 from stages import Run
 from verify import GoldError, InfrastructureError, Verdict, Verifier
 
@@ -152,10 +152,11 @@ def score(config: Config, policy: Policy, splits: Splits, verifier: Verifier, t:
 
 
 def main(argv: list[str] | None = None):
-    config = parse(argv, __doc__)
+    config = settled(parse(argv, __doc__))
     folder, problems = Path(config.out), []
     try:
         splits, notes = questions.load(config)
+        check_libraries([*splits.train, *splits.validation, *splits.dev], config.python)
     except UserError as error:
         problems.append(str(error))
     try:
@@ -167,6 +168,7 @@ def main(argv: list[str] | None = None):
                 raise UserError(
                     f"--start: {config.start} was made with --lora-rank {rank} --lora-alpha {alpha}."
                 )
+            check_adapter(config.model, config.start)
         if not problems:
             questions.check(folder, splits)
     except UserError as error:

@@ -14,9 +14,10 @@ import os
 from pathlib import Path
 
 import cli
+import flags
 
 if __name__ == "__main__":
-    cli.interruptible()
+    cli.begin(flags.merging, __doc__)
 
 import torch
 import torch.nn.functional as F
@@ -190,22 +191,16 @@ def merge(model: nn.Module):
         setattr(model.get_submodule(parent), leaf, layer.base)
 
 
-def main():
-    parser = cli.flags(__doc__)
-    parser.add_argument("command", choices=["merge"])
-    parser.add_argument("--model", required=True, help="the base model the adapter was trained on")
-    parser.add_argument("--adapter", required=True, help="folder of the adapter")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write")
-    parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
-    args = parser.parse_args()
+def main(argv: list[str] | None = None):
+    args = flags.merging(argv, __doc__)
     if args.out.exists() or args.out.is_symlink():
         raise UserError(f"{args.out} exists already.")
     above = next(path for path in args.out.absolute().parents if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"--out: no folder can be made in {above}.")
-    read(args.adapter)
-    from policy import load_policy
+    from policy import check_adapter, load_policy
 
+    check_adapter(args.model, args.adapter)
     policy = load_policy(args.model, args.precision, "cpu")
     load(policy.model, args.adapter)
     merge(policy.model)

@@ -5,6 +5,7 @@ there is.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -18,11 +19,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+import cli
+import lora
 import prompts
 import ranks
 from cli import UserError, first_line
 from data import Question
 from prompts import END_CHARACTERS
+from settings import Config
 from tree import Tree, answer_logps
 
 
@@ -160,6 +164,7 @@ def load_policy(name: str, precision: str = "auto", device: str = "auto", shard:
     or a model whose attention a tree cannot serve.
     """
     locate(name)
+    cli.note(f"loading {name} …")
     keep_memory()
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -197,8 +202,30 @@ def load_policy(name: str, precision: str = "auto", device: str = "auto", shard:
     return policy
 
 
+def check_adapter(name: str, folder: str | Path):
+    """Raises UserError where the folder holds no adapter, or one of another model; loads no weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    lora.read(Path(folder))
+    try:
+        config = from_source(AutoConfig, name, "config")
+        with torch.device("meta"):  # shapes alone
+            model = AutoModelForCausalLM.from_config(config)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"model {name} cannot be loaded: {first_line(error)}")
+    lora.load(model, Path(folder))
+
+
 def today() -> str:
     return date.today().strftime("%d %b %Y")
+
+
+def settled(config: Config) -> Config:
+    """The settings with `auto` replaced by what it means on this machine."""
+    device, precision = settle_device(config.device, config.precision)
+    return dataclasses.replace(config, device=str(device), precision=precision)
 
 
 def settle_device(device: str, precision: str) -> tuple[torch.device, str]:

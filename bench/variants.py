@@ -98,5 +98,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.interruptible()
     cli.run(main, InfrastructureError, GoldError)
