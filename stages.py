@@ -25,11 +25,12 @@ from safetensors.torch import save as serialize
 
 import lora
 import ranks
+from card import card
 from cli import UserError, first_line
 from data import Answer
 from eval import Evaluation, PolicyScores
 from pairs import QuestionPairs
-from policy import Policy
+from policy import Policy, hub_id
 from run_folder import (
     commit,
     indented,
@@ -139,7 +140,7 @@ class Run:
 
         def save(path: Path, _):
             shutil.rmtree(path, ignore_errors=True)
-            lora.save(policy.model, path, policy.name)
+            lora.save(policy.model, path, hub_id(policy.name))
 
         stage(
             self.iteration(t) / "adapter",
@@ -167,6 +168,11 @@ class Run:
 
         path = self.iteration(t) / "scores.json"
         return stage(path, make, save, lambda path: PolicyScores.of(read_json(path), scored), seconds="score")
+
+    def card(self, t: int, model: str):
+        """π_t's model card, once it has scores → adapter/README.md."""
+        adapter = self.iteration(t) / "adapter"
+        write(adapter / "README.md", card(adapter, hub_id(model)))
 
     def table(self, history: list[PolicyScores]) -> str:
         """The scores of π_0, π_1, … beside what was drawn for them and how long it took."""
