@@ -38,6 +38,7 @@ from batches import batches
 from cli import UserError
 from data import Answer, Question
 from eval import Evaluation, PolicyScores, evaluate
+from events import Events, check_installed
 from judging import Execution, check_libraries
 from pairs import QuestionPairs, make_pairs
 from policy import Policy, check_adapter, load_policy, locate, settled
@@ -161,6 +162,8 @@ def main(argv: list[str] | None = None):
     except UserError as error:
         problems.append(str(error))
     try:
+        if config.tensorboard:
+            check_installed()
         locate(config.model)
         check_settings(config, folder)
         if config.start and not (folder / START).exists():
@@ -205,7 +208,7 @@ def work(config: Config, folder: Path, splits: Splits, notes: list[str]):
             f" {len(splits.train)} training, {len(splits.validation)} validation, {len(splits.dev)} held-out"
             f" questions; {folder}; isolation {verifier.isolation}"
         )
-        run = Run(folder)
+        run = Run(folder, Events(folder, config.tensorboard))
         history = codelutra(config, policy, splits, verifier, run)
     best = len(history) - 1
     if splits.validation:  # of policies that are equal on validation the last one

@@ -111,6 +111,7 @@ class Config:
     )
 
     out: str = setting("", "folder of the run; default runs/DATA-MODEL-seedN", group="machine")
+    tensorboard: bool = setting(False, "write curves for TensorBoard into the run's folder, while it trains")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, …")
     precision: str = setting("auto", "of the frozen weights", ["auto", "float32", "bfloat16", "float16"])
     shard: bool = setting(
@@ -136,7 +137,8 @@ class Config:
 
 
 # may differ when a run is resumed; `checkpointing` and `train_tokens` change no more than rounding
-FREE = {"out", "iterations", "min_gain", "workers", "save_every", "shard", "checkpointing", "train_tokens"}
+FREE = {"out", "iterations", "min_gain", "workers", "save_every", "shard", "checkpointing", "train_tokens",
+        "tensorboard"}  # fmt: skip
 
 
 def parse(argv=None, description="") -> Config:
