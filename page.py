@@ -8,9 +8,7 @@ of JSON, from which the page's own script makes the list to filter and the curve
 from __future__ import annotations
 
 import base64
-import dataclasses
 import re
-import shlex
 from collections import Counter
 from pathlib import Path
 from urllib.parse import urlencode
@@ -25,7 +23,7 @@ from curves import curves
 from data import Question
 from database import schema
 from run_folder import read_lines, whole
-from settings import Config
+from settings import command
 from stages import read_answers
 from verify import VERDICTS, Verdict
 
@@ -46,22 +44,6 @@ TITLES = {"accuracy": "held-out EX by iteration", "classes": "share of each verd
 def link(split: str, **filters) -> str:
     """The end of the page's address, from # on, with which its list shows these questions alone."""
     return "#" + urlencode({"split": split} | {k: v for k, v in filters.items() if v != ""}, errors="replace")
-
-
-def command(config: dict) -> str:
-    """The command that makes such a run: every setting that codelutra.py would not choose by itself."""
-    usual = {f.name: f.default for f in dataclasses.fields(Config)} | data.DATA_SETS[config["data"]].preset
-    usual["data_dir"] = f"data/{config['data']}"
-    words = ["python", "codelutra.py"]
-    for name in ("model", "data", "seed"):
-        words += ["--" + name, str(config[name])]
-    for name, value in config.items():
-        if name in ("model", "data", "seed") or name not in usual or value == usual[name]:
-            continue
-        if name == "answers" and not value:  # fine-tuning on gold draws none, and the flag is refused
-            continue
-        words += ["--" + name.replace("_", "-")] + ([] if value is True else [str(value)])
-    return shlex.join(words)
 
 
 def policies(run: dict) -> list[dict]:

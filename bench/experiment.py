@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.variants import VARIANTS
-from policy import today
+from policy import settled, today
 from run_folder import write_settings
 from settings import parse
 
@@ -93,7 +93,7 @@ def sharing(run: Path, config: dict) -> dict:
 
 def begin(arguments: list[str]):
     """Give a run what it shares with its neighbours of the same size and seed, where one has it already."""
-    config = parse(arguments)
+    config = settled(parse(arguments))
     run = Path(config.out)
     if (run / "config.json").exists():
         return

@@ -128,5 +128,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.interruptible()
     cli.run(main, InfrastructureError, GoldError)

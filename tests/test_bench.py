@@ -15,6 +15,7 @@ import torch
 from test_verify_cli import CONTEXT, strict
 
 from bench import agreement, ds1000_references, experiment, variants, verification
+from policy import settled
 from run_folder import begun, check_settings, write_settings
 from settings import parse
 from verify import Verifier
@@ -112,7 +113,7 @@ def test_runs_of_the_experiment_share_what_is_the_same(tmp_path, method, shared)
     if not shared:
         assert not run.exists()
         return
-    check_settings(parse(command), run)  # it is a run that may be resumed …
+    check_settings(settled(parse(command)), run)  # it is a run that may be resumed …
     assert begun(run)["day"] == "24 Dec 2026"  # … whose prompts are the first run's
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from concurrent.futures import Future
 
@@ -246,6 +247,16 @@ def test_an_adapter_that_a_run_cannot_start_from_is_one_sentence(
     monkeypatch.setattr(codelutra, "load_policy", None)
     with pytest.raises(UserError, match=sentence):
         again("--start", str(finished / "iter_1/adapter" / start), *extra)
+    assert not again.run.exists()
+
+
+def test_the_adapter_of_another_model_is_refused_by_its_own_path_before_anything_is_written(
+    again, finished, folders, monkeypatch
+):
+    monkeypatch.setattr(codelutra, "load_policy", None)
+    start = str(finished / "iter_1/adapter")
+    with pytest.raises(UserError, match=f"the adapter in {re.escape(start)} was made for another model"):
+        again("--model", folders["llama"], "--start", start)
     assert not again.run.exists()
 
 

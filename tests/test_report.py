@@ -190,11 +190,11 @@ def test_the_page_says_what_the_run_was_and_the_command_makes_the_same_run(run):
         "other": ["--data", "ds1000", "--beta", "0.3", "--min-gain", "-1", "--checkpointing", "--limit", "9"],
     }.items():  # fmt: skip
         config = settings.parse([*argv, "--model", "org/model", "--seed", "3", "--out", name])
-        command = shlex.split(page.command(dataclasses.asdict(config) | {"code": ["x"]}))
+        command = shlex.split(settings.command(dataclasses.asdict(config) | {"code": ["x"]}))
         assert command[:2] == ["python", "codelutra.py"] and settings.parse(command[2:]) == config
     text = made(run).text
     assert "model tiny" in text and "learning rate 0.1" in text and "not ended: 2 policies are scored" in text
-    assert page.command(read(run / "config.json")[0]) in text
+    assert settings.command(read(run / "config.json")[0]) in text
 
 
 def test_nothing_is_loaded_from_elsewhere(run):

@@ -11,6 +11,7 @@ from conftest import command, never
 import codelutra
 import run_folder
 from cli import UserError
+from events import Events
 from run_folder import check_settings, commit, lock, write, write_settings
 from settings import parse
 from stages import BATCH_END, Checkpoint, Run
@@ -60,7 +61,7 @@ def test_no_pairs_at_all_stop_with_one_sentence(tmp_path):
 
 def test_a_checkpoint_holds_the_steps_as_they_are_in_train_jsonl(tmp_path):
     """So that a version of the code goes on from the checkpoint of another."""
-    checkpoint, applied = Checkpoint(tmp_path), []
+    checkpoint, applied = Checkpoint(tmp_path, Events(tmp_path, False)), []
     rows = [{"step": 0, "loss": 1 / 3}, {"step": 1, "loss": float("inf")}]
     for row in rows:
         checkpoint.step(row)

@@ -34,3 +34,5 @@ All files import the standard library and this package alone; unpack.py also mak
 libraries. Nothing of this package is imported inside a function: behind the walls the project's folder cannot
 be read. This file imports nothing, since every SQL worker would pay for it.
 """
+
+__version__ = "0.1.0"  # of the whole project; CITATION.cff and CHANGELOG.md name it too
