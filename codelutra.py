@@ -202,6 +202,8 @@ def work(config: Config, folder: Path, splits: Splits, notes: list[str]):
             f" {len(splits.train)} training, {len(splits.validation)} validation, {len(splits.dev)} held-out"
             f" questions; {folder}; isolation {verifier.isolation}"
         )
+        if not splits.dev:
+            ranks.say(f"{config.data} has no held-out questions: no policy is scored on any")
         run = Run(folder)
         history = codelutra(config, policy, splits, verifier, run)
     best = len(history) - 1

@@ -2,6 +2,7 @@
 
     python eval.py --model smollm2 --adapter runs/shop-smollm2-seed0/iter_2/adapter --data shop
     python eval.py --data spider --data-dir PATH --split dev --predictions FILE
+    python eval.py --data spider --data-dir PATH --test-suite --predictions FILE
 
 EX (execution accuracy): the share of questions whose query returns the gold query's result, by the data set's
 official comparison; for DS-1000 it is pass@1. EM (exact set match): the query agrees with the gold query
@@ -26,6 +27,7 @@ from tqdm import tqdm
 
 import cli
 import data
+import suites
 from cli import UserError
 from data import Question
 from exact_match import exact_match, hardness
@@ -165,11 +167,9 @@ def evaluate(
 
 def main(argv=None):
     parser = cli.flags(__doc__)
-    parser.add_argument(
-        "--data", default="shop", choices=sorted(data.DATA_SETS), help="data set (default shop)"
-    )
-    parser.add_argument("--data-dir", help="its folder (default data/NAME)")
-    parser.add_argument("--split", default="dev", choices=("train", "dev"), help="default dev")
+    parser.add_argument("--data", default="shop", help=f"{data.FLAG} (default shop)")
+    parser.add_argument("--data-dir", help="the data set's folder (default data/NAME)")
+    parser.add_argument("--split", default="dev", help=f"default dev; {data.SPLITS}")
     parser.add_argument(
         "--limit", type=int, default=0, help="score this many questions, chosen by --seed (0: all)"
     )
@@ -185,6 +185,11 @@ def main(argv=None):
         "--comparison", choices=("spider", "bird", "strict"), help="default: the data set's official one"
     )
     parser.add_argument(
+        "--test-suite",
+        action="store_true",
+        help="SQL: right means right on every .sqlite file in the folder of the question's database",
+    )
+    parser.add_argument(
         "--timeout", type=float, help="seconds per answer (default: the data set's, as in training)"
     )
     parser.add_argument("--workers", type=int, default=2, help="verification processes")
@@ -198,8 +203,10 @@ def main(argv=None):
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     parser.add_argument("--out", type=Path, help="write one JSON line per question here")
     args = parser.parse_args(argv)
-    args.max_new = data.DATA_SETS[args.data].max_new if args.max_new is None else args.max_new
-    args.timeout = data.DATA_SETS[args.data].timeout if args.timeout is None else args.timeout
+    args.data, folder = data.place(args.data, args.data_dir)
+    this = data.data_set(args.data, folder)
+    args.max_new = this.max_new if args.max_new is None else args.max_new
+    args.timeout = this.timeout if args.timeout is None else args.timeout
     for name in ("max_new", "batch_tokens", "timeout", "workers"):
         if not 0 < getattr(args, name) < math.inf:
             parser.error(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}")
@@ -211,12 +218,13 @@ def main(argv=None):
     if args.out:
         cli.check_output("--out", args.out)
 
-    folder = args.data_dir or f"data/{args.data}"
     questions, notes = data.load(args.data, folder, args.split)
     total = data.count(args.data, folder, args.split)
     # DS-1000's file holds both of its halves
     total_left_out = total - len(questions) if args.data != "ds1000" else 0
     tables, unread = data.tables(args.data, folder, args.split)
+    if args.test_suite:
+        suites.check(questions)
     if args.comparison:
         questions = [dataclasses.replace(q, comparison=args.comparison) for q in questions]
     if args.predictions:
@@ -235,23 +243,21 @@ def main(argv=None):
             lora.load(policy.model, args.adapter)
     questions = data.subset(questions, args.limit, args.seed)
     with Verifier(args.workers, args.python, args.allow_unsandboxed) as verifier:
-        kept, failing = usable(questions, verifier, args.timeout, "gold code")
+        choose = suites.usable_on_all if args.test_suite else usable
+        kept, failing = choose(questions, verifier, args.timeout, "gold code")
         for note in notes + unread + failing:
             print(f"left out: {note}", file=sys.stderr)
         if args.predictions:
             codes = [predictions.get(q.index, "") for q in kept]
-            bar = tqdm(total=len(kept), desc="verify", unit="query", disable=None)
-            verdicts = verifier.run(
-                [job(q, c, args.timeout) for q, c in zip(kept, codes)], progress=bar.update
-            )
-            bar.close()
-            result = scores(kept, codes, verdicts, tables)
         else:
-            made = evaluate(
-                policy, kept, verifier, args.split, args.timeout, args.max_new, args.batch_tokens,
-                "answering", tables,
-            )  # fmt: skip
-            result, codes, verdicts = made.scores, made.codes, made.verdicts
+            codes = greedy(policy, kept, args.max_new, args.batch_tokens, "answering")
+        size = None if args.test_suite else len(kept)
+        with tqdm(total=size, desc="verify", unit="query", disable=None) as bar:
+            if args.test_suite:
+                verdicts = suites.judged(kept, codes, args.timeout, verifier, bar.update)
+            else:
+                verdicts = verifier.run([job(q, c, args.timeout) for q, c in zip(kept, codes)], bar.update)
+    result = scores(kept, codes, verdicts, tables)
     for verdict, count in result.classes.items():
         print(f"{verdict:>8}  {count:5d}  {count / max(result.n, 1):6.1%}")
     for name, part in result.groups.items():

@@ -48,13 +48,25 @@ def link(split: str, **filters) -> str:
     return "#" + urlencode({"split": split} | {k: v for k, v in filters.items() if v != ""}, errors="replace")
 
 
+def data_set(config: dict) -> data.DataSet | None:
+    """The run's data set; None where it is a user's own and its folder is gone."""
+    try:
+        return data.data_set(config["data"], config["data_dir"])
+    except UserError:
+        return None
+
+
 def command(config: dict) -> str:
     """The command that makes such a run: every setting that codelutra.py would not choose by itself."""
-    usual = {f.name: f.default for f in dataclasses.fields(Config)} | data.DATA_SETS[config["data"]].preset
-    usual["data_dir"] = f"data/{config['data']}"
+    usual = {f.name: f.default for f in dataclasses.fields(Config)}
+    this = data_set(config)
+    usual |= this.preset if this else {}
+    is_known = config["data"] in data.DATA_SETS
+    usual["data_dir"] = f"data/{config['data']}" if is_known else config["data_dir"]
     words = ["python", "codelutra.py"]
     for name in ("model", "data", "seed"):
-        words += ["--" + name, str(config[name])]
+        value = config["data_dir"] if name == "data" and not is_known else config[name]
+        words += ["--" + name, str(value)]
     for name, value in config.items():
         if name in ("model", "data", "seed") or name not in usual or value == usual[name]:
             continue
@@ -178,7 +190,7 @@ def by_kind(run: dict) -> list[list]:
     rows = []
     for name in sorted(sizes, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)):
         rows.append([name, sizes[name], *(group[name]["ex"] if name in group else None for group in groups)])
-    if run["config"]["data"] == "ds1000":
+    if (this := data_set(run["config"])) and this.language == "python":
         return rows
 
     def clauses(gold: str) -> list[str]:

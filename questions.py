@@ -45,8 +45,11 @@ class Splits:
 
 def load(config: Config) -> tuple[Splits, list[str]]:
     """All questions that a run may use, and a note for each reason that left some out; no model is needed."""
+    this = data.data_set(config.data, config.data_dir)
     questions, train_notes = data.load(config.data, config.data_dir, "train")
-    held_out, dev_notes = data.load(config.data, config.data_dir, "dev")
+    held_out, dev_notes = [], []
+    if not this.is_own or "dev" in this.splits:  # a user's own set needs none
+        held_out, dev_notes = data.load(config.data, config.data_dir, "dev")
     # a file that cannot be read is noticed now; one file may serve both splits
     unread = dict.fromkeys(
         note for split in ("train", "dev") for note in data.tables(config.data, config.data_dir, split)[1]

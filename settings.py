@@ -11,6 +11,8 @@ from pathlib import Path
 
 import cli
 import data
+import ranks
+from cli import UserError
 from policy import settle_device
 
 
@@ -31,7 +33,7 @@ class Config:
     start: str = setting(
         "", "folder of a LoRA adapter that π_0 has already, as of fine-tuning; default: none"
     )
-    data: str = setting("shop", "data set", sorted(data.DATA_SETS))
+    data: str = setting("shop", data.FLAG)
     data_dir: str = setting("", "the data set's folder; default data/NAME")
     out: str = setting("", "folder of the run; default runs/DATA-MODEL-seedN")
     seed: int = setting(
@@ -123,8 +125,23 @@ class Config:
 FREE = {"out", "iterations", "min_gain", "workers", "save_every", "shard", "checkpointing", "train_tokens"}
 
 
+def held_back(config: Config) -> int:
+    """--validation of a user's own set: a fifth of its training questions, where that is less than usual."""
+    try:
+        count = data.count(config.data, config.data_dir, "train")
+    except UserError:  # `questions.load` will say so
+        return config.validation
+    if count // 5 >= config.validation:
+        return config.validation
+    ranks.say(f"{count // 5} of {config.data}'s {count} training questions are held back (--validation)")
+    return count // 5
+
+
 def parse(argv=None, description="") -> Config:
-    """A command's settings, presets and `auto` resolved; what cannot be meant ends it with exit code 2."""
+    """A command's settings, presets and `auto` resolved; what cannot be meant ends it with exit code 2.
+
+    Raises UserError where --data names neither a data set nor a folder of questions.
+    """
     parser = cli.flags(description)
     for f in dataclasses.fields(Config):
         flag = "--" + f.name.replace("_", "-")
@@ -140,14 +157,13 @@ def parse(argv=None, description="") -> Config:
             kind = {"int": int, "float": float, "str": str}[str(f.type)]
             parser.add_argument(flag, type=kind, choices=f.metadata["choices"], help=help)
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
-    name = given.get("data", "shop")
-    config = Config(**{**data.DATA_SETS[name].preset, **given, "data": name})
+    name, folder = data.place(given.get("data", "shop"), given.get("data_dir"))
+    this = data.data_set(name, folder)
+    config = Config(**{**this.preset, **given, "data": name, "data_dir": folder})
+    if this.is_own and "validation" not in given:
+        config = dataclasses.replace(config, validation=held_back(config))
     model = Path(config.model).name.removesuffix(".gguf").lower()
-    config = dataclasses.replace(
-        config,
-        data_dir=config.data_dir or f"data/{name}",
-        out=config.out or f"runs/{name}-{model}-seed{config.seed}",
-    )
+    config = dataclasses.replace(config, out=config.out or f"runs/{name}-{model}-seed{config.seed}")
     device, precision = settle_device(config.device, config.precision)
     config = dataclasses.replace(config, precision=precision, device=str(device))
     for f in dataclasses.fields(Config):

@@ -14,7 +14,7 @@ from settings import parse
         "--temperature -0.5", "--top-p 0", "--top-p 1.5", "--limit -1", "--validation -1", "--eval-limit -1", "--lam -1",
         "--warmup -0.1", "--warmup 1.5", "--gold sometimes", "--criterion executable --gold always", "--precision int8",
         "--gold only --objective sft --answers 4",
-        "--data nothing", "--objective ppo", "--sft-reduction max", "--timeout 0", "--clip 0", "--train-tokens 0",
+        "--objective ppo", "--sft-reduction max", "--timeout 0", "--clip 0", "--train-tokens 0",
         "--pairs-per-tree 0", "--seed -1", "--weight-decay -1", "--lora-alpha 0", "--max-length 0",
     ],
 )  # fmt: skip
