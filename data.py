@@ -117,7 +117,7 @@ def questions_file(name: str, folder: str | Path, split: str) -> tuple[Path, Lay
         raise UserError(f"{missing}, but {hint[1]} is there: pass --data-dir {hint[0]}.")
     raise UserError(
         f"{missing}: get {name} from {this.source}, unpack it and pass its folder as --data-dir"
-        f" (the README shows the layout)."
+        f" (data/README.md shows the layout)."
     )
 
 
