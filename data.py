@@ -1,4 +1,5 @@
-"""Data sets and their questions: Spider, BIRD, DS-1000, and the bundled `shop` (in Spider's layout).
+"""Data sets and their questions: Spider, BIRD, DS-1000, MBPP, HumanEval, and the bundled `shop` (in Spider's
+layout).
 
 A data set is one row of DATA_SETS. Each loader reads the official release's folder as it comes; questions it
 must leave out are counted, with the reason, in the list of notes it returns. No torch here.
@@ -32,10 +33,20 @@ class Question:
     difficulty: str = ""  # BIRD's; for DS-1000 the library
     context: str = ""  # DS-1000's code_context, the test program; empty for a SQL question
     comparison: str = "spider"  # how results are compared (verify.COMPARISONS), for a SQL question
+    # Of a Python task whose tests are asserts (tasks.py), as in verify.AssertJob:
+    tests: tuple[str, ...] = ()
+    setup: str = ""
+    entry_point: str = ""
+    classes: tuple[str, ...] = ()
 
     @property
     def language(self) -> str:
-        return "python" if self.context else "sql"
+        return "python" if self.context or self.tests else "sql"
+
+    @property
+    def form(self) -> str:
+        """What an answer is: sql, python (goes into DS-1000's program), or program (is one itself)."""
+        return "program" if self.tests else self.language
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,19 @@ DATA_SETS = {
         timeout=60.0,
         settings={"beta": 0.5, "lam": 0.5, "max_length": 512},
     ),
+    "mbpp": DataSet(
+        source="https://github.com/google-research/google-research/tree/master/mbpp",
+        train=("mbpp.jsonl", ""),
+        dev=("mbpp.jsonl", ""),
+        language="python",
+    ),
+    "humaneval": DataSet(
+        source="https://github.com/openai/human-eval",
+        train=("", ""),
+        dev=("HumanEval.jsonl.gz", ""),
+        language="python",
+        max_new=256,
+    ),
     # for a 135M model on two CPU cores, found on its training questions (README, differences from the paper)
     "shop": DataSet(
         source="this project's own repository (data/shop)",
@@ -115,22 +139,30 @@ def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], lis
 
     Raises UserError where the folder or file is missing or unreadable.
     """
+    import tasks
+
     data_set = DATA_SETS[name]
     file, place = getattr(data_set, split)
+    if not file:
+        raise UserError(f"{name} has no questions for training: it is scored only, by eval.py.")
     path, databases = Path(folder) / file, Path(folder) / place
     python, questions = data_set.language == "python", []
+    make = {"ds1000": _problem, "mbpp": tasks.mbpp, "humaneval": tasks.humaneval}.get(name)
     for i, row in enumerate(_rows(name, path)):
         try:
-            made = _problem(i, row) if python else _question(i, row, databases, data_set.comparison)
+            made = make(i, row) if make else _question(i, row, databases, data_set.comparison)
             if not isinstance(made.question_id, int | str | None) or isinstance(made.question_id, bool):
                 raise TypeError("the question's id is neither a number nor text")
             # a lone surrogate could not be written anywhere
-            "".join((made.db_id, made.text, made.evidence, made.gold, made.context)).encode()
+            "".join((made.db_id, made.text, made.evidence, made.gold, made.context, *made.tests)).encode()
+            "".join((made.setup, made.entry_point)).encode()
             f"{made.difficulty}{made.question_id}".encode()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             found = f"row {i}, counted from 0: {type(error).__name__}: {error}"
             raise UserError(f"{path} is not in {name}'s layout: {found}.")
         questions.append(made)
+    if name in ("mbpp", "humaneval"):
+        return tasks.of_split(name, questions, split), []
     if python:
         return [questions[i] for i in ds1000_half([q.difficulty for q in questions], split)], []
     files = {q.db_id: q.database for q in questions}
@@ -160,8 +192,8 @@ def _rows(name: str, path: Path) -> list[dict]:
             f" (the README shows the layout)."
         )
     try:
-        if path.suffix == ".gz":
-            with gzip.open(path, "rt", encoding="utf-8") as file:
+        if ".jsonl" in path.suffixes:
+            with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
                 return [json.loads(line) for line in file]
         rows = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, EOFError, RecursionError, zlib.error) as error:
