@@ -1,4 +1,4 @@
-"""The questions of a data set (data_sets.py): Spider, BIRD, DS-1000, the bundled `shop`, or a user's own.
+"""The questions of a data set (data_sets.py): an official one, the bundled `shop`, or a user's own.
 
 A loader reads the official release's folder as it comes; questions it must leave out are counted, with the
 reason, in the list of notes it returns. No torch here.
@@ -11,7 +11,9 @@ import json
 import os
 import random
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +41,20 @@ class Question:
     difficulty: str = ""  # BIRD's; for DS-1000 the library
     context: str = ""  # DS-1000's code_context, the test program; empty for a SQL question
     comparison: str = "spider"  # how results are compared (verify.COMPARISONS), for a SQL question
+    # Of a Python task whose tests are asserts (tasks.py), as in verify.AssertJob:
+    tests: tuple[str, ...] = ()
+    setup: str = ""
+    entry_point: str = ""
+    classes: tuple[str, ...] = ()
 
     @property
     def language(self) -> str:
-        return "python" if self.context else "sql"
+        return "python" if self.context or self.tests else "sql"
+
+    @property
+    def form(self) -> str:
+        """What an answer is: sql, python (goes into DS-1000's program), or program (is one itself)."""
+        return "program" if self.tests else self.language
 
 
 @dataclass(frozen=True)
@@ -65,26 +77,31 @@ def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], lis
     this = data_set(name, folder)
     path, layout = questions_file(name, folder, split)
     databases = databases_of(name, folder, layout)
-    python, questions = this.language == "python", []
-    for i, (line, row) in enumerate(_rows(path)):
+    placed, questions, make = _rows(path), [], _maker(name, this, databases)
+    for i, (line, row) in enumerate(placed):
         try:
             if not isinstance(row, dict):
                 raise TypeError(f"it is not an object of JSON but {_kind(row)}")
-            made = _problem(i, row) if python else _question(i, row, databases, this)
+            made = make(i, row)
+            if this.splits_by_row and row["split"] not in this.splits:
+                raise ValueError(f"split is {row['split']!r}, neither train nor dev")
             # a lone surrogate could not be written anywhere
-            "".join((made.db_id, made.text, made.evidence, made.gold, made.context)).encode()
+            "".join((made.db_id, made.text, made.evidence, made.gold, made.context, *made.tests)).encode()
+            "".join((made.setup, made.entry_point)).encode()
             f"{made.difficulty}{made.question_id}".encode()
         except KeyError as error:
             raise UserError(f"{path}, {line}: {error} is missing.")
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path}, {line}: {error}.")
-        if this.is_own and not os.path.isfile(made.database):
+        if this.is_own and made.database and not os.path.isfile(made.database):
             raise UserError(f"{path}, {line}: db_id is {made.db_id!r}, but there is no {made.database}.")
         questions.append(made)
     if not questions:
         raise UserError(f"{path} has no questions.")
-    if python:
-        return [questions[i] for i in ds1000_half([q.difficulty for q in questions], split)], []
+    if this.language == "python":
+        if not (kept := _of_split(name, this, split, [row for _, row in placed], questions)):
+            raise UserError(f"{path} has no row whose split is {split}.")
+        return kept, []
     files = {q.db_id: q.database for q in questions}
     # empty equals empty: in training an execution label on a database without rows says nothing
     faults = {db_id: fault(database, needs_rows=split == "train") for db_id, database in files.items()}
@@ -100,8 +117,13 @@ def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], lis
 
 
 def count(name: str, folder: str | Path, split: str) -> int:
-    """How many questions the file has, usable or not."""
-    return len(_rows(questions_file(name, folder, split)[0]))
+    """How many questions the file has, usable or not, and of all splits that it holds."""
+    return len(rows(name, folder, split))
+
+
+def rows(name: str, folder: str | Path, split: str) -> list[dict]:
+    """The file of a split as it is. Raises UserError where it is missing or unreadable."""
+    return [row for _, row in _rows(questions_file(name, folder, split)[0])]
 
 
 def questions_file(name: str, folder: str | Path, split: str) -> tuple[Path, Layout]:
@@ -152,6 +174,29 @@ def _rows(path: Path) -> list[tuple[str, Any]]:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}, is not JSON: {error}.")
     return rows
+
+
+def _maker(name: str, this: DataSet, databases: list[Path]) -> Callable[[int, dict], Question]:
+    """What makes a Question of an index and a row; raises KeyError, TypeError or ValueError for a bad row."""
+    import tasks
+
+    known = {"ds1000": _problem, "mbpp": tasks.mbpp, "humaneval": tasks.humaneval}
+    if this.language == "python":
+        return known.get(name) or partial(tasks.question, source=name)
+    return partial(_question, databases=databases, this=this)
+
+
+def _of_split(
+    name: str, this: DataSet, split: str, rows: list[dict], questions: list[Question]
+) -> list[Question]:
+    """Of the questions in a file those of this split; one file may hold training and held-out questions."""
+    import tasks
+
+    if name == "ds1000":
+        return [questions[i] for i in ds1000_half([q.difficulty for q in questions], split)]
+    if this.splits_by_row:
+        return [q for q, row in zip(questions, rows) if row["split"] == split]
+    return tasks.of_split(name, questions, split)
 
 
 def ds1000_half(libraries: list[str], split: str) -> list[int]:

@@ -36,6 +36,7 @@ class DataSet:
     timeout: float = 10.0  # seconds that an answer may run
     settings: dict = field(default_factory=dict)  # settings.Config where Table 5's values do not fit
     is_own: bool = False  # a user's folder, not one of DATA_SETS
+    splits_by_row: bool = False  # one file holds train and dev; each row's `split` says which it belongs to
 
     @property
     def preset(self) -> dict:
@@ -98,6 +99,17 @@ DATA_SETS = {
         timeout=60.0,
         settings={"beta": 0.5, "lam": 0.5, "max_length": 512},
     ),
+    "mbpp": DataSet(
+        source="https://github.com/google-research/google-research/tree/master/mbpp",
+        splits=dict.fromkeys(("train", "dev"), Layout(("mbpp.jsonl",))),
+        language="python",
+    ),
+    "humaneval": DataSet(  # to score on
+        source="https://github.com/openai/human-eval",
+        splits={"dev": Layout(("HumanEval.jsonl.gz",))},
+        language="python",
+        max_new=256,
+    ),
     # Spider's dev questions in other words; to score on. Their databases are Spider's, in the folder beside.
     "spider_syn": DataSet(
         source="https://github.com/ygan/Spider-Syn",
@@ -126,21 +138,42 @@ DATA_SETS = {
 # ---- a user's own folder -------------------------------------------------------------------------
 
 OWN_SQL = {"train": spider("train.json", "train_spider.json"), "dev": spider("dev.json")}
+OWN_PYTHON = {name: Layout((f"{name}.jsonl",)) for name in ("train", "dev")}
 
 
 def own(folder: str | Path) -> DataSet:
     """The data set in a user's folder; its splits are those whose files are there.
 
-    Its results are compared as `strict` does: nobody has named another comparison, and this one calls no
-    wrong answer right. Raises UserError where the folder holds no questions.
+    SQL: Spider's files. Results are compared as `strict` does: nobody has named another comparison, and this
+    one calls no wrong answer right. Python (tasks.question): train.jsonl and dev.jsonl, or one file of
+    another name whose rows have a `split`. Raises UserError where the folder holds no questions, or both
+    kinds.
     """
-    splits = {name: layout for name, layout in OWN_SQL.items() if find(folder, layout.questions)}
-    if splits:
-        return DataSet(source=str(folder), splits=splits, comparison="strict", is_own=True)
-    if hint := elsewhere(folder, tuple(name for layout in OWN_SQL.values() for name in layout.questions)):
+    sql, python = (
+        {split: layout for split, layout in layouts.items() if find(folder, layout.questions)}
+        for layouts in (OWN_SQL, OWN_PYTHON)
+    )
+    others = find(folder, ("*.jsonl",))
+    if sql and others:
+        first = find(folder, next(iter(sql.values())).questions)[0].name
+        raise UserError(f"{folder} has questions of two kinds: {first} (SQL) and {others[0].name} (Python).")
+    if sql:
+        return DataSet(str(folder), sql, comparison="strict", is_own=True)
+    if python:
+        return DataSet(str(folder), python, "python", max_new=256, is_own=True)
+    if len(others) == 1:
+        both = dict.fromkeys(OWN_PYTHON, Layout((glob.escape(others[0].name),)))
+        return DataSet(str(folder), both, "python", max_new=256, is_own=True, splits_by_row=True)
+    if others:
+        names = ", ".join(path.name for path in others)
+        raise UserError(f"{folder}: which of {names} has the questions? Call them train.jsonl and dev.jsonl.")
+    patterns = [
+        name for layouts in (OWN_SQL, OWN_PYTHON) for layout in layouts.values() for name in layout.questions
+    ]
+    if hint := elsewhere(folder, tuple(patterns)):
         raise UserError(f"{folder} has no questions, but {hint[1]} is there: pass --data {hint[0]}.")
     raise UserError(
-        f"{folder} has no questions: there is no train.json (data/README.md shows what it needs)."
+        f"{folder} has no questions: there is neither train.json nor train.jsonl (data/README.md)."
     )
 
 

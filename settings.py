@@ -128,9 +128,10 @@ FREE = {"out", "iterations", "min_gain", "workers", "save_every", "shard", "chec
 def held_back(config: Config) -> int:
     """--validation of a user's own set: a fifth of its training questions, where that is less than usual."""
     try:
-        count = data.count(config.data, config.data_dir, "train")
+        rows = data.rows(config.data, config.data_dir, "train")
     except UserError:  # `questions.load` will say so
         return config.validation
+    count = sum(isinstance(row, dict) and row.get("split", "train") == "train" for row in rows)
     if count // 5 >= config.validation:
         return config.validation
     ranks.say(f"{count // 5} of {config.data}'s {count} training questions are held back (--validation)")
