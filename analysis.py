@@ -27,6 +27,7 @@ import torch
 from tqdm import tqdm
 
 import data
+import data_sets
 import lora
 from cli import UserError, first_line
 from eval import interval
@@ -56,7 +57,7 @@ def pass_at_k(right: list[int], n: int) -> dict[int, np.ndarray]:
 
 def passes(args, policy, questions, verifier):
     """Draw answers, verify them → pass@k. A question that the model cannot read has no right answer."""
-    this = data.data_set(args.data, args.data_dir)
+    this = data_sets.data_set(args.data, args.data_dir)
     by_index, running = {q.index: q for q in questions}, []
     if args.adapter:
         lora.load(policy.model, args.adapter)
@@ -106,7 +107,7 @@ def preferences(args, policy, questions, verifier, systems):
         long += len(texts) - len(answers[-1])
     if long:
         print(f"{long} answers are longer than the model can read, and left out")
-    timeout = data.data_set(args.data, args.data_dir).timeout
+    timeout = data_sets.data_set(args.data, args.data_dir).timeout
     jobs = [job(q, code, timeout) for q, codes in zip(questions, answers) for code in codes]
     bar = tqdm(total=len(jobs), desc="executing", unit="answer", dynamic_ncols=True)
     verdicts = iter(verifier.run(jobs, progress=bar.update))
@@ -209,7 +210,7 @@ def main(argv=None):
         command = commands.add_parser(name, help=help, allow_abbrev=False)
         command.add_argument("--model", default="smollm2", help="hub id, folder, .gguf file, or smollm2")
         command.add_argument("--adapter", help="folder of a LoRA adapter (default: the base model)")
-        command.add_argument("--data", default="shop", help=f"{data.FLAG} (default shop)")
+        command.add_argument("--data", default="shop", help=f"{data_sets.FLAG} (default shop)")
         command.add_argument("--data-dir", help="the data set's folder (default data/NAME)")
         command.add_argument(
             "--limit", type=int, default=0, help="this many held-out questions, chosen by --seed (0: all)"
@@ -236,7 +237,7 @@ def main(argv=None):
         return
     if args.limit < 0 or args.seed < 0 or args.workers < 1 or getattr(args, "answers", 1) < 1:
         parser.error("--answers and --workers must be at least 1; --limit and --seed must not be negative")
-    args.data, args.data_dir = data.place(args.data, args.data_dir)
+    args.data, args.data_dir = data_sets.place(args.data, args.data_dir)
     questions, notes = data.load(args.data, args.data_dir, "dev")
     total, what = data.count(args.data, args.data_dir, "dev"), passes
     if args.what == "preferences":
@@ -246,7 +247,7 @@ def main(argv=None):
         lora.read(args.adapter)  # a wrong one is noticed before the model is loaded
     policy = load_policy(args.model)
     with Verifier(args.workers, args.python, args.allow_unsandboxed) as verifier:
-        timeout = data.data_set(args.data, args.data_dir).timeout
+        timeout = data_sets.data_set(args.data, args.data_dir).timeout
         kept, failing = usable(questions, verifier, timeout, "gold code")
         for note in notes + failing:
             print(f"left out: {note}", file=sys.stderr)

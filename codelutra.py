@@ -214,7 +214,8 @@ def work(config: Config, folder: Path, splits: Splits, notes: list[str]):
     ranks.say(
         f"\n{run.table(history)}\n{'best on validation' if splits.validation else 'last'}: π_{best}, {where}"
     )
-    command = shlex.join([os.path.relpath(sys.executable), "report.py", str(folder)])
+    report = Path(__file__).resolve().with_name("report.py")
+    command = shlex.join([os.path.relpath(sys.executable), os.path.relpath(report), str(folder)])
     ranks.say(f"what it gets wrong, figures, every question to browse: {command}")
 
 

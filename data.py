@@ -18,12 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cli import UserError
-from data_sets import DATA_SETS as DATA_SETS  # others take it from here
-from data_sets import FLAG as FLAG
-from data_sets import SPLITS as SPLITS
-from data_sets import DataSet, Layout, elsewhere, find, root
-from data_sets import data_set as data_set
-from data_sets import place as place
+from data_sets import DataSet, Layout, data_set, elsewhere, find, root
 from database import fault
 
 

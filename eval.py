@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 import cli
 import data
+import data_sets
 import suites
 from cli import UserError
 from data import Question
@@ -167,9 +168,9 @@ def evaluate(
 
 def main(argv=None):
     parser = cli.flags(__doc__)
-    parser.add_argument("--data", default="shop", help=f"{data.FLAG} (default shop)")
+    parser.add_argument("--data", default="shop", help=f"{data_sets.FLAG} (default shop)")
     parser.add_argument("--data-dir", help="the data set's folder (default data/NAME)")
-    parser.add_argument("--split", default="dev", help=f"default dev; {data.SPLITS}")
+    parser.add_argument("--split", default="dev", help=f"default dev; {data_sets.SPLITS}")
     parser.add_argument(
         "--limit", type=int, default=0, help="score this many questions, chosen by --seed (0: all)"
     )
@@ -203,8 +204,8 @@ def main(argv=None):
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     parser.add_argument("--out", type=Path, help="write one JSON line per question here")
     args = parser.parse_args(argv)
-    args.data, folder = data.place(args.data, args.data_dir)
-    this = data.data_set(args.data, folder)
+    args.data, folder = data_sets.place(args.data, args.data_dir)
+    this = data_sets.data_set(args.data, folder)
     args.max_new = this.max_new if args.max_new is None else args.max_new
     args.timeout = this.timeout if args.timeout is None else args.timeout
     for name in ("max_new", "batch_tokens", "timeout", "workers"):

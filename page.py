@@ -19,6 +19,7 @@ import jinja2
 import numpy as np
 
 import data
+import data_sets
 from cli import UserError
 from compare_runs import change, correct, mean_interval, results, share, side_by_side
 from curves import curves
@@ -48,10 +49,10 @@ def link(split: str, **filters) -> str:
     return "#" + urlencode({"split": split} | {k: v for k, v in filters.items() if v != ""}, errors="replace")
 
 
-def data_set(config: dict) -> data.DataSet | None:
+def data_set(config: dict) -> data_sets.DataSet | None:
     """The run's data set; None where it is a user's own and its folder is gone."""
     try:
-        return data.data_set(config["data"], config["data_dir"])
+        return data_sets.data_set(config["data"], config["data_dir"])
     except UserError:
         return None
 
@@ -61,7 +62,7 @@ def command(config: dict) -> str:
     usual = {f.name: f.default for f in dataclasses.fields(Config)}
     this = data_set(config)
     usual |= this.preset if this else {}
-    is_known = config["data"] in data.DATA_SETS
+    is_known = config["data"] in data_sets.DATA_SETS
     usual["data_dir"] = f"data/{config['data']}" if is_known else config["data_dir"]
     words = ["python", "codelutra.py"]
     for name in ("model", "data", "seed"):

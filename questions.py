@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import data
+import data_sets
 import ranks
 from cli import UserError
 from data import Question
@@ -45,7 +46,7 @@ class Splits:
 
 def load(config: Config) -> tuple[Splits, list[str]]:
     """All questions that a run may use, and a note for each reason that left some out; no model is needed."""
-    this = data.data_set(config.data, config.data_dir)
+    this = data_sets.data_set(config.data, config.data_dir)
     questions, train_notes = data.load(config.data, config.data_dir, "train")
     held_out, dev_notes = [], []
     if not this.is_own or "dev" in this.splits:  # a user's own set needs none

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 import data
+import data_sets
 import lora
 import ranks
 from batches import sampling_batches
@@ -176,9 +177,9 @@ def main():
     parser = cli.flags("Draw answers from a policy and print them.")
     parser.add_argument("--model", default="smollm2", help="hub id, folder, .gguf file, or smollm2")
     parser.add_argument("--adapter", help="folder of a LoRA adapter")
-    parser.add_argument("--data", default="shop", help=f"{data.FLAG} (default shop)")
+    parser.add_argument("--data", default="shop", help=f"{data_sets.FLAG} (default shop)")
     parser.add_argument("--data-dir", help="the data set's folder (default data/NAME)")
-    parser.add_argument("--split", default="dev", help=f"default dev; {data.SPLITS}")
+    parser.add_argument("--split", default="dev", help=f"default dev; {data_sets.SPLITS}")
     parser.add_argument("--limit", type=int, default=4, help="number of questions")
     parser.add_argument("--answers", type=int, default=4, help="answers to each question (M)")
     parser.add_argument("--temperature", type=float, default=1.0, help="0: the most likely token")
@@ -188,7 +189,7 @@ def main():
     args = parser.parse_args()
     if args.answers < 1 or args.limit < 0 or args.seed < 0 or not 0 <= args.temperature < math.inf:
         parser.error("--answers must be at least 1; --limit, --seed and --temperature must not be negative")
-    name, folder = data.place(args.data, args.data_dir)
+    name, folder = data_sets.place(args.data, args.data_dir)
     questions, _ = data.load(name, folder, args.split)
     if args.adapter:
         lora.read(args.adapter)
@@ -197,7 +198,7 @@ def main():
         lora.load(policy.model, args.adapter)
     chosen = data.subset(questions, args.limit, args.seed)
     params = SamplingParams(
-        args.answers, data.data_set(name, folder).max_new, args.temperature, seed=args.seed
+        args.answers, data_sets.data_set(name, folder).max_new, args.temperature, seed=args.seed
     )
     by_index = {q.index: q for q in chosen}
     for batch in sample(policy, chosen, params, progress="sampling"):

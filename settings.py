@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cli
 import data
+import data_sets
 import ranks
 from cli import UserError
 from policy import settle_device
@@ -33,7 +34,7 @@ class Config:
     start: str = setting(
         "", "folder of a LoRA adapter that π_0 has already, as of fine-tuning; default: none"
     )
-    data: str = setting("shop", data.FLAG)
+    data: str = setting("shop", data_sets.FLAG)
     data_dir: str = setting("", "the data set's folder; default data/NAME")
     out: str = setting("", "folder of the run; default runs/DATA-MODEL-seedN")
     seed: int = setting(
@@ -134,7 +135,7 @@ def held_back(config: Config) -> int:
     count = sum(isinstance(row, dict) and row.get("split", "train") == "train" for row in rows)
     if count // 5 >= config.validation:
         return config.validation
-    ranks.say(f"{count // 5} of {config.data}'s {count} training questions are held back (--validation)")
+    ranks.say(f"{count // 5} of the {count} training questions of {config.data} are held back (--validation)")
     return count // 5
 
 
@@ -148,7 +149,7 @@ def parse(argv=None, description="") -> Config:
         flag = "--" + f.name.replace("_", "-")
         presets = ", ".join(
             f"{d}: {row.preset[f.name]}"
-            for d, row in data.DATA_SETS.items()
+            for d, row in data_sets.DATA_SETS.items()
             if row.preset.get(f.name, f.default) != f.default
         )
         help = f.metadata["help"] + f" (default {f.default!r}{'; ' + presets if presets else ''})"
@@ -158,8 +159,8 @@ def parse(argv=None, description="") -> Config:
             kind = {"int": int, "float": float, "str": str}[str(f.type)]
             parser.add_argument(flag, type=kind, choices=f.metadata["choices"], help=help)
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
-    name, folder = data.place(given.get("data", "shop"), given.get("data_dir"))
-    this = data.data_set(name, folder)
+    name, folder = data_sets.place(given.get("data", "shop"), given.get("data_dir"))
+    this = data_sets.data_set(name, folder)
     config = Config(**{**this.preset, **given, "data": name, "data_dir": folder})
     if this.is_own and "validation" not in given:
         config = dataclasses.replace(config, validation=held_back(config))

@@ -17,6 +17,7 @@ from conftest import TRAIN, make_database
 
 import cli
 import data
+import data_sets
 import database
 import prompts
 from cli import UserError
@@ -124,7 +125,7 @@ def test_a_database_that_cannot_be_read_leaves_out_its_own_questions(fault, spli
     whole = path.read_bytes()
     path.write_bytes(BROKEN[fault](whole))
     assert path.read_bytes() != whole
-    everything = json.loads((copy / data.DATA_SETS["spider"].splits[split].questions[0]).read_text())
+    everything = json.loads((copy / data_sets.DATA_SETS["spider"].splits[split].questions[0]).read_text())
     questions, (note,) = data.load("spider", copy, split)
     assert [q.index for q in questions] == [i for i, row in enumerate(everything) if row["db_id"] == "pets"]
     assert re.match(r"[36] questions: their database (is damaged|cannot be read): .*\(books\)$", note)

@@ -12,6 +12,7 @@ import pytest
 from conftest import DEV, SCHEMAS, make_database
 
 import data
+import data_sets
 import eval as evaluation
 import page
 import settings
@@ -257,8 +258,8 @@ def test_what_data_names_is_a_set_or_a_folder(spider, tmp_path):
     words = f"the folder {own} is called like a data set: rename it, or pass --data bird --data-dir {own} if"
     with pytest.raises(UserError, match=re.escape(words)):
         settings.parse(["--data", str(own)])
-    assert data.place("bird", None) == ("bird", "data/bird")
-    assert data.place("bird", "x") == ("bird", "x")
+    assert data_sets.place("bird", None) == ("bird", "data/bird")
+    assert data_sets.place("bird", "x") == ("bird", "x")
 
 
 def test_a_database_is_read_where_it_lies_first(tmp_path):
