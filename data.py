@@ -181,7 +181,12 @@ def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], lis
 
 def count(name: str, folder: str | Path, split: str) -> int:
     """How many questions the official file has, usable or not."""
-    return len(_rows(name, Path(folder) / getattr(DATA_SETS[name], split)[0]))
+    return len(rows(name, folder, split))
+
+
+def rows(name: str, folder: str | Path, split: str) -> list[dict]:
+    """The official file as it is. Raises UserError where it is missing or unreadable."""
+    return _rows(name, Path(folder) / getattr(DATA_SETS[name], split)[0])
 
 
 def _rows(name: str, path: Path) -> list[dict]:

@@ -4,7 +4,7 @@
     python eval.py --data spider --data-dir PATH --split dev --predictions FILE
 
 EX (execution accuracy): the share of questions whose query returns the gold query's result, by the data set's
-official comparison; for DS-1000 it is pass@1. EM (exact set match): the query agrees with the gold query
+official comparison; for Python it is pass@1. EM (exact set match): the query agrees with the gold query
 clause by clause. Executable: the share that runs at all. The error analysis of Fig. 4a is the count of each
 verdict.
 """
@@ -43,7 +43,7 @@ class Scores:
     """Shares are of `n`, the questions scored; `classes` counts each verdict (Fig. 4a)."""
 
     n: int
-    ex: float  # DS-1000: pass@1
+    ex: float  # Python: pass@1
     executable: float
     classes: dict[str, int]
     em: float | None = None  # SQL alone
@@ -140,7 +140,7 @@ def greedy(
     fitting = [q for q in questions if len(policy.prompt_ids(q)) <= room]
     params = SamplingParams(answers=1, max_new=max_new, temperature=0, batch_tokens=batch_tokens)
     text = {a.question: a.text for batch in sample(policy, fitting, params, progress=progress) for a in batch}
-    return [extract_code(text.get(q.index, ""), q.language) for q in questions]
+    return [extract_code(text.get(q.index, ""), q.form) for q in questions]
 
 
 def evaluate(
@@ -192,7 +192,7 @@ def main(argv=None):
         "--python", help="DS-1000: the interpreter that has its libraries (default: this one)"
     )
     parser.add_argument(
-        "--allow-unsandboxed", action="store_true", help="DS-1000: run programs without all the walls"
+        "--allow-unsandboxed", action="store_true", help="run Python programs without all the walls"
     )
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
@@ -214,8 +214,8 @@ def main(argv=None):
     folder = args.data_dir or f"data/{args.data}"
     questions, notes = data.load(args.data, folder, args.split)
     total = data.count(args.data, folder, args.split)
-    # DS-1000's file holds both of its halves
-    total_left_out = total - len(questions) if args.data != "ds1000" else 0
+    # a file of Python questions holds both splits
+    total_left_out = total - len(questions) if data.DATA_SETS[args.data].language == "sql" else 0
     tables, unread = data.tables(args.data, folder, args.split)
     if args.comparison:
         questions = [dataclasses.replace(q, comparison=args.comparison) for q in questions]

@@ -178,7 +178,7 @@ def by_kind(run: dict) -> list[list]:
     rows = []
     for name in sorted(sizes, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)):
         rows.append([name, sizes[name], *(group[name]["ex"] if name in group else None for group in groups)])
-    if run["config"]["data"] == "ds1000":
+    if run["config"]["data"] in ("ds1000", "mbpp"):
         return rows
 
     def clauses(gold: str) -> list[str]:
