@@ -67,7 +67,7 @@ def passes(args, policy, questions, verifier):
     for unit in sample(policy, fitting, params, progress="answers"):
         for a in unit:
             q = by_index[a.question]
-            running.append((q.index, verifier.submit(job(q, extract_code(a.text, q.language), this.timeout))))
+            running.append((q.index, verifier.submit(job(q, extract_code(a.text, q.form), this.timeout))))
     right = dict.fromkeys(by_index, 0)
     for index, future in running:
         right[index] += settled(future).verdict == "correct"
@@ -223,7 +223,7 @@ def main(argv=None):
             "--python", help="DS-1000: the interpreter that has its libraries (default: this one)"
         )
         command.add_argument(
-            "--allow-unsandboxed", action="store_true", help="DS-1000: run programs without all the walls"
+            "--allow-unsandboxed", action="store_true", help="run Python programs without all the walls"
         )
         if name == "passes":
             command.add_argument("--answers", type=int, default=16, help="answers to each question")

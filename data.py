@@ -124,6 +124,8 @@ def rows(name: str, folder: str | Path, split: str) -> list[dict]:
 def questions_file(name: str, folder: str | Path, split: str) -> tuple[Path, Layout]:
     """The file of a split's questions, and where the rest lies; raises UserError where it is missing."""
     this, place = data_set(name, folder), root(name, folder)
+    if split == "train" and split not in this.splits:
+        raise UserError(f"{name} has no questions for training: it is scored only, by eval.py.")
     if split not in this.splits:
         raise UserError(f"{name} has no split {split}: it has {', '.join(this.splits)}.")
     layout = this.splits[split]

@@ -5,7 +5,7 @@
     python eval.py --data spider --data-dir PATH --test-suite --predictions FILE
 
 EX (execution accuracy): the share of questions whose query returns the gold query's result, by the data set's
-official comparison; for DS-1000 it is pass@1. EM (exact set match): the query agrees with the gold query
+official comparison; for Python it is pass@1. EM (exact set match): the query agrees with the gold query
 clause by clause. Executable: the share that runs at all. The error analysis of Fig. 4a is the count of each
 verdict.
 """
@@ -46,7 +46,7 @@ class Scores:
     """Shares are of `n`, the questions scored; `classes` counts each verdict (Fig. 4a)."""
 
     n: int
-    ex: float  # DS-1000: pass@1
+    ex: float  # Python: pass@1
     executable: float
     classes: dict[str, int]
     em: float | None = None  # SQL alone
@@ -143,7 +143,7 @@ def greedy(
     fitting = [q for q in questions if len(policy.prompt_ids(q)) <= room]
     params = SamplingParams(answers=1, max_new=max_new, temperature=0, batch_tokens=batch_tokens)
     text = {a.question: a.text for batch in sample(policy, fitting, params, progress=progress) for a in batch}
-    return [extract_code(text.get(q.index, ""), q.language) for q in questions]
+    return [extract_code(text.get(q.index, ""), q.form) for q in questions]
 
 
 def evaluate(
@@ -198,7 +198,7 @@ def main(argv=None):
         "--python", help="DS-1000: the interpreter that has its libraries (default: this one)"
     )
     parser.add_argument(
-        "--allow-unsandboxed", action="store_true", help="DS-1000: run programs without all the walls"
+        "--allow-unsandboxed", action="store_true", help="run Python programs without all the walls"
     )
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")

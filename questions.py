@@ -81,7 +81,8 @@ def digest(splits: Splits) -> str:
     for _, questions in splits:
         for q in questions:
             database = (schema(q.database), os.path.getsize(q.database)) if q.database else ()
-            rows.append((q.index, q.text, q.evidence, q.gold, q.context, *database))
+            tests = (q.tests, q.setup, q.entry_point, q.classes) if q.tests else ()
+            rows.append((q.index, q.text, q.evidence, q.gold, q.context, *tests, *database))
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 

@@ -115,7 +115,7 @@ def ended(policy: Policy, question: Question, ids: list[int]) -> bool:
     """Whether an answer is complete: at an end token, or where nothing that follows could change its code."""
     if ids[-1] in policy.end_ids:
         return True
-    return ids[-1] in policy.stop_tokens and code_ended(text_of(policy, ids), question.language)
+    return ids[-1] in policy.stop_tokens and code_ended(text_of(policy, ids), question.form)
 
 
 def text_of(policy: Policy, ids: list[int]) -> str:
@@ -204,7 +204,7 @@ def main():
     for batch in sample(policy, chosen, params, progress="sampling"):
         for a in batch:
             question = by_index[a.question]
-            code = extract_code(a.text, question.language)
+            code = extract_code(a.text, question.form)
             print(f"[{a.question}.{a.sample}] {question.text}\n    {code!r}  log π {a.logp:.1f}")
 
 

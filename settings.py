@@ -102,7 +102,7 @@ class Config:
     workers: int = setting(2, "verification processes", above=0)
     python: str = setting("", "DS-1000: the interpreter that has its libraries; default this one")
     allow_unsandboxed: bool = setting(
-        False, "DS-1000: run programs though this machine lacks some of the walls"
+        False, "run Python programs though this machine lacks some of the walls"
     )
     precision: str = setting("auto", "of the frozen weights", ["auto", "float32", "bfloat16", "float16"])
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, …")

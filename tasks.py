@@ -8,6 +8,8 @@ called with the entry point afterwards.
 from __future__ import annotations
 
 import ast
+import re
+import textwrap
 from typing import Any
 
 from data import Question
@@ -78,9 +80,78 @@ def of_split(name: str, questions: list[Question], split: str) -> list[Question]
     return [q for q in questions if first <= int(q.question_id) <= last]
 
 
-def continues(code: str) -> bool:
-    """Whether the code is the rest of a function whose head stands at the end of the prompt."""
-    return code.lstrip("\n")[:1] in ("\t", " ")
+# --- from a prompt and an answer to a program ---------------------------------------------------------------
+
+
+def begins_program(prompt: str) -> bool:
+    """Whether a prompt is the beginning of a program, as HumanEval's are, and not a task in words."""
+    return bool(_tree(prompt).body)
+
+
+def program(prompt: str, code: str) -> str:
+    """What is run. Code that begins indented is the rest of the function at the end of the prompt."""
+    continues = code.lstrip("\n")[:1] in ("\t", " ") and begins_program(prompt)
+    return f"{prompt}\n{code}" if continues else code
+
+
+# The line of a fence: its indentation, and the language behind an opening one.
+FENCE = re.compile(r"^(?P<indent>[ \t]*)```+[ \t]*(?P<language>[^\s`]*)[^\n]*(?:\n|\Z)", re.MULTILINE)
+CLOSE = re.compile(r"^[ \t]*```+[^\n]*", re.MULTILINE)
+PYTHON = ("", "python", "python3", "py")
+# Lines that are code wherever they stand, and those that are code where an answer begins with them.
+DEFINITION = r"(?:async[ \t]+)?def[ \t]+\w+[ \t]*\(|class[ \t]+\w+[ \t]*[(:]|@\w"
+IMPORT = (
+    r"from[ \t]+[\w.]+[ \t]+import\b|import[ \t]+[\w.]+(?:[ \t]+as[ \t]+\w+)?[ \t]*(?:,[^\n]*|\#[^\n]*)?$"
+)
+ASSIGNMENT = r"[\w.]+(?:\[[^\]\n]*\])?(?:[ \t]*,[ \t]*[\w.]+)*(?:[ \t]*:[^=\n]+)?[ \t]*=(?!=)"
+CODE = re.compile(rf"^(?:{DEFINITION}|{IMPORT})", re.MULTILINE)
+FIRST = re.compile(rf"\s*^(?:{DEFINITION}|{IMPORT}|{ASSIGNMENT}|\#|(?:\t|  )[ \t]*[^\s`])", re.MULTILINE)
+# What a program goes on with after its first definition; a comment decides nothing.
+NEXT = re.compile(rf"{DEFINITION}|{IMPORT}|{ASSIGNMENT}|\#", re.MULTILINE)
+DEFINES, COMMENT = re.compile(DEFINITION), re.compile(r"\#")
+# What a line may hold that hides a line break, or is hidden: texts, comments, brackets.
+TOKEN = re.compile(
+    r"(?P<long>\"{3}|'{3})(?:(?!(?P=long))(?:\\.|[^\\]))*(?:(?P=long)|\Z)"
+    r"|\"(?:\\.|[^\\\"\n])*\"?|'(?:\\.|[^\\'\n])*'?|\#[^\n]*|(?P<open>[(\[{])|(?P<close>[)\]}])"
+    r"|\\\n|(?P<line>\n(?=[^\s]))",
+    re.DOTALL,
+)
+
+
+def cut(answer: str) -> tuple[str, bool]:
+    """The program in an answer, and whether nothing that follows could change it.
+
+    It is the first fence of Python; or it begins where the answer does, or at its first line that defines or
+    imports. The rest of a function ends before the next line that is not indented. A program goes on after
+    its first function or class with definitions, imports and assignments, and ends before anything else.
+    Without any of these: all of it.
+    """
+    answer = re.sub(r"\A\n* (?=\S)", "", answer)  # one space stands between some prompts and their answers
+    first, code = FIRST.match(answer), CODE.search(answer)
+    start = 0 if first else code.start() if code else len(answer)
+    fence = FENCE.search(answer)
+    while fence and fence.start() < start:
+        close = CLOSE.search(answer, fence.end())
+        if fence["language"].lower() in PYTHON:
+            block = answer[fence.end() : close.start() if close else len(answer)]
+            return (textwrap.dedent(block) if fence["indent"] else block).strip("\n"), bool(close)
+        fence = close and FENCE.search(answer, close.end())
+    if start == len(answer):
+        return answer.strip("\n"), False
+    answer, depth = answer[start:].lstrip("\n"), 0
+    rest = answer[:1].isspace()  # the rest of a function
+    defined = rest or bool(DEFINES.match(answer))
+    for token in TOKEN.finditer(answer):
+        depth = max(0, depth + bool(token["open"]) - bool(token["close"]))
+        place = token.end()
+        ends = answer.startswith(("```", "[DONE]"), place)  # [DONE] is of MBPP's few-shot prompts
+        if token["line"] and not depth and defined and not (COMMENT if rest else NEXT).match(answer, place):
+            # Of a line that is not complete nobody knows what it will be.
+            return answer[: token.start()].rstrip(), ends or "\n" in answer[place:]
+        if token["line"] and ends:
+            return answer[: token.start()].rstrip(), True
+        defined = defined or bool(token["line"] and DEFINES.match(answer, place))
+    return answer.rstrip(), False
 
 
 def _code(row: dict, name: str, default: str | None = None) -> str:

@@ -226,7 +226,9 @@ def test_a_set_to_score_on_is_not_trained_on(releases):
     config = settings.parse(
         ["--data", "spider_syn", "--data-dir", str(releases / "spider_syn"), "--device", "cpu"]
     )
-    with pytest.raises(UserError, match="spider_syn has no split train: it has dev."):
+    with pytest.raises(
+        UserError, match="spider_syn has no questions for training: it is scored only, by eval.py."
+    ):
         data.load(config.data, config.data_dir, "train")
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from conftest import make_database
+from test_tasks import python  # noqa: F401 (a fixture)
+from test_verify_cli import strict
 
 import analysis
 import codelutra
@@ -221,6 +223,29 @@ def test_the_readmes_python_example_is_read(tasks):
         and train[2].setup == "import math"
     )
     assert train[3].text.startswith("def total(numbers):") and {q.language for q in train} == {"python"}
+
+
+@strict
+def test_the_readmes_python_example_runs_to_its_end(tasks, folders, python, capsys):  # noqa: F811
+    command = re.search(r"`python codelutra.py (--data tasks)`", README)[1].split()
+    codelutra.main([*command, "--model", folders["gpt2"], "--python", python, *QUICK])
+    out = capsys.readouterr().out
+    assert "4 training, 1 validation, 1 held-out questions" in out and "left out" not in out
+    (run,) = Path("runs").iterdir()
+    assert run.name.startswith("tasks-tiny-gpt2") and (run / "summary.json").exists()
+    report.main([str(run)])
+    assert "tasks: 4 training questions with pairs" in (run / "report.html").read_text()
+    answers = {"double": "def double(x): return x + x", "last": "def last(a): return a[0]"}
+    Path("answers.jsonl").write_text(
+        "".join(
+            json.dumps({"index": i, "answer": answer}) + "\n" for i, answer in enumerate(answers.values())
+        )
+    )
+    evaluation.main(
+        ["--data", "tasks", "--split", "train", "--predictions", "answers.jsonl", "--python", python]
+    )
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["n"], result["classes"]["correct"], result["left_out"]) == (5, 1, 0)
 
 
 def test_one_file_with_a_split_in_each_row(tasks, capsys):
