@@ -202,7 +202,7 @@ def place(name: str, folder: str | None = None) -> tuple[str, str]:
             f"--data: the folder {name} is called like a data set: rename it, or pass --data {own_name}"
             f" --data-dir {name} if that is what it holds."
         )
-    return own_name, name
+    return own_name, os.path.normpath(name)
 
 
 def data_set(name: str, folder: str | Path) -> DataSet:

@@ -1,5 +1,6 @@
 """A folder of one's own questions: data/README.md's examples run to their end, and what is wrong is named."""
 
+import argparse
 import json
 import re
 import shutil
@@ -21,6 +22,7 @@ import page
 import report
 import sample
 import settings
+from bench import experiment
 from cli import UserError
 
 README = (Path(__file__).resolve().parent.parent / "data" / "README.md").read_text()
@@ -137,6 +139,14 @@ def test_every_command_takes_the_folder(library, folders, capsys, monkeypatch):
     for main in (evaluation.main, lambda argv: analysis.main(["passes", *argv])):
         with pytest.raises(UserError, match="so --data-dir elsewhere has no use"):
             main([*flags, "--data-dir", "elsewhere"])
+
+
+def test_the_experiment_takes_the_folder(library):
+    args = argparse.Namespace(
+        size="tiny", model="m", data="library/", data_dir=None, flags="--device cpu", out=Path("runs")
+    )
+    config = settings.parse(experiment.command(args, "dual", 0))
+    assert (config.data, config.data_dir, config.validation) == ("library", "library", 4)
 
 
 def test_results_are_compared_strictly(library):
