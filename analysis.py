@@ -28,6 +28,7 @@ import torch
 from tqdm import tqdm
 
 import data
+import data_sets
 import lora
 from cli import UserError, first_line
 from eval import interval
@@ -57,17 +58,17 @@ def pass_at_k(right: list[int], n: int) -> dict[int, np.ndarray]:
 
 def passes(args, policy, questions, verifier):
     """Draw answers, verify them → pass@k. A question that the model cannot read has no right answer."""
-    timeout = data.DATA_SETS[args.data].timeout
+    this = data_sets.data_set(args.data, args.data_dir)
     by_index, running = {q.index: q for q in questions}, []
     if args.adapter:
         lora.load(policy.model, args.adapter)
-    room = policy.max_positions - data.DATA_SETS[args.data].max_new
+    room = policy.max_positions - this.max_new
     fitting = [q for q in questions if len(policy.prompt_ids(q)) <= room]
-    params = SamplingParams(args.answers, data.DATA_SETS[args.data].max_new, seed=args.seed)
+    params = SamplingParams(args.answers, this.max_new, seed=args.seed)
     for unit in sample(policy, fitting, params, progress="answers"):
         for a in unit:
             q = by_index[a.question]
-            running.append((q.index, verifier.submit(job(q, extract_code(a.text, q.language), timeout))))
+            running.append((q.index, verifier.submit(job(q, extract_code(a.text, q.form), this.timeout))))
     right = dict.fromkeys(by_index, 0)
     for index, future in running:
         right[index] += settled(future).verdict == "correct"
@@ -107,7 +108,7 @@ def preferences(args, policy, questions, verifier, systems):
         long += len(texts) - len(answers[-1])
     if long:
         print(f"{long} answers are longer than the model can read, and left out")
-    timeout = data.DATA_SETS[args.data].timeout
+    timeout = data_sets.data_set(args.data, args.data_dir).timeout
     jobs = [job(q, code, timeout) for q, codes in zip(questions, answers) for code in codes]
     bar = tqdm(total=len(jobs), desc="executing", unit="answer", dynamic_ncols=True)
     verdicts = iter(verifier.run(jobs, progress=bar.update))
@@ -209,7 +210,8 @@ def main(argv: list[str] | None = None):
         check_adapter(args.model, args.adapter)
     policy = load_policy(args.model)
     with Verifier(args.workers, args.python, args.allow_unsandboxed) as verifier:
-        kept, failing = usable(questions, verifier, data.DATA_SETS[args.data].timeout, "gold code")
+        timeout = data_sets.data_set(args.data, args.data_dir).timeout
+        kept, failing = usable(questions, verifier, timeout, "gold code")
         for note in notes + failing:
             print(f"left out: {note}", file=sys.stderr)
         if not kept:

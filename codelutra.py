@@ -31,6 +31,7 @@ if __name__ == "__main__":
 import torch
 
 import data
+import data_sets
 import lora
 import questions
 import ranks
@@ -208,6 +209,14 @@ def work(config: Config, folder: Path, splits: Splits, notes: list[str]):
             f" {len(splits.train)} training, {len(splits.validation)} validation, {len(splits.dev)} held-out"
             f" questions; {folder}; isolation {verifier.isolation}"
         )
+        if data_sets.data_set(config.data, config.data_dir).is_own:
+            count = len(splits.train) + len(splits.validation)
+            held = (
+                f"{len(splits.validation)} of the {count} training questions of {config.data} are held back"
+            )
+            ranks.say(f"{held} (--validation)")
+        if not splits.dev:
+            ranks.say(f"{config.data} has no held-out questions: no policy is scored on any")
         run = Run(folder, Events(folder, config.tensorboard))
         history = codelutra(config, policy, splits, verifier, run)
     best = len(history) - 1
@@ -218,7 +227,8 @@ def work(config: Config, folder: Path, splits: Splits, notes: list[str]):
     ranks.say(
         f"\n{run.table(history)}\n{'best on validation' if splits.validation else 'last'}: π_{best}, {where}"
     )
-    command = shlex.join([os.path.relpath(sys.executable), "report.py", str(folder)])
+    report = Path(__file__).resolve().with_name("report.py")
+    command = shlex.join([os.path.relpath(sys.executable), os.path.relpath(report), str(folder)])
     ranks.say(f"what it gets wrong, figures, every question to browse: {command}")
 
 

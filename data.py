@@ -1,20 +1,24 @@
-"""Data sets and their questions: Spider, BIRD, DS-1000, and the bundled `shop` (in Spider's layout).
+"""The questions of a data set (data_sets.py): an official one, the bundled `shop`, or a user's own.
 
-A data set is one row of DATA_SETS. Each loader reads the official release's folder as it comes; questions it
-must leave out are counted, with the reason, in the list of notes it returns. No torch here.
+A loader reads the official release's folder as it comes; questions it must leave out are counted, with the
+reason, in the list of notes it returns. No torch here.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 import zlib
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cli import UserError
+from data_sets import DataSet, Layout, data_set, elsewhere, find, root
 from database import fault
 
 
@@ -32,10 +36,20 @@ class Question:
     difficulty: str = ""  # BIRD's; for DS-1000 the library
     context: str = ""  # DS-1000's code_context, the test program; empty for a SQL question
     comparison: str = "spider"  # how results are compared (verify.COMPARISONS), for a SQL question
+    # Of a Python task whose tests are asserts (tasks.py), as in verify.AssertJob:
+    tests: tuple[str, ...] = ()
+    setup: str = ""
+    entry_point: str = ""
+    classes: tuple[str, ...] = ()
 
     @property
     def language(self) -> str:
-        return "python" if self.context else "sql"
+        return "python" if self.context or self.tests else "sql"
+
+    @property
+    def form(self) -> str:
+        """What an answer is: sql, python (goes into DS-1000's program), or program (is one itself)."""
+        return "program" if self.tests else self.language
 
 
 @dataclass(frozen=True)
@@ -50,89 +64,39 @@ class Answer:
     finished: bool  # False: it hit the length limit and has no end token
 
 
-@dataclass(frozen=True)
-class DataSet:
-    """All that the rest of the project knows of a data set: one row of DATA_SETS."""
-
-    source: str  # where to get it
-    train: tuple[str, str]  # in --data-dir: the file of questions, and the folder of databases
-    dev: tuple[str, str]
-    tables: str = ""  # the file of foreign keys, for EM; {split} stands for train or dev
-    language: str = "sql"  # of the answers: sql or python
-    comparison: str = (
-        ""  # the official comparison of results (verify.COMPARISONS); none for Python, which has tests
-    )
-    max_new: int = 128  # longest answer, tokens
-    timeout: float = 10.0  # seconds that an answer may run
-    settings: dict = field(default_factory=dict)  # settings.Config where Table 5's values do not fit
-
-    @property
-    def preset(self) -> dict:
-        """The settings of a run on this data set that differ from Config's defaults."""
-        return {"max_new": self.max_new, "timeout": self.timeout, **self.settings}
-
-
-SPIDER: dict[str, Any] = {
-    "train": ("train_spider.json", "database"),
-    "dev": ("dev.json", "database"),
-    "tables": "tables.json",
-}
-DATA_SETS = {
-    "spider": DataSet(source="https://yale-lily.github.io/spider", **SPIDER, comparison="spider"),
-    "bird": DataSet(
-        source="https://bird-bench.github.io",
-        train=("train/train.json", "train/train_databases"),
-        dev=("dev/dev.json", "dev/dev_databases"),
-        tables="{split}/{split}_tables.json",
-        comparison="bird",
-        max_new=160,
-    ),
-    "ds1000": DataSet(
-        source="https://github.com/xlang-ai/DS-1000",
-        train=("ds1000.jsonl.gz", ""),
-        dev=("ds1000.jsonl.gz", ""),
-        language="python",
-        max_new=192,
-        timeout=60.0,
-        settings={"beta": 0.5, "lam": 0.5, "max_length": 512},
-    ),
-    # for a 135M model on two CPU cores, found on its training questions (README, differences from the paper)
-    "shop": DataSet(
-        source="this project's own repository (data/shop)",
-        **SPIDER,
-        comparison="spider",
-        max_new=64,
-        settings={
-            "limit": 128, "validation": 32, "iterations": 2, "answers": 8, "pairs": 8, "lr": 3e-4,
-            "max_length": 512,
-        },
-    ),
-}  # fmt: skip
-
-
 def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], list[str]]:
     """All usable questions of a split in file order, and one line for each reason that left some out.
 
-    Raises UserError where the folder or file is missing or unreadable.
+    Raises UserError where the folder or file is missing or unreadable, or a row is no question.
     """
-    data_set = DATA_SETS[name]
-    file, place = getattr(data_set, split)
-    path, databases = Path(folder) / file, Path(folder) / place
-    python, questions = data_set.language == "python", []
-    for i, row in enumerate(_rows(name, path)):
+    this = data_set(name, folder)
+    path, layout = questions_file(name, folder, split)
+    databases = databases_of(name, folder, layout)
+    placed, questions, make = _rows(path), [], _maker(name, this, databases)
+    for i, (line, row) in enumerate(placed):
         try:
-            made = _problem(i, row) if python else _question(i, row, databases, data_set.comparison)
-            if not isinstance(made.question_id, int | str | None) or isinstance(made.question_id, bool):
-                raise TypeError("the question's id is neither a number nor text")
+            if not isinstance(row, dict):
+                raise TypeError(f"it is not an object of JSON but {_kind(row)}")
+            made = make(i, row)
+            if this.splits_by_row and row["split"] not in this.splits:
+                raise ValueError(f"split is {row['split']!r}, neither train nor dev")
             # a lone surrogate could not be written anywhere
-            "".join((made.db_id, made.text, made.evidence, made.gold, made.context)).encode()
+            "".join((made.db_id, made.text, made.evidence, made.gold, made.context, *made.tests)).encode()
+            "".join((made.setup, made.entry_point)).encode()
             f"{made.difficulty}{made.question_id}".encode()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            found = f"row {i}, counted from 0: {type(error).__name__}: {error}"
-            raise UserError(f"{path} is not in {name}'s layout: {found}.")
+        except KeyError as error:
+            raise UserError(f"{path}, {line}: {error} is missing.")
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}, {line}: {error}.")
+        if this.is_own and made.database and not os.path.isfile(made.database):
+            raise UserError(f"{path}, {line}: db_id is {made.db_id!r}, but there is no {made.database}.")
         questions.append(made)
-    if python:
-        return [questions[i] for i in ds1000_half([q.difficulty for q in questions], split)], []
+    if not questions:
+        raise UserError(f"{path} has no questions.")
+    if this.language == "python":
+        if not (kept := _of_split(name, this, split, [row for _, row in placed], questions)):
+            raise UserError(f"{path} has no row whose split is {split}.")
+        return kept, []
     files = {q.db_id: q.database for q in questions}
     # empty equals empty: in training an execution label on a database without rows says nothing
     faults = {db_id: fault(database, needs_rows=split == "train") for db_id, database in files.items()}
@@ -142,33 +106,94 @@ def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], lis
         concerned = [q.db_id for q in questions if faults[q.db_id] == cause]
         notes.append(f"{len(concerned)} questions: {cause} ({_some(sorted(set(concerned)))})")
     if not kept:
-        reasons = "; ".join(notes) or "it is empty"
-        raise UserError(f"{path} has no question with a usable database under {databases}: {reasons}.")
+        where = " or ".join(map(str, databases))
+        raise UserError(f"{path} has no question with a usable database under {where}: {'; '.join(notes)}.")
     return kept, notes
 
 
 def count(name: str, folder: str | Path, split: str) -> int:
-    """How many questions the official file has, usable or not."""
-    return len(_rows(name, Path(folder) / getattr(DATA_SETS[name], split)[0]))
+    """How many questions the file has, usable or not, and of all splits that it holds."""
+    return len(rows(name, folder, split))
 
 
-def _rows(name: str, path: Path) -> list[dict]:
-    if not path.is_file():
-        raise UserError(
-            f"{path} is missing: get {name} from {DATA_SETS[name].source}, unpack it and pass its folder"
-            " as --data-dir"
-            f" (the README shows the layout)."
-        )
+def rows(name: str, folder: str | Path, split: str) -> list[dict]:
+    """The file of a split as it is. Raises UserError where it is missing or unreadable."""
+    return [row for _, row in _rows(questions_file(name, folder, split)[0])]
+
+
+def questions_file(name: str, folder: str | Path, split: str) -> tuple[Path, Layout]:
+    """The file of a split's questions, and where the rest lies; raises UserError where it is missing."""
+    this, place = data_set(name, folder), root(name, folder)
+    if split == "train" and split not in this.splits:
+        raise UserError(f"{name} has no questions for training: it is scored only, by eval.py.")
+    if split not in this.splits:
+        raise UserError(f"{name} has no split {split}: it has {', '.join(this.splits)}.")
+    layout = this.splits[split]
+    if files := [path for path in find(place, layout.questions) if path.is_file()]:
+        return files[0], layout
+    missing = f"{place / layout.questions[0]} is missing"
+    if hint := elsewhere(place, layout.questions, name):
+        raise UserError(f"{missing}, but {hint[1]} is there: pass --data-dir {hint[0]}.")
+    raise UserError(
+        f"{missing}: get {name} from {this.source}, unpack it and pass its folder as --data-dir"
+        f" (data/README.md shows the layout)."
+    )
+
+
+def databases_of(name: str, folder: str | Path, layout: Layout) -> list[Path]:
+    """The folders of a split's databases that are there; where none is, the one that is missing."""
+    place = root(name, folder)
+    return find(place, layout.databases) or [place / folder for folder in layout.databases[:1]]
+
+
+def _rows(path: Path) -> list[tuple[str, Any]]:
+    """(its place in words, row) of each row of a JSON list or of JSON lines; a byte-order mark is skipped.
+
+    Raises UserError where the file cannot be read, is empty or holds something else.
+    """
     try:
-        if path.suffix == ".gz":
-            with gzip.open(path, "rt", encoding="utf-8") as file:
-                return [json.loads(line) for line in file]
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, EOFError, RecursionError, zlib.error) as error:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} is not readable: {type(error).__name__}: {error}.")
-    if not isinstance(rows, list):
-        raise UserError(f"{path} is not in {name}'s layout: it is not a list.")
+    if not text.strip():
+        raise UserError(f"{path} is empty.")
+    try:
+        if text.lstrip().startswith("["):
+            return [(f"row {i}, counted from 0", row) for i, row in enumerate(json.loads(text))]
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}.")
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON may hold U+2028 and its like
+        try:
+            if line.strip():
+                rows.append((f"line {number}", json.loads(line)))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}, is not JSON: {error}.")
     return rows
+
+
+def _maker(name: str, this: DataSet, databases: list[Path]) -> Callable[[int, dict], Question]:
+    """What makes a Question of an index and a row; raises KeyError, TypeError or ValueError for a bad row."""
+    import tasks
+
+    known = {"ds1000": _problem, "mbpp": tasks.mbpp, "humaneval": tasks.humaneval}
+    if this.language == "python":
+        return known.get(name) or partial(tasks.question, source=name)
+    return partial(_question, databases=databases, this=this)
+
+
+def _of_split(
+    name: str, this: DataSet, split: str, rows: list[dict], questions: list[Question]
+) -> list[Question]:
+    """Of the questions in a file those of this split; one file may hold training and held-out questions."""
+    import tasks
+
+    if name == "ds1000":
+        return [questions[i] for i in ds1000_half([q.difficulty for q in questions], split)]
+    if this.splits_by_row:
+        return [q for q, row in zip(questions, rows) if row["split"] == split]
+    return tasks.of_split(name, questions, split)
 
 
 def ds1000_half(libraries: list[str], split: str) -> list[int]:
@@ -190,11 +215,10 @@ def tables(name: str, folder: str | Path, split: str) -> tuple[dict[str, dict], 
     """
     import exact_match
 
-    file = DATA_SETS[name].tables.format(split=split)
-    path = Path(folder) / file
-    rows = _rows(name, path) if file and path.is_file() else []
+    layout = data_set(name, folder).splits.get(split, Layout(()))
+    path = next(iter(find(root(name, folder), layout.tables)), None)
     found, bad = {}, []
-    for i, row in enumerate(rows):
+    for i, (_, row) in enumerate(_rows(path) if path else []):
         try:
             exact_match.Schema(row)  # what EM will read
             found[row["db_id"]] = row
@@ -212,34 +236,64 @@ def subset(questions: list[Question], limit: int, seed: int) -> list[Question]:
     return [questions[i] for i in chosen]
 
 
-def _question(index: int, row: dict, databases: Path, comparison: str) -> Question:
-    db_id = row["db_id"]
+def _question(index: int, row: dict, databases: list[Path], this: DataSet) -> Question:
+    db_id = _text(row, "db_id")
+    places = [str((folder / db_id / f"{db_id}.sqlite").absolute()) for folder in databases]
     return Question(
         index=index,
         db_id=db_id,
-        database=str((databases / db_id / f"{db_id}.sqlite").absolute()),
-        text=row["question"].strip(),
-        gold=(row["SQL"] if "SQL" in row else row["query"]).strip(),
-        evidence=(row.get("evidence") or "").strip(),
-        question_id=row.get("question_id"),
-        difficulty=_text(row.get("difficulty")),
-        comparison=comparison,
+        database=next(filter(os.path.isfile, places), places[0]),
+        text=_text(row, this.question).strip(),
+        gold=_text(row, "SQL" if "SQL" in row else "query").strip(),
+        evidence=_text(row, "evidence", "").strip(),
+        question_id=_id(row, "question_id"),
+        difficulty=_label(row.get("difficulty")),
+        comparison=this.comparison,
     )
-
-
-def _text(value: Any) -> str:
-    """A label as text: some releases write numbers, and scores are sorted by it."""
-    return "" if value is None else str(value)
 
 
 def _problem(index: int, row: dict) -> Question:
     """A DS-1000 problem. Its prompt is kept whole: it is text and code that the answer continues."""
     meta = row["metadata"]
+    library = _text(meta, "library")
     return Question(
-        index=index, db_id=meta["library"], database="", text=row["prompt"],
-        gold=row["reference_code"].strip("\n"),
-        question_id=meta["problem_id"], difficulty=meta["library"], context=row["code_context"],
+        index=index, db_id=library, database="", text=_text(row, "prompt"),
+        gold=_text(row, "reference_code").strip("\n"),
+        question_id=_id(meta, "problem_id"), difficulty=library, context=_text(row, "code_context"),
     )  # fmt: skip
+
+
+def _text(row: dict, key: str, absent: str | None = None) -> str:
+    """The text under this key, `absent` where there is none. Raises KeyError without either, TypeError."""
+    value = row[key] if absent is None else row.get(key) or absent
+    if not isinstance(value, str):
+        raise TypeError(f"{key} is {_kind(value)}, not text")
+    return value
+
+
+def _id(row: dict, key: str) -> int | str | None:
+    value = row.get(key)
+    if not isinstance(value, int | str | None) or isinstance(value, bool):
+        raise TypeError(f"{key} is {_kind(value)}, neither a whole number nor text")
+    return value
+
+
+def _label(value: Any) -> str:
+    """A label as text: some releases write numbers, and scores are sorted by it."""
+    return "" if value is None else str(value)
+
+
+def _kind(value: Any) -> str:
+    """What a value of JSON is, in words."""
+    names = {
+        bool: "true or false",
+        int: "a number",
+        float: "a fraction",
+        str: "text",
+        list: "a list",
+        dict: "an object",
+    }
+    return names.get(type(value), "null")
 
 
 def _some(names: list[str], most: int = 4) -> str:

@@ -2,9 +2,10 @@
 
     python eval.py --model smollm2 --adapter runs/shop-smollm2-seed0/iter_2/adapter --data shop
     python eval.py --data spider --data-dir PATH --split dev --predictions FILE
+    python eval.py --data spider --data-dir PATH --test-suite --predictions FILE
 
 EX (execution accuracy): the share of questions whose query returns the gold query's result, by the data set's
-official comparison; for DS-1000 it is pass@1. EM (exact set match): the query agrees with the gold query
+official comparison; for Python it is pass@1. EM (exact set match): the query agrees with the gold query
 clause by clause. Executable: the share that runs at all. The error analysis of Fig. 4a is the count of each
 verdict.
 """
@@ -29,6 +30,8 @@ import numpy as np
 from tqdm import tqdm
 
 import data
+import data_sets
+import suites
 from cli import UserError
 from data import Question
 from exact_match import exact_match, hardness
@@ -46,7 +49,7 @@ class Scores:
     """Shares are of `n`, the questions scored; `classes` counts each verdict (Fig. 4a)."""
 
     n: int
-    ex: float  # DS-1000: pass@1
+    ex: float  # Python: pass@1
     executable: float
     classes: dict[str, int]
     em: float | None = None  # SQL alone
@@ -143,7 +146,7 @@ def greedy(
     fitting = [q for q in questions if len(policy.prompt_ids(q)) <= room]
     params = SamplingParams(answers=1, max_new=max_new, temperature=0, batch_tokens=batch_tokens)
     text = {a.question: a.text for batch in sample(policy, fitting, params, progress=progress) for a in batch}
-    return [extract_code(text.get(q.index, ""), q.language) for q in questions]
+    return [extract_code(text.get(q.index, ""), q.form) for q in questions]
 
 
 def evaluate(
@@ -168,16 +171,18 @@ def evaluate(
 
 def main(argv: list[str] | None = None):
     args = flags.evaluation(argv, __doc__)
+    folder, this = args.data_dir, data_sets.data_set(args.data, args.data_dir)
     if args.out:
         cli.check_output("--out", args.out)
 
-    folder = args.data_dir or f"data/{args.data}"
     questions, notes = data.load(args.data, folder, args.split)
     check_libraries(questions, args.python)
     total = data.count(args.data, folder, args.split)
-    # DS-1000's file holds both of its halves
-    total_left_out = total - len(questions) if args.data != "ds1000" else 0
+    # a file of Python questions may hold those of other splits
+    total_left_out = total - len(questions) if this.language == "sql" else 0
     tables, unread = data.tables(args.data, folder, args.split)
+    if args.test_suite:
+        suites.check(questions)
     if args.comparison:
         questions = [dataclasses.replace(q, comparison=args.comparison) for q in questions]
     if args.predictions:
@@ -196,23 +201,21 @@ def main(argv: list[str] | None = None):
             lora.load(policy.model, args.adapter)
     questions = data.subset(questions, args.limit, args.seed)
     with Verifier(args.workers, args.python, args.allow_unsandboxed) as verifier:
-        kept, failing = usable(questions, verifier, args.timeout, "gold code")
+        choose = suites.usable_on_all if args.test_suite else usable
+        kept, failing = choose(questions, verifier, args.timeout, "gold code")
         for note in notes + unread + failing:
             print(f"left out: {note}", file=sys.stderr)
         if args.predictions:
             codes = [predictions.get(q.index, "") for q in kept]
-            bar = tqdm(total=len(kept), desc="verify", unit="query", disable=None)
-            verdicts = verifier.run(
-                [job(q, c, args.timeout) for q, c in zip(kept, codes)], progress=bar.update
-            )
-            bar.close()
-            result = scores(kept, codes, verdicts, tables)
         else:
-            made = evaluate(
-                policy, kept, verifier, args.split, args.timeout, args.max_new, args.batch_tokens,
-                "answering", tables,
-            )  # fmt: skip
-            result, codes, verdicts = made.scores, made.codes, made.verdicts
+            codes = greedy(policy, kept, args.max_new, args.batch_tokens, "answering")
+        size = None if args.test_suite else len(kept)
+        with tqdm(total=size, desc="verify", unit="query", disable=None) as bar:
+            if args.test_suite:
+                verdicts = suites.judged(kept, codes, args.timeout, verifier, bar.update)
+            else:
+                verdicts = verifier.run([job(q, c, args.timeout) for q, c in zip(kept, codes)], bar.update)
+    result = scores(kept, codes, verdicts, tables)
     for verdict, count in result.classes.items():
         print(f"{verdict:>8}  {count:5d}  {count / max(result.n, 1):6.1%}")
     for name, part in result.groups.items():

@@ -11,7 +11,8 @@ from argparse import Namespace
 from pathlib import Path
 
 import cli
-import data
+import data_sets
+from cli import UserError
 from verifier.compare import COMPARISONS
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -25,10 +26,17 @@ def _model(parser: cli.Parser):
 
 
 def _data(parser: cli.Parser):
-    parser.add_argument(
-        "--data", default="shop", choices=sorted(data.DATA_SETS), help="data set (default shop)"
-    )
-    parser.add_argument("--data-dir", help="its folder (default data/NAME)")
+    parser.add_argument("--data", default="shop", help=f"{data_sets.FLAG} (default shop)")
+    parser.add_argument("--data-dir", help="the data set's folder (default data/NAME)")
+
+
+def _place(parser: cli.Parser, args: Namespace) -> data_sets.DataSet:
+    """Put the data set's name and folder into `args`; returns its row."""
+    try:
+        args.data, args.data_dir = data_sets.place(args.data, args.data_dir)
+        return data_sets.data_set(args.data, args.data_dir)
+    except UserError as error:
+        parser.error(str(error))
 
 
 def _verifier(parser: cli.Parser):
@@ -37,7 +45,7 @@ def _verifier(parser: cli.Parser):
         "--python", help="DS-1000: the interpreter that has its libraries (default: this one)"
     )
     parser.add_argument(
-        "--allow-unsandboxed", action="store_true", help="DS-1000: run programs without all the walls"
+        "--allow-unsandboxed", action="store_true", help="run Python programs without all the walls"
     )
 
 
@@ -45,7 +53,7 @@ def evaluation(argv: list[str] | None = None, description: str = "") -> Namespac
     """eval.py's; the data set's own values where no flag gives one."""
     parser = cli.Parser(description)
     _data(parser)
-    parser.add_argument("--split", default="dev", choices=("train", "dev"), help="default dev")
+    parser.add_argument("--split", default="dev", help=f"default dev; {data_sets.SPLITS}")
     parser.add_argument(
         "--limit", type=int, default=0, help="score this many questions, chosen by --seed (0: all)"
     )
@@ -60,6 +68,11 @@ def evaluation(argv: list[str] | None = None, description: str = "") -> Namespac
         "--comparison", choices=list(COMPARISONS), help="default: the data set's official one"
     )
     parser.add_argument(
+        "--test-suite",
+        action="store_true",
+        help="SQL: right means right on every .sqlite file in the folder of the question's database",
+    )
+    parser.add_argument(
         "--timeout", type=float, help="seconds per answer (default: the data set's, as in training)"
     )
     _verifier(parser)
@@ -67,8 +80,9 @@ def evaluation(argv: list[str] | None = None, description: str = "") -> Namespac
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     parser.add_argument("--out", type=Path, help="write one JSON line per question here")
     args = parser.parse_args(argv)
-    args.max_new = data.DATA_SETS[args.data].max_new if args.max_new is None else args.max_new
-    args.timeout = data.DATA_SETS[args.data].timeout if args.timeout is None else args.timeout
+    row = _place(parser, args)
+    args.max_new = row.max_new if args.max_new is None else args.max_new
+    args.timeout = row.timeout if args.timeout is None else args.timeout
     for name in ("max_new", "batch_tokens", "timeout", "workers"):
         if not 0 < getattr(args, name) < math.inf:
             parser.error(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}")
@@ -84,9 +98,7 @@ def sampling(argv: list[str] | None = None, description: str = "") -> Namespace:
     parser = cli.Parser(description)
     _model(parser)
     _data(parser)
-    parser.add_argument(
-        "--split", default="dev", choices=("train", "dev"), help="split to take questions from"
-    )
+    parser.add_argument("--split", default="dev", help=f"default dev; {data_sets.SPLITS}")
     parser.add_argument("--limit", type=int, default=4, help="number of questions")
     parser.add_argument("--answers", type=int, default=4, help="answers to each question (M)")
     parser.add_argument("--temperature", type=float, default=1.0, help="0: the most likely token")
@@ -96,6 +108,7 @@ def sampling(argv: list[str] | None = None, description: str = "") -> Namespace:
     args = parser.parse_args(argv)
     if args.answers < 1 or args.limit < 0 or args.seed < 0 or not 0 <= args.temperature < math.inf:
         parser.error("--answers must be at least 1; --limit, --seed and --temperature must not be negative")
+    _place(parser, args)
     return args
 
 
@@ -132,7 +145,7 @@ def analysis(argv: list[str] | None = None, description: str = "") -> Namespace:
         return args
     if args.limit < 0 or args.seed < 0 or args.workers < 1 or getattr(args, "answers", 1) < 1:
         parser.error("--answers and --workers must be at least 1; --limit and --seed must not be negative")
-    args.data_dir = args.data_dir or f"data/{args.data}"
+    _place(parser, args)
     return args
 
 

@@ -14,11 +14,25 @@ from cli import UserError
 from data import Answer, Question
 from prompts import extract_code
 from settings import Config
-from verify import GOLD_SECONDS, GoldError, PythonJob, SqlJob, Unreadable, Verdict, Verifier, settled
+from tasks import program
+from verify import (
+    GOLD_SECONDS,
+    AssertJob,
+    GoldError,
+    PythonJob,
+    SqlJob,
+    Unreadable,
+    Verdict,
+    Verifier,
+    settled,
+)
 
 
-def job(question: Question, code: str, timeout: float) -> SqlJob | PythonJob:
+def job(question: Question, code: str, timeout: float) -> SqlJob | PythonJob | AssertJob:
     """What the verifier needs to judge `code` as an answer to the question."""
+    if question.tests:
+        q = question
+        return AssertJob(q.tests, program(q.text, code), q.setup, q.entry_point, q.classes, timeout)
     if question.language == "python":
         return PythonJob(question.context, code, timeout)
     return SqlJob(question.database, question.gold, code, question.comparison, timeout)
@@ -110,7 +124,7 @@ class Execution:
         self.count += len(answers)
 
     def _execute(self, question: Question, answer: Answer) -> Future:
-        code, timeout = extract_code(answer.text, question.language), self.config.timeout
+        code, timeout = extract_code(answer.text, question.form), self.config.timeout
         if self.config.criterion == "executable" and question.language == "sql":
             return self.verifier.execute(question.database, code, timeout)  # no gold is involved
         return self.verifier.submit(job(question, code, timeout))

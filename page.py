@@ -17,6 +17,7 @@ import jinja2
 import numpy as np
 
 import data
+import data_sets
 from cli import UserError
 from compare_runs import change, correct, mean_interval, results, share, side_by_side
 from curves import curves
@@ -160,7 +161,8 @@ def by_kind(run: dict) -> list[list]:
     rows = []
     for name in sorted(sizes, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)):
         rows.append([name, sizes[name], *(group[name]["ex"] if name in group else None for group in groups)])
-    if run["config"]["data"] == "ds1000":
+    row = data_sets.still_there(run["config"]["data"], run["config"]["data_dir"])
+    if row and row.language == "python":
         return rows
 
     def clauses(gold: str) -> list[str]:

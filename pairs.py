@@ -94,10 +94,9 @@ def sort_answers(
     # itself. Answers are the same where their code is (`prompts.normal_form`), or, where they have none,
     # their tokens.
     content = {
-        a.ids: normal_form(extract_code(a.text, question.language), question.language) or a.ids
-        for a, _ in drawn
+        a.ids: normal_form(extract_code(a.text, question.form), question.language) or a.ids for a, _ in drawn
     }
-    content[gold] = normal_form(extract_code(gold_text, question.language), question.language)
+    content[gold] = normal_form(extract_code(gold_text, question.form), question.language)
     right = {content[ids] for ids in chosen}
     contradicted = [ids for ids in rejected if content[ids] in right]
     if contradicted:

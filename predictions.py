@@ -165,7 +165,7 @@ def read_answer(line: str, place: str, total: int) -> tuple[str, int | None, str
     try:
         row = json.loads(line, object_pairs_hook=without_repeats)
         code, index = row["answer"], row.get("index")
-        names = ("question_id", "problem_id")  # the second is DS-1000's name for it
+        names = ("question_id", "problem_id", "task_id")  # DS-1000's name for it; MBPP's and HumanEval's
         ids = [row[name] for name in names if row.get(name) is not None]
         if index is None and not ids:
             raise KeyError("question_id")

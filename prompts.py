@@ -8,6 +8,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
+import tasks
 from cli import UserError
 from data import Question
 from database import schema
@@ -46,13 +47,17 @@ def prompt_ids(question: Question, tokenizer: Any, day: str | None = None) -> li
     """
     text = prompt(question)
     if not tokenizer.chat_template:
-        text += "\n" if question.language == "python" else "\nSQL:\n"
+        told = question.form == "program" and not tasks.begins_program(question.text)
+        text += "\n[BEGIN]\n" if told else "\n" if question.language == "python" else "\nSQL:\n"
         plain = _plain_ids(text, tokenizer)
         whole = tokenizer(text, split_special_tokens=True)["input_ids"]
         # some tokenizers add an end token after the text: the answer comes before it
         start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), len(whole))
         return whole[: start + len(plain)]
-    if question.language == "python":
+    if question.form == "program":
+        begins = tasks.begins_program(question.text)
+        text = "Complete the function. " * begins + f"Reply with Python code only.\n\n{text}"
+    if question.form == "python":
         text = (
             f"Complete the program. Reply with the missing code only, between <code> and </code>.\n\n{text}"
         )
@@ -182,26 +187,26 @@ END_CHARACTERS = {";", "`", "\n"} | {
 THOUGHT = re.compile(r"(?:\s*<think>(?s:.*?)(?:</think>(?:[^\S\n]*\n)*|\Z))+")
 
 
-def extract_code(text: str, language: str = "sql") -> str:
+def extract_code(text: str, form: str = "sql") -> str:
     """The code inside a model's answer. Thinking at its beginning is skipped; if that is not closed: none.
 
-    Python: DS-1000's official rule. SQL: from its first fence, SELECT or WITH to the next `;`, fence or blank
-    line.
+    form: `Question.form`. sql: from its first fence, SELECT or WITH to the next `;`, fence or blank line.
+    python: DS-1000's official rule. program: `tasks.cut`.
 
     A blank line ends a bare query alone, not one inside a fence. Inside quotes and comments only a fence that
     starts a line ends it, or one that ends a `--` comment's line. Without a beginning: all of it.
     """
-    return _cut(text, language)[0]
+    return _cut(text, form)[0]
 
 
-def code_ended(text: str, language: str = "sql") -> bool:
+def code_ended(text: str, form: str = "sql") -> bool:
     """True once nothing that follows could change `extract_code`: sampling stops here."""
-    return _cut(text, language)[1]
+    return _cut(text, form)[1]
 
 
-def _cut(text: str, language: str) -> tuple[str, bool]:
-    thought = THOUGHT.match(text)
-    return (_cut_python if language == "python" else _cut_sql)(text[thought.end() :] if thought else text)
+def _cut(text: str, form: str) -> tuple[str, bool]:
+    thought, cut = THOUGHT.match(text), {"sql": _cut_sql, "python": _cut_python, "program": tasks.cut}[form]
+    return cut(text[thought.end() :] if thought else text)
 
 
 def _cut_python(text: str) -> tuple[str, bool]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import data
+import data_sets
 import ranks
 from cli import UserError
 from data import Question
@@ -45,8 +46,11 @@ class Splits:
 
 def load(config: Config) -> tuple[Splits, list[str]]:
     """All questions that a run may use, and a note for each reason that left some out; no model is needed."""
+    this = data_sets.data_set(config.data, config.data_dir)
     questions, train_notes = data.load(config.data, config.data_dir, "train")
-    held_out, dev_notes = data.load(config.data, config.data_dir, "dev")
+    held_out, dev_notes = [], []
+    if not this.is_own or "dev" in this.splits:  # a user's own set needs none
+        held_out, dev_notes = data.load(config.data, config.data_dir, "dev")
     # a file that cannot be read is noticed now; one file may serve both splits
     unread = dict.fromkeys(
         note for split in ("train", "dev") for note in data.tables(config.data, config.data_dir, split)[1]
@@ -77,7 +81,8 @@ def digest(splits: Splits) -> str:
     for _, questions in splits:
         for q in questions:
             database = (schema(q.database), os.path.getsize(q.database)) if q.database else ()
-            rows.append((q.index, q.text, q.evidence, q.gold, q.context, *database))
+            tests = (q.tests, q.setup, q.entry_point, q.classes) if q.tests else ()
+            rows.append((q.index, q.text, q.evidence, q.gold, q.context, *tests, *database))
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 import data
+import data_sets
 import lora
 import ranks
 from batches import sampling_batches
@@ -114,7 +115,7 @@ def ended(policy: Policy, question: Question, ids: list[int]) -> bool:
     """Whether an answer is complete: at an end token, or where nothing that follows could change its code."""
     if ids[-1] in policy.end_ids:
         return True
-    return ids[-1] in policy.stop_tokens and code_ended(text_of(policy, ids), question.language)
+    return ids[-1] in policy.stop_tokens and code_ended(text_of(policy, ids), question.form)
 
 
 def text_of(policy: Policy, ids: list[int]) -> str:
@@ -175,19 +176,21 @@ def sample(
 
 def main(argv: list[str] | None = None):
     args = flags.sampling(argv, __doc__)
-    questions, _ = data.load(args.data, args.data_dir or f"data/{args.data}", args.split)
+    questions, _ = data.load(args.data, args.data_dir, args.split)
     if args.adapter:
         check_adapter(args.model, args.adapter)
     policy = load_policy(args.model)
     if args.adapter:
         lora.load(policy.model, args.adapter)
     chosen = data.subset(questions, args.limit, args.seed)
-    params = SamplingParams(args.answers, data.DATA_SETS[args.data].max_new, args.temperature, seed=args.seed)
+    params = SamplingParams(
+        args.answers, data_sets.data_set(args.data, args.data_dir).max_new, args.temperature, seed=args.seed
+    )
     by_index = {q.index: q for q in chosen}
     for batch in sample(policy, chosen, params, progress="sampling"):
         for a in batch:
             question = by_index[a.question]
-            code = extract_code(a.text, question.language)
+            code = extract_code(a.text, question.form)
             print(f"[{a.question}.{a.sample}] {question.text}\n    {code!r}  log π {a.logp:.1f}")
 
 

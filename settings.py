@@ -12,6 +12,8 @@ from pathlib import Path
 
 import cli
 import data
+import data_sets
+from cli import UserError
 
 
 def setting(default, help, choices=None, above=None, least=None, most=math.inf, group=""):
@@ -45,7 +47,7 @@ class Config:
     lora_rank: int = setting(8, "r", above=0)
     lora_alpha: float = setting(16.0, "update is scaled by alpha / r", above=0)
 
-    data: str = setting("shop", "data set", sorted(data.DATA_SETS), group="data")
+    data: str = setting("shop", data_sets.FLAG, group="data")
     data_dir: str = setting("", "the data set's folder; default data/NAME")
     limit: int = setting(0, "train on this many questions, chosen by seed; 0: all (Fig. 3b)", least=0)
     validation: int = setting(
@@ -141,6 +143,18 @@ FREE = {"out", "iterations", "min_gain", "workers", "save_every", "shard", "chec
         "tensorboard"}  # fmt: skip
 
 
+def held_back(config: Config) -> int:
+    """--validation of a user's own set: a fifth of its training questions, where that is less than usual."""
+    try:
+        rows = data.rows(config.data, config.data_dir, "train")
+    except UserError:  # `questions.load` will say so
+        return config.validation
+    count = sum(isinstance(row, dict) and row.get("split", "train") == "train" for row in rows)
+    if count // 5 >= config.validation:
+        return config.validation
+    return count // 5
+
+
 def parse(argv=None, description="") -> Config:
     """A command's settings, presets resolved; what cannot be meant ends it with exit code 2.
 
@@ -153,7 +167,7 @@ def parse(argv=None, description="") -> Config:
         flag = "--" + f.name.replace("_", "-")
         presets = ", ".join(
             f"{d}: {row.preset[f.name]}"
-            for d, row in data.DATA_SETS.items()
+            for d, row in data_sets.DATA_SETS.items()
             if row.preset.get(f.name, f.default) != f.default
         )
         help = f.metadata["help"] + f" (default {f.default!r}{'; ' + presets if presets else ''})"
@@ -163,14 +177,16 @@ def parse(argv=None, description="") -> Config:
             kind = {"int": int, "float": float, "str": str}[str(f.type)]
             group.add_argument(flag, type=kind, choices=f.metadata["choices"], help=help)
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
-    name = given.get("data", "shop")
-    config = Config(**{**data.DATA_SETS[name].preset, **given, "data": name})
+    try:
+        name, folder = data_sets.place(given.get("data", "shop"), given.get("data_dir"))
+        row = data_sets.data_set(name, folder)
+    except UserError as error:
+        parser.error(str(error))
+    config = Config(**{**row.preset, **given, "data": name, "data_dir": folder})
+    if row.is_own and "validation" not in given:
+        config = dataclasses.replace(config, validation=held_back(config))
     model = Path(config.model).name.removesuffix(".gguf").lower()
-    config = dataclasses.replace(
-        config,
-        data_dir=config.data_dir or f"data/{name}",
-        out=config.out or f"runs/{name}-{model}-seed{config.seed}",
-    )
+    config = dataclasses.replace(config, out=config.out or f"runs/{name}-{model}-seed{config.seed}")
     for f in dataclasses.fields(Config):
         value, flag = getattr(config, f.name), "--" + f.name.replace("_", "-")
         above, least, most = (f.metadata[bound] for bound in ("above", "least", "most"))
@@ -193,11 +209,15 @@ def parse(argv=None, description="") -> Config:
 
 def command(config: dict) -> str:
     """The command that makes such a run: every setting that codelutra.py would not choose by itself."""
-    usual = {f.name: f.default for f in dataclasses.fields(Config)} | data.DATA_SETS[config["data"]].preset
-    usual["data_dir"] = f"data/{config['data']}"
+    usual = {f.name: f.default for f in dataclasses.fields(Config)}
+    row = data_sets.still_there(config["data"], config["data_dir"])
+    usual |= row.preset if row else {}
+    is_known = config["data"] in data_sets.DATA_SETS
+    usual["data_dir"] = f"data/{config['data']}" if is_known else config["data_dir"]
     words = ["python", "codelutra.py"]
     for name in ("model", "data", "seed"):
-        words += ["--" + name, str(config[name])]
+        value = config["data_dir"] if name == "data" and not is_known else config[name]
+        words += ["--" + name, str(value)]
     for name, value in config.items():
         if name in ("model", "data", "seed") or name not in usual or value == usual[name]:
             continue

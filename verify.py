@@ -13,7 +13,11 @@ As a command it reads one job per line (JSON) and writes one verdict per line, i
 
     {"id": 1, "kind": "sql", "database": "a.sqlite", "gold": "SELECT 1", "answer": "SELECT 2", "timeout": 5}
     {"id": 2, "kind": "python", "context": "code_context of DS-1000", "answer": "result = 1", "timeout": 120}
+    {"id": 3, "kind": "tests", "tests": ["assert f(1) == 2", "assert f(2) == 3"], "setup": "import math",
+     "entry_point": "f", "classes": [], "answer": "def f(x): return x + 1", "timeout": 10}     (in one line)
  -> {"id": 1, "verdict": "wrong", "message": "other rows", "seconds": 0.0004}
+
+In a job of the kind `tests` all but `tests` and `answer` may be left out; AssertJob says what each is.
 
 A verdict of null is a fault of the machine (InfrastructureError), of the database (Unreadable: a damaged
 page) or of the question (GoldError: its gold query does not execute, its test fails before the program has
@@ -23,6 +27,7 @@ run), never of the answer; the exit code is then 1.
 import argparse
 import contextlib
 import hashlib
+import json
 import os
 import sys
 import threading
@@ -86,6 +91,20 @@ class PythonJob:
     timeout: float = 120.0
 
 
+@dataclass(frozen=True)
+class AssertJob:
+    """Tests that are a program of asserts. They run in another process than the answer, and call it there."""
+
+    tests: tuple[str, ...]  # pieces of one program, most of them one assert each
+    answer: str  # a program
+    setup: str = ""  # code that runs before the answer, and before the tests
+    # What is asked for. It may have the name of a built-in function. If the tests define `check`, then
+    # check(entry_point) is called after them.
+    entry_point: str = ""
+    classes: tuple[str, ...] = ()  # names of the answer's classes whose objects the tests make and use
+    timeout: float = 10.0  # seconds of processor time, of all threads together
+
+
 def settled(future: Future) -> Verdict:
     """The verdict that a Future has, so that one answer ends no run.
 
@@ -127,7 +146,7 @@ class Verifier:
 
     # What a caller asks for.
 
-    def submit(self, job: "SqlJob | PythonJob") -> Future:
+    def submit(self, job: "SqlJob | PythonJob | AssertJob") -> Future:
         """A Future of the Verdict. The same job runs once.
 
         It raises GoldError where the gold query does not execute or the test fails before any of the program
@@ -137,7 +156,12 @@ class Verifier:
         """
         if isinstance(job, PythonJob):
             context = hashlib.sha256(job.context.encode("utf-8", "surrogatepass")).digest()
-            return self._once((context, job.answer, job.timeout), self._judge_python, job)
+            key, parts = (context, job.answer, job.timeout), [job.context, job.answer]
+            return self._once(key, self._judge_python, "python", parts, job.timeout)
+        if isinstance(job, AssertJob):
+            test = [job.setup, list(job.tests), job.entry_point, list(job.classes)]
+            key = (hashlib.sha256(json.dumps(test).encode()).digest(), job.answer, job.timeout)
+            return self._once(key, self._judge_python, "tests", [*test, job.answer], job.timeout)
         database, gold, answer, ordered = prepared(job)
         key = (*identity(database), gold, answer, job.comparison, job.timeout)
         return self._once(key, self._judge_sql, database, gold, answer, job.timeout, job.comparison, ordered)
@@ -156,7 +180,7 @@ class Verifier:
         return self._gold_result(database, gold, job.timeout).message == NO_VALUES
 
     def run(
-        self, jobs: "Iterable[SqlJob | PythonJob]", progress: Callable[[int], Any] | None = None
+        self, jobs: "Iterable[SqlJob | PythonJob | AssertJob]", progress: Callable[[int], Any] | None = None
     ) -> list[Verdict]:
         """Verdicts in the order of the jobs, as `settled` gives them; `progress(1)` is called for each."""
         futures = [self.submit(job) for job in jobs]
@@ -181,11 +205,11 @@ class Verifier:
 
     # In a thread of the pool: one program or query.
 
-    def _judge_python(self, job: PythonJob) -> Verdict:
+    def _judge_python(self, kind: str, job: list, timeout: float) -> Verdict:
         def ask() -> Reply:
-            verdict, message, seconds, delay = self.python.ask(job.context, job.answer, job.timeout)
+            verdict, message, seconds, delay = self.python.ask(kind, job, timeout)
             # One that sleeps waits for no processor, and would sleep as long alone.
-            return Reply(verdict, message, seconds, waited=seconds + delay > BUSY * job.timeout)
+            return Reply(verdict, message, seconds, waited=seconds + delay > BUSY * timeout)
 
         reply = self._turns.fairly(ask)
         if reply.verdict == "broken test":
@@ -326,14 +350,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def submit_lines(lines: Iterable[str], verifier: Verifier, printer: protocol.Printer) -> Exception | None:
     """Submit each line's job and have its verdict printed; what ended that before the last line."""
-    make = {"sql": SqlJob, "python": PythonJob}
+    make = {"sql": SqlJob, "python": PythonJob, "tests": AssertJob}
     try:
         for number, line in enumerate(lines, 1):
             if printer.broken:
                 break
             if line.strip():
                 identifier, kind, fields = protocol.read(line, number)
-                printer.waiting.put((identifier, verifier.submit(make[kind](**fields))))
+                lists = {name: tuple(fields[name]) for name in protocol.LISTS if name in fields}
+                printer.waiting.put((identifier, verifier.submit(make[kind](**{**fields, **lists}))))
     except (protocol.BadLine, UnicodeDecodeError, OSError) as error:
         return error
     return None

@@ -18,6 +18,7 @@ import common  # noqa: F401 (finds the project)
 import numpy as np
 
 import data
+import data_sets
 import prompts
 from policy import load_tokenizer
 from settings import Config
@@ -39,7 +40,7 @@ def main():
     parser.add_argument("--bandwidth", type=float, default=3.0e12, help="bytes per second")
     parser.add_argument("--bandwidth-share", type=float, default=0.25, help="of it, in decoding")
     args = parser.parse_args()
-    config = Config(data="bird", **data.DATA_SETS["bird"].preset)
+    config = Config(data="bird", **data_sets.DATA_SETS["bird"].preset)
     tokenizer, questions = load_tokenizer(args.tokenizer), data.load("bird", args.data_dir, "train")[0]
     lengths = np.array([len(prompts.prompt_ids(q, tokenizer)) for q in questions])
     answers = np.array([len(tokenizer(q.gold)["input_ids"]) + 1 for q in questions])

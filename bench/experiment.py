@@ -71,8 +71,8 @@ def command(args, method: str, seed: int) -> list[str]:
         del size[at : at + 2]
     flags = [*size, *METHODS[method].format(k=k).split(), *shlex.split(args.flags)]
     return [
-        "--model", args.model, "--data", args.data, "--data-dir", args.data_dir, "--seed", str(seed), *flags,
-        "--out", str(args.out / f"{args.size}-{method}-seed{seed}"),
+        "--model", args.model, "--data", args.data, *(["--data-dir", args.data_dir] if args.data_dir else []),
+        "--seed", str(seed), *flags, "--out", str(args.out / f"{args.size}-{method}-seed{seed}"),
     ]  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def main():
     )
     parser.add_argument("--model", default="coder")
     parser.add_argument("--data", default="spider")
-    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--data-dir")
     parser.add_argument("--size", default="first", choices=list(SIZES))
     parser.add_argument(
         "--methods", nargs="+", default=["dual", "positives", "gold", "dpo"], choices=list(METHODS)

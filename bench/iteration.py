@@ -27,6 +27,7 @@ from trl import DPOConfig
 from verification import ONE_QUERY, new_process
 
 import data
+import data_sets
 import lora
 from batches import batches
 from codelutra import draw
@@ -161,7 +162,7 @@ def main():
         parser.error("--spider or --bird is needed")
     rows, stages = [], {}
     for name, folder in sets[:1] if args.quick else sets:
-        config = Config(data=name, data_dir=folder, **data.DATA_SETS[name].preset)
+        config = Config(data=name, data_dir=folder, **data_sets.DATA_SETS[name].preset)
         count = args.questions
         if args.quick:
             config, count = dataclasses.replace(config, answers=4, pairs=2, batch_size=4, max_new=32), 2

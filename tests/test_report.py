@@ -285,7 +285,7 @@ def test_accuracy_by_kind_of_question_by_hand():
                 for of in (["wrong"] * 5, ["correct", "wrong", "correct", "wrong", "wrong"])]  # fmt: skip
     groups = [{"hard": {"n": 4, "ex": 0}}, {"hard": {"n": 4, "ex": 0.25}, "easy": {"n": 1, "ex": 1.0}}]
     scores = [*({"dev": {"groups": of}} for of in groups), {}]
-    run = {"dev": [*policies, []], "scores": scores, "config": {"data": "spider"}}
+    run = {"dev": [*policies, []], "scores": scores, "config": {"data": "spider", "data_dir": ""}}
     assert page.by_kind(run) == [
         ["easy", 1, None, 1],
         ["hard", 4, 0, 0.25],

@@ -816,7 +816,8 @@ class Replies:
     def __init__(self, replies):
         self.replies, self.lock, self.running, self.seen = replies, threading.Lock(), [], []
 
-    def ask(self, context, answer, timeout):
+    def ask(self, kind, job, timeout):
+        answer = job[1]
         with self.lock:
             reply = self.replies[answer].pop(0)
             self.running.append(answer)

@@ -1,8 +1,8 @@
 """Process 4, the candidate: runs the program, behind the walls (walls.py). Forked before the test was read.
 
-It gets the program's code, the test input, the state of the random generators and the files of the test, and
-sends back `result` as data (pack.py). A program may change anything in this process, so the judge believes
-nothing of what it sends.
+For DS-1000 it gets the program's code, the test input, the state of the random generators and the files of
+the test, and sends back `result` as data (pack.py). For tests that are asserts calls.py does that part. A
+program may change anything in this process, so the judge believes nothing of what it sends.
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 import pickle
 import random
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from verifier import pack, walls
@@ -19,9 +20,10 @@ MAX_RESULT = 64 << 20  # bytes of a packed result
 READY = b"ready"  # the first message: the walls stand
 
 
-def main(down: int, up: int, timeout: float, folder: str, tests: str, strict: bool) -> None:
-    """Run code for the judge until the judge is gone.
+def main(serve: Callable, down: int, up: int, timeout: float, folder: str, tests: str, strict: bool) -> None:
+    """Go behind the walls and run code for the judge until the judge is gone.
 
+    serve: the loop that runs it: `serve` below, or that of calls.py.
     down, up: the pipes from and to the judge.
     tests: the folder of the test, which the program may read: an input may name a file there.
     """
@@ -30,6 +32,12 @@ def main(down: int, up: int, timeout: float, folder: str, tests: str, strict: bo
     if complaint := walls.enclose_or_say(folder, timeout, strict, tests):
         return send(up, complaint.encode())
     send(up, READY)
+    serve(down, up)
+    return None
+
+
+def serve(down: int, up: int) -> None:
+    """Runs code with a test input for each of DS-1000's cases, and sends `result`."""
     while (request := receive(down)) is not None:
         code, test_input, states, files = pickle.loads(request)
         random.setstate(states["random"])
@@ -38,7 +46,6 @@ def main(down: int, up: int, timeout: float, folder: str, tests: str, strict: bo
         if "torch" in states:
             sys.modules["torch"].set_rng_state(states["torch"])
         send(up, reply_to(code, test_input, files))
-    return None
 
 
 def reply_to(code: str, test_input: Any, files: dict[str, bytes | None]) -> bytes:

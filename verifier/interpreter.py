@@ -59,9 +59,11 @@ class Interpreter:
         self.lock = threading.Lock()
         self.missing: list[str] = []  # libraries that the interpreter does not have
 
-    def ask(self, context: str, answer: str, timeout: float) -> tuple[str, str, float, float]:
+    def ask(self, kind: str, job: list, timeout: float) -> tuple[str, str, float, float]:
         """What supervisor.Program.run returns of a program.
 
+        kind: python (DS-1000) or tests. job: what the judge reads, whose first item is code, a test or a
+        setup: what it imports is loaded before the program runs.
         timeout: the seconds of processor time that it may use. A supervisor that dies is no verdict: it is
         asked once more.
         """
@@ -70,7 +72,8 @@ class Interpreter:
                 f"this machine has not all the walls that a hostile program needs ({walls.tier()}); "
                 "--allow-unsandboxed runs Python answers without them"
             )
-        head = {"imports": imports_of(context), "timeout": timeout, "by_the_clock": WALL * timeout}
+        head = {"kind": kind, "imports": imports_of(job[0]), "timeout": timeout}
+        head["by_the_clock"] = WALL * timeout
         for last in (False, True):
             try:
                 process, idle = self._started()
@@ -82,7 +85,7 @@ class Interpreter:
                 break
             line = idle.get()
             # The supervisor reads the first message alone; the judge reads the second, with the test.
-            reply = self._exchange(line, (head, [context, answer]), WALL * timeout + START_SECONDS)
+            reply = self._exchange(line, (head, job), WALL * timeout + START_SECONDS)
             if reply is not None:
                 idle.put(line)
                 return tuple(reply)

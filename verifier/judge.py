@@ -1,5 +1,7 @@
 """Process 3, the judge: forks the candidate, then reads the test and runs it. Nobody else knows the test.
 
+Tests that are asserts run in asserts.py. What follows is of DS-1000.
+
 The official program is `code_context`, then `test_execution(answer)`, then `test_string(answer)` where there
 is one; no exception means a pass. That is what runs here, unchanged. Only the `exec` that the context calls
 is another one: it sends the code and the test input to the candidate (candidate.py) and brings back `result`.
@@ -24,32 +26,22 @@ more.
 """
 
 import functools
-import gc
-import io
 import json
 import os
-import pickle
 import random
-import signal
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from verifier import candidate, emptiness, unpack, walls
-from verifier.child import die_with_parent, dying, receive, send
+from verifier import asserts, calls, candidate, emptiness, walls
+from verifier.child import receive, send
 from verifier.libraries import LARGE, SEED, load
+from verifier.line import Decided, fork_candidate
 from verifier.verdicts import one_line
 
 # The likely cause where a test meets an OSError.
 NOT_FETCHED = "a data set that it fetches by name? `make ds1000`"
 LOCAL = ["local", 0]  # tells the supervisor that the judge runs the program itself
-
-
-class Decided(BaseException):
-    """Ends the test with a verdict that is not `correct`; carries the verdict and the message.
-
-    A BaseException, so that no `except Exception` of the test's own catches it.
-    """
 
 
 def main(line: int, report: int, nonce: str, head: dict, folder: str, strict: bool) -> None:
@@ -66,11 +58,12 @@ def main(line: int, report: int, nonce: str, head: dict, folder: str, strict: bo
     for name in head["imports"]:
         if name.split(".")[0] in sys.modules or name.split(".")[0] not in LARGE:
             load(name)
-    remote = fork_candidate(head["timeout"], programs, own, strict)
+    serve = calls.serve if head["kind"] == "tests" else candidate.serve
+    remote = fork_candidate(serve, head["timeout"], programs, own, strict)
     send(report, json.dumps(["candidate", remote.pid]).encode())
 
     # Only now, with the candidate forked, does this process read the test.
-    context, answer = json.loads(receive(line))
+    job = json.loads(receive(line))
     walls.keep_only(report, remote.down, remote.up)
     try:
         if complaint := walls.enclose_or_say(own, head["timeout"], strict):
@@ -78,10 +71,14 @@ def main(line: int, report: int, nonce: str, head: dict, folder: str, strict: bo
         hello = receive(remote.up)  # sent before the candidate has read a line of the program
         if hello != candidate.READY:
             raise Decided("infrastructure", (hello or b"the candidate did not start").decode())
-        remote.torch = "torch" in context
-        announcement = json.dumps(LOCAL).encode()
-        stage = Stage(remote.execute, announce=lambda: send(report, announcement))
-        verdict, message = official(context, answer, stage)
+        if head["kind"] == "tests":
+            verdict, message = asserts.judged(remote, *job)
+        else:
+            context, answer = job
+            remote.torch = "torch" in context
+            announcement = json.dumps(LOCAL).encode()
+            stage = Stage(remote.execute, announce=lambda: send(report, announcement))
+            verdict, message = official(context, answer, stage)
     except Decided as decided:
         verdict, message = decided.args
     except MemoryError:
@@ -89,20 +86,6 @@ def main(line: int, report: int, nonce: str, head: dict, folder: str, strict: bo
     except BaseException as error:
         verdict, message = "infrastructure", f"the judge failed: {type(error).__name__}: {error}"
     send(report, json.dumps([nonce, verdict, one_line(str(message), 300)]).encode())
-
-
-def fork_candidate(timeout: float, folder: str, tests: str, strict: bool) -> "Remote":
-    """Start the candidate, which works in `folder` and may read the folder of the test."""
-    down, up = os.pipe(), os.pipe()
-    judge, pid = os.getpid(), os.fork()
-    if pid == 0:
-        with dying():
-            die_with_parent(judge)
-            walls.move_to(folder)
-            candidate.main(down[0], up[1], timeout, folder, tests, strict)
-    os.close(down[0])
-    os.close(up[1])
-    return Remote(down[1], up[0], pid)
 
 
 # --- the official program -----------------------------------------------------------------------------------
@@ -201,111 +184,3 @@ def refuse_unpickling(stage: Stage) -> None:
             raise Decided("denied", said)
 
     sys.addaudithook(hook)
-
-
-# --- the line to the candidate ------------------------------------------------------------------------------
-
-
-class Remote:
-    """The judge's line to the candidate."""
-
-    def __init__(self, down: int, up: int, pid: int):
-        self.down, self.up, self.pid = down, up, pid
-        self.torch = False  # whether the test names torch, so that it may have moved torch's generator
-
-    def execute(self, code: str, names: dict) -> bool:
-        """Run the code there and fetch its `result`; False where the test input cannot be sent."""
-        try:
-            request = packed_input((code, names["test_input"], random_states(self.torch), files_here()))
-        except MemoryError:  # an earlier result may have used it up
-            raise Decided("error", "out of memory") from None
-        except Exception:
-            return False
-        try:
-            send(self.down, request)
-            reply = receive(self.up, candidate.MAX_RESULT + 1)
-        except MemoryError:
-            raise Decided("error", "out of memory") from None
-        except ValueError as error:
-            raise Decided("error", f"the result is too large: {error}") from None
-        except OSError:
-            reply = None
-        if not reply:
-            raise Decided(*self.ended())
-        if reply[:1] == b"E":
-            try:
-                verdict, message = json.loads(reply[1:])
-            except Exception:  # not JSON, not two things, too deep, too large
-                verdict, message = None, None
-            # What else it says, it may not say.
-            if verdict not in ("error", "denied") or type(message) is not str:
-                verdict, message = "error", "not a result"
-            raise Decided(verdict, message)
-        try:
-            names["result"] = unpack.unpack(reply[1:] if reply[:1] == b"R" else b"")
-        except MemoryError:
-            raise Decided("error", "out of memory") from None
-        except Exception as error:
-            raise Decided("error", f"not a result: {type(error).__name__}: {error}") from None
-        del reply, request
-        gc.collect()  # what a forged result left in a loop
-        return True
-
-    def ended(self) -> tuple[str, str]:
-        """The candidate ended without a result: how?"""
-        status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        if status.si_code == os.CLD_EXITED:
-            return "error", f"the program ended itself (exit status {status.si_status})"
-        if status.si_status == signal.SIGXCPU:
-            return "timeout", "too much processor time"
-        if status.si_status == signal.SIGSYS:
-            return "denied", "a system call that is not allowed"
-        if status.si_status == signal.SIGKILL:
-            return "killed", ""
-        return "crash", f"signal {status.si_status}"
-
-
-class InputPickler(pickle.Pickler):
-    """For the way to the candidate, which may trust the judge: any pickle.
-
-    Only numpy's own types are sent by name. An unpickled array has a dtype that is equal to numpy's `object`
-    but is another object, and then pandas 1.5's `astype(str)` writes into the original: a program would
-    behave differently than in the official process.
-    """
-
-    def reducer_override(self, value: Any) -> Any:
-        numpy = sys.modules.get("numpy")
-        if numpy and isinstance(value, numpy.dtype) and numpy.dtype(value.str) is value:
-            return numpy.dtype, (value.str,)
-        return NotImplemented
-
-
-def packed_input(value: tuple) -> bytes:
-    stream = io.BytesIO()
-    InputPickler(stream, protocol=5).dump(value)
-    return stream.getvalue()
-
-
-def random_states(with_torch: bool) -> dict[str, Any]:
-    """Tests seed the generators and answers draw from them: the official program is one process.
-
-    torch's is touched only where it may have moved: in a forked process that alone takes 5 ms.
-    """
-    states, modules = {"random": random.getstate()}, sys.modules
-    if "numpy" in modules:
-        states["numpy"] = modules["numpy"].random.get_state()
-    if with_torch and "torch" in modules:
-        states["torch"] = modules["torch"].get_rng_state()
-    return states
-
-
-def files_here() -> dict[str, bytes | None]:
-    """{path: contents, or None for a folder} of the files of the test."""
-    found: dict[str, bytes | None] = {}
-    for folder, folders, files in os.walk("."):
-        found |= dict.fromkeys(os.path.join(folder, name) for name in folders)
-        for name in files:
-            path = os.path.join(folder, name)
-            with open(path, "rb") as file:
-                found[path] = file.read()
-    return found

@@ -38,6 +38,10 @@ class Packer(pickle.Pickler):
                          describe_tensorflow, describe_subclass):  # fmt: skip
             if (description := describe(value, type(value))) is not None:
                 return description
+        return self.unknown(value)
+
+    def unknown(self, value: Any) -> Description:
+        """What none of the above can describe."""
         return unpack.opaque, (f"{type(value).__module__}.{type(value).__qualname__}",)
 
 

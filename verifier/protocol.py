@@ -2,6 +2,7 @@
 
    {"id": 1, "kind": "sql", "database": "a.sqlite", "gold": "SELECT 1", "answer": "SELECT 2", "timeout": 5}
    {"id": 2, "kind": "python", "context": "code_context of DS-1000", "answer": "result = 1", "timeout": 120}
+   {"id": 3, "kind": "tests", "tests": ["assert f(1) == 2"], "answer": "def f(x): return x + 1"}
 -> {"id": 1, "verdict": "wrong", "message": "other rows", "seconds": 0.0004}
 """
 
@@ -17,7 +18,9 @@ from verifier.verdicts import GoldError, InfrastructureError
 FIELDS = {  # by kind: the fields that a line must have, and those that it may have
     "sql": (("database", "gold", "answer"), ("comparison", "timeout")),
     "python": (("context", "answer"), ("timeout",)),
+    "tests": (("tests", "answer"), ("setup", "entry_point", "classes", "timeout")),
 }
+LISTS = ("tests", "classes")  # these fields are lists of texts; all others but timeout are texts
 
 
 class BadLine(ValueError):
@@ -33,8 +36,8 @@ def read(line: str, number: int) -> tuple[Any, str, dict[str, Any]]:
     if type(fields) is not dict or "id" not in fields:
         raise BadLine(f"line {number} is not an object with an id")
     kind = fields.pop("kind", None)
-    if kind not in ("sql", "python"):
-        raise BadLine(f"line {number}: kind is {kind!r}, not sql or python")
+    if type(kind) is not str or kind not in FIELDS:
+        raise BadLine(f"line {number}: kind is {kind!r}, not one of {', '.join(FIELDS)}")
     needed, optional = FIELDS[kind]
     identifier = fields.pop("id")
     for name in needed:
@@ -46,6 +49,9 @@ def read(line: str, number: int) -> tuple[Any, str, dict[str, Any]]:
         if name == "timeout":
             if type(value) not in (int, float) or not 0 < value <= 86400:
                 raise BadLine(f"line {number}: timeout is not a number of seconds")
+        elif name in LISTS:
+            if type(value) is not list or not all(type(text) is str for text in value):
+                raise BadLine(f"line {number}: {name} is not a list of texts")
         elif type(value) is not str:
             raise BadLine(f"line {number}: {name} is not a text")
     if fields.get("comparison", "spider") not in list(COMPARISONS):
