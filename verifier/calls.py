@@ -149,7 +149,7 @@ program: Program
 
 def held(where: int | str) -> Any:
     """What the judge means by a number, or by a name of the program's."""
-    return program.objects[where] if type(where) is int else vars(program.module)[where]
+    return program.objects[where] if isinstance(where, int) else vars(program.module)[where]
 
 
 def kind(value: Any) -> Any:
