@@ -112,6 +112,7 @@ DATA_SETS = {
         train=("mbpp.jsonl", ""),
         dev=("mbpp.jsonl", ""),
         language="python",
+        max_new=256,
     ),
     "humaneval": DataSet(
         source="https://github.com/openai/human-eval",

@@ -428,6 +428,15 @@ PROGRAMS = {
     "a data class of the setup": (
         "def f(p): return P(p.y, p.x)", "assert f(P(1, 2)) == P(2, 1) != f(P(2, 1))",
         {"setup": "from dataclasses import dataclass\n@dataclass\nclass P:\n    x: int = 0\n    y: int = 0"}),
+    "an enumeration of the setup": (
+        "def f(x): return C(x)", "assert f(1) is C.RED and f(2) != C.RED", "assert [f(1), f(C.RED)] == [C.RED] * 2",
+        {"setup": "import enum\nclass C(enum.Enum):\n    RED = 1\n    BLUE = 2"}),
+    "whose object it is": (
+        "class A: pass\nclass B(A): pass\ndef f(x): return B()", "assert isinstance(f(1), A) and not isinstance(1, A)",
+        "assert not isinstance(f(1), (int, str))"),
+    "threads of the test's": (
+        "def f(x): return x", "from concurrent.futures import ThreadPoolExecutor\n"
+        "with ThreadPoolExecutor(4) as p: assert list(p.map(f, range(300))) == list(range(300))"),
     "a setup's constants": ("def f(x): return x * FACTOR", "assert f(3) == 3 * FACTOR", {"setup": "FACTOR = 7"}),
     "a check": (
         "def f(x): return g(x)", "METADATA = {}\n\ndef check(candidate):\n    assert candidate(3) == g(3), 'message'\n",

@@ -7,6 +7,7 @@ value.
 """
 
 import collections.abc
+import enum
 import io
 import os
 import pickle
@@ -123,7 +124,8 @@ class CallPacker(pack.Packer):
         if type(value) is TestFunction:
             return unpack.reference, ("test", value.number)
         if type(value) in self.program.setup_classes and type(value).__dictoffset__:
-            return unpack.instance, (type(value).__name__, dict(vars(value)))
+            state = value.name if isinstance(value, enum.Enum) else dict(vars(value))
+            return unpack.instance, (type(value).__name__, state)
         return self._reference(f"{type(value).__name__} object", value)
 
     def _reference(self, kind: str, value: Any) -> Any:
