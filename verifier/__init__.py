@@ -4,7 +4,7 @@ You need not read this package to change the training. It takes every program to
 
 Imports run as forks run, so a file says which process its code is in:
 
-    main process        verify.py, workers.py, interpreter.py, turns.py, protocol.py.
+    main process        verify.py, jobs.py, workers.py, interpreter.py, turns.py, protocol.py.
      |                  Nothing is forked from it, and it never loads what is below.
      |
      |-- SQL worker     sql.py, compare.py. A fresh interpreter per worker, asked through a pipe. It knows the
@@ -13,10 +13,12 @@ Imports run as forks run, so a file says which process its code is in:
      `-- 1 zygote       zygote.py, libraries.py. A second interpreter: loads the libraries once, then forks.
           `-- 2 supervisor   supervisor.py. One per worker: a folder for each program, deadline, counts, kill.
                |             Trusted; it never reads a test.
-               `-- 3 judge   judge.py, unpack.py, emptiness.py. One per program. It alone knows the test.
-                    |        Trusted, and behind the walls all the same.
-                    `-- 4 candidate   candidate.py, pack.py. Runs the program behind walls.py. Forked before
-                                      the judge reads the test. Nothing that it sends is trusted.
+               `-- 3 judge   judge.py, line.py, unpack.py; DS-1000: emptiness.py, asserts: asserts.py.
+                    |        One per program. It alone knows the test. Trusted, and behind the walls all the
+                    |        same.
+                    `-- 4 candidate   candidate.py, pack.py; asserts: calls.py. Runs the program behind
+                                      walls.py. Forked before the judge reads the test. Nothing that it
+                                      sends is trusted.
 
     child.py and verdicts.py serve all: messages, limits, what may be said of an answer. beside.py serves
     the SQL worker and database.py.
