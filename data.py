@@ -119,7 +119,7 @@ DATA_SETS = {
         train=("", ""),
         dev=("HumanEval.jsonl.gz", ""),
         language="python",
-        max_new=256,
+        max_new=512,
     ),
     # for a 135M model on two CPU cores, found on its training questions (README, differences from the paper)
     "shop": DataSet(
