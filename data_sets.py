@@ -109,7 +109,7 @@ DATA_SETS = {
         source="https://github.com/openai/human-eval",
         splits={"dev": Layout(("HumanEval.jsonl.gz",))},
         language="python",
-        max_new=256,
+        max_new=512,
     ),
     # Spider's dev questions in other words; to score on. Their databases are Spider's, in the folder beside.
     "spider_syn": DataSet(
