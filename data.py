@@ -146,10 +146,10 @@ def databases_of(name: str, folder: str | Path, layout: Layout) -> list[Path]:
     return find(place, layout.databases) or [place / folder for folder in layout.databases[:1]]
 
 
-def _rows(path: Path) -> list[tuple[str, Any]]:
-    """(its place in words, row) of each row of a JSON list or of JSON lines; a byte-order mark is skipped.
+def _rows(path: Path, lines: bool = True) -> list[tuple[str, Any]]:
+    """(its place in words, row) of each row of a JSON list or, if allowed by `lines`, of JSON lines.
 
-    Raises UserError where the file cannot be read, is empty or holds something else.
+    A byte-order mark is skipped. Raises UserError where the file cannot be read, is empty or something else.
     """
     try:
         raw = path.read_bytes()
@@ -159,8 +159,10 @@ def _rows(path: Path) -> list[tuple[str, Any]]:
     if not text.strip():
         raise UserError(f"{path} is empty.")
     try:
-        if text.lstrip().startswith("["):
-            return [(f"row {i}, counted from 0", row) for i, row in enumerate(json.loads(text))]
+        if not lines or text.lstrip().startswith("["):
+            if not isinstance(found := json.loads(text), list):
+                raise UserError(f"{path} is not a list but {_kind(found)}.")
+            return [(f"row {i}, counted from 0", row) for i, row in enumerate(found)]
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}.")
     rows = []
@@ -218,7 +220,7 @@ def tables(name: str, folder: str | Path, split: str) -> tuple[dict[str, dict], 
     layout = data_set(name, folder).splits.get(split, Layout(()))
     path = next(iter(find(root(name, folder), layout.tables)), None)
     found, bad = {}, []
-    for i, (_, row) in enumerate(_rows(path) if path else []):
+    for i, (_, row) in enumerate(_rows(path, lines=False) if path else []):
         try:
             exact_match.Schema(row)  # what EM will read
             found[row["db_id"]] = row

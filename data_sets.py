@@ -103,12 +103,13 @@ DATA_SETS = {
         source="https://github.com/google-research/google-research/tree/master/mbpp",
         splits=dict.fromkeys(("train", "dev"), Layout(("mbpp.jsonl",))),
         language="python",
+        max_new=256,
     ),
     "humaneval": DataSet(  # to score on
         source="https://github.com/openai/human-eval",
         splits={"dev": Layout(("HumanEval.jsonl.gz",))},
         language="python",
-        max_new=256,
+        max_new=512,
     ),
     # Spider's dev questions in other words; to score on. Their databases are Spider's, in the folder beside.
     "spider_syn": DataSet(
@@ -144,10 +145,9 @@ OWN_PYTHON = {name: Layout((f"{name}.jsonl",)) for name in ("train", "dev")}
 def own(folder: str | Path) -> DataSet:
     """The data set in a user's folder; its splits are those whose files are there.
 
-    SQL: Spider's files. Results are compared as `strict` does: nobody has named another comparison, and this
-    one calls no wrong answer right. Python (tasks.question): train.jsonl and dev.jsonl, or one file of
-    another name whose rows have a `split`. Raises UserError where the folder holds no questions, or both
-    kinds.
+    SQL: Spider's files. Results are compared as `strict` does, the comparison that forgives least: none is
+    official here. Python (tasks.question): train.jsonl and dev.jsonl, or one file of another name whose rows
+    have a `split`. Raises UserError where the folder holds no questions, or both kinds.
     """
     sql, python = (
         {split: layout for split, layout in layouts.items() if find(folder, layout.questions)}

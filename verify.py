@@ -17,7 +17,7 @@ As a command it reads one job per line (JSON) and writes one verdict per line, i
      "entry_point": "f", "classes": [], "answer": "def f(x): return x + 1", "timeout": 10}     (in one line)
  -> {"id": 1, "verdict": "wrong", "message": "other rows", "seconds": 0.0004}
 
-In a job of the kind `tests` all but `tests` and `answer` may be left out; AssertJob says what each is.
+A job of the kind `tests` needs `tests` and `answer` alone; AssertJob (verifier/jobs.py) says what each is.
 
 A verdict of null is a fault of the machine (InfrastructureError), of the database (Unreadable: a damaged
 page) or of the question (GoldError: its gold query does not execute, its test fails before the program has
@@ -38,12 +38,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from verifier import protocol, walls
-from verifier.compare import COMPARISONS
+from verifier.compare import COMPARISONS as COMPARISONS  # others import it from here, and VERDICTS
 from verifier.interpreter import Interpreter
+from verifier.jobs import AssertJob, PythonJob, SqlJob, identity, prepared
 from verifier.sql_text import cut
 from verifier.turns import BUSY, Turns
 from verifier.verdicts import NO_QUERY, NO_VALUES, GoldError, InfrastructureError, Reply, Unreadable
-from verifier.verdicts import VERDICTS as VERDICTS  # others import it from here
+from verifier.verdicts import VERDICTS as VERDICTS
 from verifier.workers import Workers
 
 # Gold code is given at least this long: a slow machine must not make it look broken.
@@ -72,37 +73,6 @@ class Verdict:
     def judged(self) -> bool:
         """Whether it is a label; if not, the answer is neither right nor wrong (`settled`)."""
         return not self.message.startswith(NOT_JUDGED)
-
-
-@dataclass(frozen=True)
-class SqlJob:
-    database: str  # path to the .sqlite file
-    gold: str
-    answer: str
-    comparison: str = "spider"  # one of COMPARISONS
-    timeout: float = 10.0  # seconds of processor time; more where the gold itself needs more than half of it
-
-
-@dataclass(frozen=True)
-class PythonJob:
-    context: str  # code_context of DS-1000: the test, with a place for the answer
-    answer: str
-    # Seconds of processor time, of all threads together; the official limit, by the clock.
-    timeout: float = 120.0
-
-
-@dataclass(frozen=True)
-class AssertJob:
-    """Tests that are a program of asserts. They run in another process than the answer, and call it there."""
-
-    tests: tuple[str, ...]  # pieces of one program, most of them one assert each
-    answer: str  # a program
-    setup: str = ""  # code that runs before the answer, and before the tests
-    # What is asked for. It may have the name of a built-in function. If the tests define `check`, then
-    # check(entry_point) is called after them.
-    entry_point: str = ""
-    classes: tuple[str, ...] = ()  # names of the answer's classes whose objects the tests make and use
-    timeout: float = 10.0  # seconds of processor time, of all threads together
 
 
 def settled(future: Future) -> Verdict:
@@ -289,25 +259,6 @@ def answer_seconds(timeout: float, gold: float) -> float:
     while timeout < 2 * gold:
         timeout *= 2
     return timeout
-
-
-def prepared(job: SqlJob) -> tuple[str, str, str, bool]:
-    """Database, gold and answer as they are run, and whether the order of the gold's rows counts."""
-    if job.comparison not in COMPARISONS:
-        raise ValueError(f"unknown comparison {job.comparison!r}: one of {', '.join(COMPARISONS)}")
-    comparison = COMPARISONS[job.comparison]
-    gold, answer = comparison.prepare(cut(job.gold)), comparison.prepare(cut(job.answer))
-    # Absolute: the workers live in another folder.
-    return os.path.abspath(job.database), gold, answer, comparison.ordered(gold)
-
-
-def identity(database: str) -> tuple:
-    """A path and what tells one version of the file from another."""
-    try:
-        status = os.stat(database)
-    except (OSError, ValueError):  # ValueError: a path with a zero byte or a lone surrogate
-        return (database, 0, 0)  # the worker will say so
-    return (database, status.st_size, status.st_mtime_ns)
 
 
 # --- the command --------------------------------------------------------------------------------------------

@@ -2,11 +2,10 @@
 
 import gzip
 import json
-import sys
 
 import pytest
 from test_prompts import CHAT
-from test_verify_asserts import strict
+from test_verify_asserts import strict, without_packages
 
 import codelutra
 import data
@@ -37,7 +36,7 @@ HUMANEVAL = [
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def sets(tmp_path_factory):
     mbpp, humaneval = tmp_path_factory.mktemp("mbpp"), tmp_path_factory.mktemp("humaneval")
     (mbpp / "mbpp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in MBPP))
     with gzip.open(humaneval / "HumanEval.jsonl.gz", "wt") as file:
@@ -47,35 +46,29 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory):
-    """An interpreter without packages, which starts quickly."""
-    script = tmp_path_factory.mktemp("bin") / "python"
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
-    script.chmod(0o755)
-    return str(script)
+    return without_packages(tmp_path_factory.mktemp("bin"))
 
 
-def questions(folders, name, split="dev"):
-    return data.load(name, folders[name], split)[0]
+def questions(sets, name, split="dev"):
+    return data.load(name, sets[name], split)[0]
 
 
-def test_the_splits(folders):
-    numbers = {
-        split: [q.question_id for q in questions(folders, "mbpp", split)] for split in ("train", "dev")
-    }
+def test_the_splits(sets):
+    numbers = {split: [q.question_id for q in questions(sets, "mbpp", split)] for split in ("train", "dev")}
     assert numbers == {"train": [511, 600, 601, 974], "dev": [11, 510]}
-    assert [q.question_id for q in questions(folders, "humaneval")] == ["HumanEval/0", "HumanEval/1"]
+    assert [q.question_id for q in questions(sets, "humaneval")] == ["HumanEval/0", "HumanEval/1"]
     with pytest.raises(UserError, match="no questions for training: it is scored only"):
-        questions(folders, "humaneval", "train")
+        questions(sets, "humaneval", "train")
 
 
-def test_codelutra_refuses_a_set_that_has_no_training_questions(folders, tmp_path, capsys):
+def test_codelutra_refuses_a_set_that_has_no_training_questions(sets, tmp_path, capsys):
     import cli
 
     argv = [
         "--data",
         "humaneval",
         "--data-dir",
-        str(folders["humaneval"]),
+        str(sets["humaneval"]),
         "--model",
         "none",
         "--out",
@@ -87,8 +80,8 @@ def test_codelutra_refuses_a_set_that_has_no_training_questions(folders, tmp_pat
     assert not (tmp_path / "r").exists()
 
 
-def test_a_row_of_mbpp(folders):
-    plain, with_class = questions(folders, "mbpp")
+def test_a_row_of_mbpp(sets):
+    plain, with_class = questions(sets, "mbpp")
     assert plain.text == (
         "You are an expert Python programmer, and here is your task: Write a function to add 11. "
         "Your code should pass these tests:\n\nassert add(0) == 11\nassert add(1) == 12\nassert add(2) == 13"
@@ -134,8 +127,8 @@ def test_a_file_that_is_not_in_the_layout_is_refused_by_its_row(tmp_path):
         data.load("mbpp", tmp_path, "dev")
 
 
-def test_the_prompts(folders, tokenizer):
-    mbpp, human = questions(folders, "mbpp")[0], questions(folders, "humaneval")[0]
+def test_the_prompts(sets, tokenizer):
+    mbpp, human = questions(sets, "mbpp")[0], questions(sets, "humaneval")[0]
     plain, chat = (
         tokenizer,
         type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, eos_token=tokenizer.eos_token),
@@ -228,14 +221,14 @@ def test_a_long_answer_is_cut_quickly():
         tasks.cut(text)
 
 
-def test_the_gold_code_is_the_program_in_itself(folders):
-    for q in (*questions(folders, "mbpp"), *questions(folders, "humaneval")):
+def test_the_gold_code_is_the_program_in_itself(sets):
+    for q in (*questions(sets, "mbpp"), *questions(sets, "humaneval")):
         assert prompts.extract_code(q.gold, q.form) == q.gold
 
 
 @strict
-def test_an_answer_may_be_a_function_or_its_rest(folders, python):
-    q = questions(folders, "humaneval")[0]
+def test_an_answer_may_be_a_function_or_its_rest(sets, python):
+    q = questions(sets, "humaneval")[0]
     answers = ["    return x + 1", "def inc(x):\n    return x + 1", "def inc(x): return x + two() - 1", q.text + "\n    return x + 1",
                "    return x", "return x + 1", "def other(x): return x + 1"]  # fmt: skip
     with Verifier(1, python) as verifier:
@@ -244,20 +237,11 @@ def test_an_answer_may_be_a_function_or_its_rest(folders, python):
 
 
 @strict
-def test_eval_scores_predictions(folders, tmp_path, capsys, python):
+def test_eval_scores_predictions(sets, tmp_path, capsys, python):
     def run(name, rows):
         file = tmp_path / "p.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        argv = [
-            "--data",
-            name,
-            "--data-dir",
-            str(folders[name]),
-            "--predictions",
-            str(file),
-            "--python",
-            python,
-        ]
+        argv = ["--data", name, "--data-dir", str(sets[name]), "--predictions", str(file), "--python", python]
         evaluation.main([*argv, "--out", str(tmp_path / "out.jsonl")])
         printed = capsys.readouterr().out
         return printed, json.loads(printed.splitlines()[-1])
@@ -268,5 +252,21 @@ def test_eval_scores_predictions(folders, tmp_path, capsys, python):
     assert "pass@1  50.0%" in printed and "EM" not in printed and "em" not in result
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["verdict"] for row in rows] == ["wrong", "correct"]
-    gold = [{"index": q.index, "answer": q.gold} for q in questions(folders, "mbpp")]
+    gold = [{"index": q.index, "answer": q.gold} for q in questions(sets, "mbpp")]
     assert run("mbpp", gold)[1]["ex"] == 1.0
+
+
+@strict
+def test_a_run_on_mbpp(sets, folders, tmp_path, python):
+    """A tiny model has no right answer: the gold code is chosen, and is what its tests say it is."""
+    codelutra.main([
+        "--model", folders["gpt2"], "--data", "mbpp", "--data-dir", str(sets["mbpp"]), "--out", str(tmp_path / "run"),
+        "--iterations", "1", "--answers", "2", "--pairs", "2", "--max-new", "16", "--max-length", "500", "--validation", "1",
+        "--workers", "1", "--precision", "float32", "--device", "cpu", "--python", python, "--seed", "1",
+    ])  # fmt: skip
+    first = tmp_path / "run" / "iter_1"
+    verdicts = [json.loads(line)["verdict"] for line in (first / "verdicts.jsonl").read_text().splitlines()]
+    assert len(verdicts) == 6 and set(verdicts) <= {"error", "wrong"}
+    assert len((first / "pairs.jsonl").read_text().splitlines()) >= 3
+    scores = json.loads((first / "scores.json").read_text())
+    assert scores["dev"]["n"] == 2 and scores["validation"]["groups"]["mbpp"]["n"] == 1

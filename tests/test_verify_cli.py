@@ -105,6 +105,28 @@ def test_both_kinds_and_the_tier(run):
 
 
 @strict
+def test_tests_that_are_asserts(run):
+    job = {"kind": "tests", "tests": ["assert f(1) == 2", "assert f(2) == K"], "setup": "K = 3"}
+    check = {"kind": "tests", "tests": ["def check(c): assert c(1) == 2"], "entry_point": "sum", "timeout": 5}
+    made = {
+        "kind": "tests",
+        "tests": ["assert A().x() == 1"],
+        "answer": "class A:\n    def x(self): return 1",
+    }
+    code, verdicts, errors = run(
+        {"id": 1, "answer": "def f(x): return x + 1", **job},
+        {"id": 2, "answer": "def f(x): return 2", **job},
+        {"id": 3, "answer": "def sum(x): return 2", **check},
+        {"id": 4, "classes": ["A"], **made},
+        {"id": 5, **made},
+        {"id": 6, "answer": "f = 1", **job | {"setup": "1 / 0"}},
+    )
+    assert code == 1, errors
+    assert [v["verdict"] for v in verdicts] == ["correct", "wrong", "correct", "correct", "wrong", None]
+    assert "ZeroDivisionError" in verdicts[5]["message"] and "`classes`" in verdicts[4]["message"]
+
+
+@strict
 def test_the_interpreter_may_be_a_relative_path_or_a_name(run, tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
@@ -148,6 +170,11 @@ def test_an_interpreter_that_cannot_be_started(run):
         ('{"kind": "sql"}', "with an id"),
         ('{"id": 1}', "kind is None"),
         ('{"id": 1, "kind": ["sql"]}', "kind is"),
+        ('{"id": 1, "kind": "tests", "answer": ""}', "no field 'tests'"),
+        ('{"id": 1, "kind": "tests", "answer": "", "tests": "assert 1"}', "tests is not a list of texts"),
+        ('{"id": 1, "kind": "tests", "answer": "", "tests": [1]}', "tests is not a list of texts"),
+        ('{"id": 1, "kind": "tests", "answer": "", "tests": [], "classes": "A"}', "classes is not a list"),
+        ('{"id": 1, "kind": "tests", "answer": "", "tests": [], "context": ""}', "unknown field 'context'"),
         ('{"id": 1, "kind": "sql", "gold": "", "answer": ""}', "'database'"),
         (json.dumps(sql(1, 5)), "answer is not a text"),
         (json.dumps(sql(1, "", comparison="exact")), "comparison"),

@@ -4,7 +4,7 @@ You need not read this package to change the training. It takes every program to
 
 A file is imported by the processes that this picture names, and by no others:
 
-    main process        verify.py, workers.py, interpreter.py, turns.py, protocol.py.
+    main process        verify.py, jobs.py, workers.py, interpreter.py, turns.py, protocol.py.
      |                  It runs no query and no program, and nothing is forked from it. It takes names and
      |                  checks from compare.py, sql_text.py and walls.py.
      |
@@ -14,10 +14,12 @@ A file is imported by the processes that this picture names, and by no others:
      `-- 1 zygote       zygote.py, libraries.py. A second interpreter: loads the libraries once, then forks.
           `-- 2 supervisor   supervisor.py. One per worker: a folder for each program, deadline, counts, kill.
                |             Trusted; it never reads a test.
-               `-- 3 judge   judge.py, unpack.py, emptiness.py. One per program. It alone knows the test.
-                    |        Trusted, and behind the walls all the same.
-                    `-- 4 candidate   candidate.py, pack.py. Runs the program behind walls.py. Forked before
-                                      the judge reads the test. Nothing that it sends is trusted.
+               `-- 3 judge   judge.py, line.py, unpack.py; DS-1000: emptiness.py, asserts: asserts.py.
+                    |        One per program. It alone knows the test. Trusted, and behind the walls all the
+                    |        same.
+                    `-- 4 candidate   candidate.py, pack.py; asserts: calls.py. Runs the program behind
+                                      walls.py. Forked before the judge reads the test. Nothing that it
+                                      sends is trusted.
 
     child.py and verdicts.py serve all: messages, limits, what may be said of an answer. beside.py serves
     the SQL worker and database.py.

@@ -19,6 +19,7 @@ An exception of the program that the test does not catch is an `error`; whatever
 
 import ast
 import builtins
+import enum
 import hashlib
 import importlib
 import io
@@ -26,6 +27,7 @@ import operator
 import pickle
 import random
 import sys
+import threading
 import types
 from collections.abc import Callable
 from typing import Any
@@ -106,6 +108,12 @@ class Proxy:
             raise refusal(self, f"set {name} of")
         self._line.ask(self, "set", self, name, value)
 
+    def __instancecheck__(self, value: Any) -> bool:
+        return isinstance(value, Proxy) and self._line.call(isinstance, (value, self), {})
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        raise TypeError(f"a {self._kind} of the program's cannot be copied")
+
     def __eq__(self, other: Any) -> bool:
         return type(other) is type(self) and other._where == self._where
 
@@ -172,6 +180,7 @@ class Line:
         self.exceptions = {n: v for n, v in self.setup.items() if issubclass(v, BaseException)}
         self.made: set[int] = set()  # the numbers of the objects that the test has made
         self.functions: list[Callable] = []  # of the test, passed to the program
+        self.lock = threading.RLock()  # a test may have threads
 
     def run(self, setup: str, answer: str) -> dict[str, Any]:
         """The names that the program defines, and of which kind each is (calls.kind)."""
@@ -213,11 +222,12 @@ class Line:
 
         parent: whose attribute is read, or who is called.
         """
-        self.asked += 1
-        reply = self.remote.ask(self._packed(request))
-        while reply[:1] == b"C":
-            reply = self.remote.ask(self._called(reply[1:]))
-        content = self._unpacked(reply[1:], parent, request[0])
+        with self.lock:
+            self.asked += 1
+            reply = self.remote.ask(self._packed(request))
+            while reply[:1] == b"C":
+                reply = self.remote.ask(self._called(reply[1:]))
+            content = self._unpacked(reply[1:], parent, request[0])
         if reply[:1] == b"R":
             return content
         raise self._exception(content) if reply[:1] == b"X" else self.remote.decide("error", "not a result")
@@ -249,6 +259,8 @@ class Line:
             return Proxy(self, number, kind[:100], owner or operation != "get", owner and operation == "get")
 
         def instance(name: Any, state: Any) -> Any:
+            if issubclass(self.setup[name], enum.Enum):
+                return self.setup[name][state]
             value = object.__new__(self.setup[name])
             for attribute, content in unpack.exact(state, dict).items():
                 if callable(getattr(type(value), unpack.exact(attribute, str), None)):

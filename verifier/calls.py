@@ -7,6 +7,7 @@ value.
 """
 
 import collections.abc
+import enum
 import io
 import os
 import pickle
@@ -123,7 +124,8 @@ class CallPacker(pack.Packer):
         if type(value) is TestFunction:
             return unpack.reference, ("test", value.number)
         if type(value) in self.program.setup_classes and type(value).__dictoffset__:
-            return unpack.instance, (type(value).__name__, dict(vars(value)))
+            state = value.name if isinstance(value, enum.Enum) else dict(vars(value))
+            return unpack.instance, (type(value).__name__, state)
         return self._reference(f"{type(value).__name__} object", value)
 
     def _reference(self, kind: str, value: Any) -> Any:
@@ -149,7 +151,7 @@ program: Program
 
 def held(where: int | str) -> Any:
     """What the judge means by a number, or by a name of the program's."""
-    return program.objects[where] if type(where) is int else vars(program.module)[where]
+    return program.objects[where] if isinstance(where, int) else vars(program.module)[where]
 
 
 def kind(value: Any) -> Any:
