@@ -26,6 +26,7 @@ import hashlib
 import os
 import sys
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,12 +34,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from verifier import protocol, walls
-from verifier.compare import COMPARISONS
+from verifier.compare import COMPARISONS as COMPARISONS  # others import it and VERDICTS from here
 from verifier.interpreter import Interpreter
-from verifier.sql_text import cut, outermost_orders, spider_query
+from verifier.queries import answer_seconds, identity, prepared
+from verifier.sql_text import cut
 from verifier.turns import BUSY, Turns
 from verifier.verdicts import NO_QUERY, NO_VALUES, GoldError, InfrastructureError, Reply, Unreadable
-from verifier.verdicts import VERDICTS as VERDICTS  # others import it from here
+from verifier.verdicts import VERDICTS as VERDICTS
 from verifier.workers import Workers
 
 # Gold code is given at least this long: a slow machine must not make it look broken.
@@ -99,10 +101,24 @@ def settled(future: Future) -> Verdict:
 
 
 class Verifier:
-    """A pool of workers with a memory: `with Verifier() as verifier: verdicts = verifier.run(jobs)`."""
+    """A pool of workers with a memory: `with Verifier() as verifier: verdicts = verifier.run(jobs)`.
+
+    After a fork the child's Verifier is a new one, with workers of its own and without the memory; so is one
+    that was pickled. A Future from before the fork gets no verdict in the child.
+    """
 
     def __init__(self, workers: int = 2, python: str | None = None, allow_unsandboxed: bool = False):
         self.isolation = walls.tier()  # the walls that Python answers run behind
+        self._arguments = (workers, python, allow_unsandboxed)
+        self._begin()
+        VERIFIERS.add(self)
+
+    def __reduce__(self):
+        return Verifier, self._arguments
+
+    def _begin(self) -> None:
+        """With no worker started yet and nothing remembered."""
+        workers, python, allow_unsandboxed = self._arguments
         self.sql = Workers(workers)
         self.python = Interpreter(workers, python or sys.executable, allow_unsandboxed)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="verify")
@@ -135,6 +151,10 @@ class Verifier:
         the machine is at fault: a database that cannot be read at all, walls that are missing, an interpreter
         that does not start, too little memory.
         """
+        if job.answer is None:
+            nothing: Future = Future()
+            nothing.set_result(Verdict("error", "no answer"))
+            return nothing
         if isinstance(job, PythonJob):
             context = hashlib.sha256(job.context.encode("utf-8", "surrogatepass")).digest()
             return self._once((context, job.answer, job.timeout), self._judge_python, job)
@@ -257,38 +277,9 @@ class Verifier:
                     self._gold_bytes -= len(self._golds.pop(key).result().data)
 
 
-def answer_seconds(timeout: float, gold: float) -> float:
-    """An answer's deadline: the timeout, doubled until it is at least twice the gold's own seconds.
-
-    In steps, so that it does not follow every small change of the gold's time from one run to the next.
-    """
-    while timeout < 2 * gold:
-        timeout *= 2
-    return timeout
-
-
-def prepared(job: SqlJob) -> tuple[str, str, str, bool]:
-    """Database, gold and answer as they are run, and whether the order of the gold's rows counts."""
-    if job.comparison not in COMPARISONS:
-        raise ValueError(f"unknown comparison {job.comparison!r}: one of {', '.join(COMPARISONS)}")
-    gold, answer, ordered = cut(job.gold), cut(job.answer), False
-    if job.comparison.startswith("spider"):
-        keep_distinct = job.comparison == "spider_keep_distinct"
-        gold, answer = spider_query(gold, keep_distinct), spider_query(answer, keep_distinct)
-        ordered = "order by" in gold.lower()
-    elif job.comparison == "strict":
-        ordered = outermost_orders(gold)
-    # Absolute: the workers live in another folder.
-    return os.path.abspath(job.database), gold, answer, ordered
-
-
-def identity(database: str) -> tuple:
-    """A path and what tells one version of the file from another."""
-    try:
-        status = os.stat(database)
-    except (OSError, ValueError):  # ValueError: a path with a zero byte or a lone surrogate
-        return (database, 0, 0)  # the worker will say so
-    return (database, status.st_size, status.st_mtime_ns)
+# Those of this process. A fork copies no threads, and its copies of the pipes are the parent's.
+VERIFIERS: "weakref.WeakSet[Verifier]" = weakref.WeakSet()
+os.register_at_fork(after_in_child=lambda: [verifier._begin() for verifier in list(VERIFIERS)])
 
 
 # --- the command --------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ You need not read this package to change the training. It takes every program to
 
 Imports run as forks run, so a file says which process its code is in:
 
-    main process        verify.py, workers.py, interpreter.py, turns.py, protocol.py.
+    main process        verify.py, queries.py, workers.py, interpreter.py, turns.py, protocol.py.
      |                  Nothing is forked from it, and it never loads what is below.
      |
      |-- SQL worker     sql.py, compare.py. A fresh interpreter per worker, asked through a pipe. It knows the
