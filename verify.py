@@ -31,6 +31,7 @@ import json
 import os
 import sys
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,7 +41,7 @@ from typing import Any
 from verifier import protocol, walls
 from verifier.compare import COMPARISONS as COMPARISONS  # others import it from here, and VERDICTS
 from verifier.interpreter import Interpreter
-from verifier.jobs import AssertJob, PythonJob, SqlJob, identity, prepared
+from verifier.jobs import AssertJob, PythonJob, SqlJob, answer_seconds, identity, prepared
 from verifier.sql_text import cut
 from verifier.turns import BUSY, Turns
 from verifier.verdicts import NO_QUERY, NO_VALUES, GoldError, InfrastructureError, Reply, Unreadable
@@ -88,10 +89,24 @@ def settled(future: Future) -> Verdict:
 
 
 class Verifier:
-    """A pool of workers with a memory: `with Verifier() as verifier: verdicts = verifier.run(jobs)`."""
+    """A pool of workers with a memory: `with Verifier() as verifier: verdicts = verifier.run(jobs)`.
+
+    After a fork the child's Verifier is a new one, with workers of its own and without the memory; so is one
+    that was pickled. A Future from before the fork gets no verdict in the child.
+    """
 
     def __init__(self, workers: int = 2, python: str | None = None, allow_unsandboxed: bool = False):
         self.isolation = walls.tier()  # the walls that Python answers run behind
+        self._arguments = (workers, python, allow_unsandboxed)
+        self._begin()
+        VERIFIERS.add(self)
+
+    def __reduce__(self):
+        return Verifier, self._arguments
+
+    def _begin(self) -> None:
+        """With no worker started yet and nothing remembered."""
+        workers, python, allow_unsandboxed = self._arguments
         self.sql = Workers(workers)
         self.python = Interpreter(workers, python or sys.executable, allow_unsandboxed)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="verify")
@@ -124,6 +139,10 @@ class Verifier:
         the machine is at fault: a database that cannot be read at all, walls that are missing, an interpreter
         that does not start, too little memory.
         """
+        if job.answer is None:
+            nothing: Future = Future()
+            nothing.set_result(Verdict("error", "no answer"))
+            return nothing
         if isinstance(job, PythonJob):
             context = hashlib.sha256(job.context.encode("utf-8", "surrogatepass")).digest()
             key, parts = (context, job.answer, job.timeout), [job.context, job.answer]
@@ -251,14 +270,9 @@ class Verifier:
                     self._gold_bytes -= len(self._golds.pop(key).result().data)
 
 
-def answer_seconds(timeout: float, gold: float) -> float:
-    """An answer's deadline: the timeout, doubled until it is at least twice the gold's own seconds.
-
-    In steps, so that it does not follow every small change of the gold's time from one run to the next.
-    """
-    while timeout < 2 * gold:
-        timeout *= 2
-    return timeout
+# Those of this process. A fork copies no threads, and its copies of the pipes are the parent's.
+VERIFIERS: "weakref.WeakSet[Verifier]" = weakref.WeakSet()
+os.register_at_fork(after_in_child=lambda: [verifier._begin() for verifier in list(VERIFIERS)])
 
 
 # --- the command --------------------------------------------------------------------------------------------

@@ -38,6 +38,16 @@ class AssertJob:
     timeout: float = 10.0  # seconds of processor time, of all threads together
 
 
+def answer_seconds(timeout: float, gold: float) -> float:
+    """An answer's deadline: the timeout, doubled until it is at least twice the gold's own seconds.
+
+    In steps, so that it does not follow every small change of the gold's time from one run to the next.
+    """
+    while timeout < 2 * gold:
+        timeout *= 2
+    return timeout
+
+
 def prepared(job: SqlJob) -> tuple[str, str, str, bool]:
     """Database, gold and answer as they are run, and whether the order of the gold's rows counts."""
     if job.comparison not in COMPARISONS:
