@@ -270,9 +270,16 @@ class Verifier:
                     self._gold_bytes -= len(self._golds.pop(key).result().data)
 
 
-# Those of this process. A fork copies no threads, and its copies of the pipes are the parent's.
-VERIFIERS: "weakref.WeakSet[Verifier]" = weakref.WeakSet()
-os.register_at_fork(after_in_child=lambda: [verifier._begin() for verifier in list(VERIFIERS)])
+VERIFIERS: "weakref.WeakSet[Verifier]" = weakref.WeakSet()  # those of this process
+
+
+def begin_again() -> None:
+    """In a forked child: a fork copies no threads, and its copies of the pipes are the parent's."""
+    for verifier in list(VERIFIERS):
+        verifier._begin()
+
+
+os.register_at_fork(after_in_child=begin_again)
 
 
 # --- the command --------------------------------------------------------------------------------------------
