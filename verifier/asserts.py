@@ -259,9 +259,10 @@ class Line:
             return Proxy(self, number, kind[:100], owner or operation != "get", owner and operation == "get")
 
         def instance(name: Any, state: Any) -> Any:
-            if issubclass(self.setup[name], enum.Enum):
-                return self.setup[name][state]
-            value = object.__new__(self.setup[name])
+            kind: Any = self.setup[name]
+            if issubclass(kind, enum.Enum):
+                return kind[state]
+            value = object.__new__(kind)
             for attribute, content in unpack.exact(state, dict).items():
                 if callable(getattr(type(value), unpack.exact(attribute, str), None)):
                     raise pickle.UnpicklingError("an attribute in place of a method")
