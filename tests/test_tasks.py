@@ -18,21 +18,37 @@ from verify import Verifier
 
 PAIR = "class Pair:\n    def __init__(self, a): self.a = a\n"
 MBPP = [
-    {"task_id": n, "text": f"Write a function to add {n}.", "code": f"def add(x):\r\n    return x + {n}", "test_setup_code": "",
-     "test_list": [f"assert add({i}) == {i + n}" for i in range(3)], "challenge_test_list": []}
+    {
+        "task_id": n,
+        "text": f"Write a function to add {n}.",
+        "code": f"def add(x):\r\n    return x + {n}",
+        "test_setup_code": "",
+        "test_list": [f"assert add({i}) == {i + n}" for i in range(3)],
+        "challenge_test_list": [],
+    }
     for n in (1, 10, 11, 510, 511, 600, 601, 974)
-]  # fmt: skip
+]
 MBPP[3] |= {
     "code": PAIR + "def total(p): return p.a",
     "test_setup_code": "p = Pair(3)\r\n",
     "test_list": ["assert total(p) == 3"],
 }
 HUMANEVAL = [
-    {"task_id": "HumanEval/0", "entry_point": "inc", "prompt": 'import math\n\n\ndef two():\n    return 2\n\n\ndef inc(x):\n    """Add one."""\n',
-     "canonical_solution": "    return x + 1\n", "test": "\n\ndef check(candidate):\n    assert candidate(two()) == math.floor(3.5)\n"},
-    {"task_id": "HumanEval/1", "entry_point": "neg", "prompt": '\n\ndef neg(x):\n    """Negate."""\n',
-     "canonical_solution": "    return -x\n", "test": "def check(candidate):\n    assert candidate(1) == -neg(-1)\n    assert neg(3) == -3\n"},
-]  # fmt: skip
+    {
+        "task_id": "HumanEval/0",
+        "entry_point": "inc",
+        "prompt": 'import math\n\n\ndef two():\n    return 2\n\n\ndef inc(x):\n    """Add one."""\n',
+        "canonical_solution": "    return x + 1\n",
+        "test": "\n\ndef check(candidate):\n    assert candidate(two()) == math.floor(3.5)\n",
+    },
+    {
+        "task_id": "HumanEval/1",
+        "entry_point": "neg",
+        "prompt": '\n\ndef neg(x):\n    """Negate."""\n',
+        "canonical_solution": "    return -x\n",
+        "test": "def check(candidate):\n    assert candidate(1) == -neg(-1)\n    assert neg(3) == -3\n",
+    },
+]
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +126,8 @@ def test_a_row_of_anybodys():
 
 
 @pytest.mark.parametrize("change", [
-    {"text": None}, {"text": 3}, {"prompt": "both"}, {"code": None}, {"tests": []}, {"tests": [""]}, {"tests": ["a", 1]},
+    {"text": None}, {"text": 3}, {"prompt": "both"}, {"code": None},
+    {"tests": []}, {"tests": [""]}, {"tests": ["a", 1]},
     {"tests": 1}, {"setup": 1}, {"entry_point": ["f"]}], ids=str)  # fmt: skip
 def test_a_row_that_is_none(change):
     row = {k: v for k, v in (ROW | change).items() if v is not None}
@@ -155,13 +172,26 @@ ANSWERS = {  # what a model writes: (the program in it, whether it has ended)
     F + "\n[DONE]": (F, True),
     F + "\n```\nThis adds one.": (F, True),
     F + "\n\ndef g():\n    return f(2)\n\nX = [\n1]\nf.y = 1\nimport os\nEnd.\n": (
-        F + "\n\ndef g():\n    return f(2)\n\nX = [\n1]\nf.y = 1\nimport os", True),
+        F + "\n\ndef g():\n    return f(2)\n\nX = [\n1]\nf.y = 1\nimport os",
+        True,
+    ),
     "import math\nfrom a import (\nb)\n\n@cache\n" + F + "\nclass A:\n    pass\n": (
-        "import math\nfrom a import (\nb)\n\n@cache\n" + F + "\nclass A:\n    pass", False),
+        "import math\nfrom a import (\nb)\n\n@cache\n" + F + "\nclass A:\n    pass",
+        False,
+    ),
     "f = lambda x: x + 1\n[DONE]\n": ("f = lambda x: x + 1", True),
-    "# adds\nN = 1\nfor i in range(3):\n    N += i\n" + F + "\nN\n": ("# adds\nN = 1\nfor i in range(3):\n    N += i\n" + F, True),
-    "def f(\nx,\n):\n    '''\nText:\n'''\n    return (\nx)\nEnd.\n": ("def f(\nx,\n):\n    '''\nText:\n'''\n    return (\nx)", True),
-    'def f(x):\n    return "(" + \'[\' + x  # {(\nEnd.\n': ('def f(x):\n    return "(" + \'[\' + x  # {(', True),
+    "# adds\nN = 1\nfor i in range(3):\n    N += i\n" + F + "\nN\n": (
+        "# adds\nN = 1\nfor i in range(3):\n    N += i\n" + F,
+        True,
+    ),
+    "def f(\nx,\n):\n    '''\nText:\n'''\n    return (\nx)\nEnd.\n": (
+        "def f(\nx,\n):\n    '''\nText:\n'''\n    return (\nx)",
+        True,
+    ),
+    "def f(x):\n    return \"(\" + '[' + x  # {(\nEnd.\n": (
+        "def f(x):\n    return \"(\" + '[' + x  # {(",
+        True,
+    ),
     f"Here it is:\n```python\n{F}\n```\nIt adds one.": (F, True),
     f"Here it is:\n\n```py\n{F}\n\nassert f(1) == 2\n```": (F + "\n\nassert f(1) == 2", True),
     f"```\n{F}\n": (F, False),
@@ -179,7 +209,7 @@ ANSWERS = {  # what a model writes: (the program in it, whether it has ended)
     "```python\n    return x + 1\n```": ("    return x + 1", True),
     "no code": ("no code", False),
     "": ("", False),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=range(len(ANSWERS)))
@@ -229,7 +259,8 @@ def test_the_gold_code_is_the_program_in_itself(sets):
 @strict
 def test_an_answer_may_be_a_function_or_its_rest(sets, python):
     q = questions(sets, "humaneval")[0]
-    answers = ["    return x + 1", "def inc(x):\n    return x + 1", "def inc(x): return x + two() - 1", q.text + "\n    return x + 1",
+    answers = ["    return x + 1", "def inc(x):\n    return x + 1", "def inc(x): return x + two() - 1",
+               q.text + "\n    return x + 1",
                "    return x", "return x + 1", "def other(x): return x + 1"]  # fmt: skip
     with Verifier(1, python) as verifier:
         verdicts = verifier.run([job(q, answer, 5.0) for answer in answers])
@@ -260,8 +291,10 @@ def test_eval_scores_predictions(sets, tmp_path, capsys, python):
 def test_a_run_on_mbpp(sets, folders, tmp_path, python):
     """A tiny model has no right answer: the gold code is chosen, and is what its tests say it is."""
     codelutra.main([
-        "--model", folders["gpt2"], "--data", "mbpp", "--data-dir", str(sets["mbpp"]), "--out", str(tmp_path / "run"),
-        "--iterations", "1", "--answers", "2", "--pairs", "2", "--max-new", "16", "--max-length", "500", "--validation", "1",
+        "--model", folders["gpt2"], "--data", "mbpp", "--data-dir", str(sets["mbpp"]),
+        "--out", str(tmp_path / "run"),
+        "--iterations", "1", "--answers", "2", "--pairs", "2", "--max-new", "16",
+        "--max-length", "500", "--validation", "1",
         "--workers", "1", "--precision", "float32", "--device", "cpu", "--python", python, "--seed", "1",
     ])  # fmt: skip
     first = tmp_path / "run" / "iter_1"

@@ -259,7 +259,7 @@ class Line:
             return Proxy(self, number, kind[:100], owner or operation != "get", owner and operation == "get")
 
         def instance(name: Any, state: Any) -> Any:
-            kind = self.setup[name]
+            kind: Any = self.setup[name]
             if issubclass(kind, enum.Enum):
                 return kind[state]
             value = object.__new__(kind)
