@@ -200,7 +200,7 @@ def test_a_question_that_cannot_be_written_is_refused(spider, tmp_path):
     rows = json.loads(file.read_text())
     rows[0]["question"] = "\ud800"
     file.write_text(json.dumps(rows))
-    with pytest.raises(UserError, match="dev.json is not in spider's layout"):
+    with pytest.raises(UserError, match="dev.json, row 0, counted from 0: .*surrogates not allowed"):
         data.load("spider", tmp_path / "data", "dev")
 
 

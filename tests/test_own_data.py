@@ -40,7 +40,8 @@ def build(folder, name):
             (folder / file).write_text(text)
     for script in (folder / name).glob("*.sql"):
         database = f"{name}/database/{script.stem}/{script.stem}.sqlite"
-        assert f"`sqlite3 {database} < {name}/{script.name}`" in README
+        commands = f"`mkdir -p {Path(database).parent}`, `sqlite3 {database} < {name}/{script.name}`"
+        assert commands in README
         make_database(folder / database, script.read_text())
     return folder / name
 
