@@ -43,7 +43,7 @@ def check_libraries(questions: list[Question], python: str | None):
 
     python: its path; empty or None: this one.
     """
-    problems = {q.db_id for q in questions if q.language == "python"}
+    problems = {q.db_id for q in questions if q.context}
     if not problems:
         return
     names = sorted({"torch" if library == "Pytorch" else library.lower() for library in problems})

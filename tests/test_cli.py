@@ -51,7 +51,7 @@ WRONG = [
     ("codelutra.py --lrr=3 --zzz", "no flag --lrr; did you mean --lr? --help lists all"),
     ("codelutra.py --zzzzzz", "no flag --zzzzzz; --help lists all"),
     ("codelutra.py 7", "no flag 7; --help lists all"),
-    ("codelutra.py --data spidr", "--data: invalid choice: 'spidr' (choose from "),
+    ("codelutra.py --data spidr", "--data: spidr is neither a data set (bird, "),
     ("codelutra.py --lr fast", "--lr: invalid float value: 'fast'"),
     ("codelutra.py --lr 0", "--lr must be above 0, not 0.0"),
     ("codelutra.py --lr", "--lr: expected one argument"),
