@@ -289,6 +289,13 @@ def keep_memory():
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: … which is not given back
 
 
+def release_memory():
+    """Give freed memory back: the next stage needs pieces of other sizes, and would take more beside it."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 def _as_list(value):
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 

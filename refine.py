@@ -21,7 +21,7 @@ from batches import Pair, Prompts, Used, micro_batches, trees
 from cli import UserError
 from loss import dpo_loss, dpo_margin, dual_loss, sft_loss
 from pairs import QuestionPairs
-from policy import Policy, empty_pass, halving
+from policy import Policy, empty_pass, halving, release_memory
 from settings import Config
 from tree import Tree, answer_logps
 
@@ -120,6 +120,7 @@ def refine(
         raise
     bar.close()
     policy.model.eval()
+    release_memory()
 
 
 def state(parameters: list, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> dict:

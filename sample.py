@@ -32,7 +32,7 @@ import ranks
 from batches import sampling_batches
 from data import Answer, Question
 from decode import Decoding, pick
-from policy import Policy, check_adapter, empty_pass, halving, load_policy
+from policy import Policy, check_adapter, empty_pass, halving, load_policy, release_memory
 from prompts import answer_text, code_ended, extract_code
 from tree import Tree
 
@@ -172,6 +172,7 @@ def sample(
             bar.refresh()
             yield answers
     bar.close()
+    release_memory()
 
 
 def main(argv: list[str] | None = None):

@@ -2,6 +2,8 @@
 
 import math
 import random
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -272,3 +274,20 @@ def test_halves_keep_the_order_and_one_alone_is_an_error():
     assert halving(run, list(range(7))) == [0, 2, 4, 6, 8, 10, 12]
     with pytest.raises(UserError, match="one question does not fit"):
         halving(run, ["too large"])
+
+
+def test_memory_that_a_stage_has_freed_is_given_back():
+    code = (
+        "import torch, policy\n"
+        "def mib(): return int(open('/proc/self/statm').read().split()[1]) * 4096 >> 20\n"
+        "policy.keep_memory()\n"
+        "tensors = [torch.ones(1 << 18) for _ in range(300)]\n"
+        "full = mib()\n"
+        "del tensors\n"
+        "kept = mib()\n"
+        "policy.release_memory()\n"
+        "print(full - kept, full - mib())"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    kept, released = map(int, out.split())
+    assert kept < 50 and released > 250
