@@ -63,4 +63,4 @@ models/coder.gguf: | .venv/bin/python
 	$(PYTHON) -m venv .venv
 
 clean:
-	rm -rf .venv .venv-* runs .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* runs build *.egg-info .pytest_cache .ruff_cache

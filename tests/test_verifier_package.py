@@ -60,7 +60,7 @@ def test_the_package_itself_imports_nothing():
 
 
 def test_no_file_of_the_project_hides_one_of_the_standard_library():
-    """The other interpreter has the project's folder first on its path while it imports this package."""
+    """Every command has the project's folder first on its path."""
     names = {path.stem for path in ROOT.glob("*.py")}
     assert len(names) > 10 and not names & sys.stdlib_module_names
 

@@ -140,9 +140,13 @@ class Interpreter:
             raise InfrastructureError(f"{self.python}: a library starts threads when it is imported")
 
     def _launch(self, ends: list[int], errors: IO[bytes]) -> subprocess.Popen:
-        """Start the other interpreter. This project comes first on its path until zygote.py takes it away."""
+        """Start the other interpreter. It finds this package by its file, so its path stays its own."""
+        file = os.path.join(PROJECT, "verifier", "__init__.py")
         code = (
-            f"import sys; sys.path.insert(0, {PROJECT!r}); from verifier import zygote; "
+            "import importlib.util, sys; "
+            f"spec = importlib.util.spec_from_file_location('verifier', {file!r}); "
+            "sys.modules['verifier'] = importlib.util.module_from_spec(spec); "
+            "from verifier import zygote; "
             f"zygote.main({ends}, {self.folder!r}, {not self.allow_unsandboxed})"
         )
         return subprocess.Popen(

@@ -13,7 +13,7 @@ import sys
 import time
 
 from verifier import walls
-from verifier.child import PROJECT, die_with_parent, dying, remove
+from verifier.child import die_with_parent, dying, remove
 from verifier.libraries import LIBRARIES, PARTS, Hidden, load, warm_up
 from verifier.supervisor import supervise, threads
 
@@ -25,7 +25,7 @@ def main(sockets: list[int], temporary: str, strict: bool) -> None:
     temporary: a folder for all that programs write; it is removed at the end.
     strict: no program runs without all walls.
     """
-    sys.path[:] = [path for path in sys.path if path and path != PROJECT]
+    sys.path[:] = [path for path in sys.path if path]
     os.environ["MPLCONFIGDIR"] = os.environ["HOME"] = temporary
     # Some tests load a data set by name: `make ds1000` puts them here.
     share = os.path.join(sys.prefix, "share")
