@@ -16,8 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
 torch.set_num_threads(1)
+# no thread that may hold tqdm's lock while a test forks: the child would wait for ever
+tqdm.monitor_interval = 0
 
 END = "<|endoftext|>"
 SCHEMAS = {
