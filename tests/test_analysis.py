@@ -61,7 +61,10 @@ def test_preferences_pair_right_with_wrong_answers_of_other_systems(
 
     def scores(policy, questions, codes, progress):
         """π_0 likes long answers; the policy dislikes SELECT 17 and likes SELECT 18."""
-        like = lambda c: {"SELECT 17": 5, "SELECT 18": 99}.get(c, 50 if progress == "policy" else len(c))  # noqa: E731
+
+        def like(code):
+            return {"SELECT 17": 5, "SELECT 18": 99}.get(code, 50 if progress == "policy" else len(code))
+
         return [torch.tensor([[like(c), 1.0] for c in of], dtype=torch.float64).numpy() for of in codes]
 
     monkeypatch.setattr(analysis, "answer_scores", scores)

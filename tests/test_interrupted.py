@@ -60,7 +60,10 @@ def interrupted(arguments, moment):
     argv = [sys.executable, "-u", "codelutra.py", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as many threads as the run it is compared with
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-    heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731  the tests' own shell may ignore it
+
+    def heard():  # the tests' own shell may ignore it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
     with subprocess.Popen(argv, cwd=ROOT, start_new_session=True, preexec_fn=heard, **pipes) as process:
         if isinstance(moment, str):
             assert any(moment in line for line in process.stdout)
