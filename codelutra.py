@@ -143,11 +143,11 @@ def score(config: Config, policy: Policy, splits: Splits, verifier: Verifier, t:
     """π_t's greedy answers on the validation slice, which decides, and on dev, which is reported."""
     return [
         evaluate(
-            policy, split, verifier, name, config.timeout, config.max_new,
+            policy, getattr(splits, name), verifier, name, config.timeout, config.max_new,
             config.batch_tokens, progress=f"π_{t} on {name}",
             tables=data.tables(config.data, config.data_dir, "dev" if name == "dev" else "train")[0],
         )
-        for name, split in splits.scored().items()
+        for name in splits.scored()
     ]  # fmt: skip
 
 

@@ -39,9 +39,9 @@ class Splits:
     def __iter__(self) -> Iterator[tuple[str, list[Question]]]:
         return iter((f.name, getattr(self, f.name)) for f in fields(self))
 
-    def scored(self) -> dict[str, list[Question]]:
-        """The splits that every policy is scored on, where they have questions."""
-        return {name: questions for name, questions in self if name != "train" and questions}
+    def scored(self) -> list[str]:
+        """The names of the splits that every policy is scored on, where they have questions."""
+        return [name for name, questions in self if name != "train" and questions]
 
 
 def load(config: Config) -> tuple[Splits, list[str]]:

@@ -6,6 +6,8 @@
 import dataclasses
 import gzip
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -128,3 +130,20 @@ def test_an_interpreter_that_has_the_libraries_is_taken(ds1000):
     questions, _ = data.load("ds1000", folder, "train")
     check_libraries(questions, None)
     check_libraries([], "/no/python")  # nothing is asked of it
+
+
+@pytest.mark.parametrize(
+    "given, says", [((), True), (("MODEL=coder",), False), (("ARGS=--seed 1 --iterations 9",), False)]
+)
+def test_the_demo_says_how_long_it_takes_where_that_was_measured(given, says):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(
+        ["make", "--no-print-directory", "minutes", *given],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env=environment,
+    )
+    pattern = r"The demo took \d+ minutes on two cores of this kind of processor\.\n"
+    assert bool(re.fullmatch(pattern, done.stdout)) == says, done.stdout
