@@ -6,8 +6,8 @@
 Each run is a folder under --out; the same command resumes. What runs of one size and seed have in common is
 made once and copied: the base model's scores, the answers that it draws in iteration 1 with their verdicts,
 their pairs and the reference's log-probabilities. With --minutes it stops in time (a run that is in training
-writes a checkpoint first). When a run ends, its settings, scores and training curves are written to
---results, one small JSON file a run.
+writes a checkpoint first). When a run ends, its settings, scores, verdicts and training curves are
+written to --results, one small JSON file a run; bench/table.py makes a table of them.
 """
 
 import argparse
@@ -113,14 +113,25 @@ def begin(arguments: list[str]):
         write_settings(config, run, day or today())
 
 
+def letters(answers: Path) -> str:
+    """The verdicts of a file of scored answers, one letter each, "-" for none: c, w, e, d, t, x (crash)."""
+    verdicts = [json.loads(line)["verdict"] for line in answers.read_text().splitlines()]
+    return "".join("x" if verdict == "crash" else (verdict or "-")[0] for verdict in verdicts)
+
+
 def collect(run: Path, results: Path):
-    """What is worth keeping of a run: settings, scores, counts of pairs, seconds, and the training curves."""
+    """What is worth keeping of a run: settings, scores and verdicts, pairs, seconds, training curves."""
     iterations = []
     for folder in sorted(run.glob("iter_*"), key=lambda path: int(path.name[5:])):
         row = {
             name: json.loads((folder / f"{name}.json").read_text())
             for name in ("scores", "pairs_summary", "seconds")
             if (folder / f"{name}.json").exists()
+        }
+        row["verdicts"] = {
+            name: letters(folder / f"{name}.jsonl")
+            for name in ("validation", "dev")
+            if (folder / f"{name}.jsonl").exists()
         }
         if (folder / "train.jsonl").exists():
             steps = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from test_verify_cli import CONTEXT, strict
 
-from bench import agreement, ds1000_references, experiment, variants, verification
+from bench import agreement, ds1000_references, experiment, table, variants, verification
 from policy import settled
 from run_folder import begun, check_settings, write_settings
 from settings import parse
@@ -183,3 +183,42 @@ def test_forks_alone_leaves_no_process(tmp_path):
         with pytest.raises(ZeroDivisionError):
             verification.forks_alone(args, ["a", "b"])
     assert len(started) == 4 and all(process.poll() is not None for process in started)
+
+
+def test_the_table_of_an_experiment_by_hand(tmp_path, monkeypatch, capsys):
+    """Four questions; `gold` has two seeds, of which `dual` has one."""
+
+    def keep(method, seed, *dev):
+        iterations = [
+            {
+                "scores": {"dev": {"ex": verdicts.count("c") / 4, "em": 0.25, "executable": 0.5}},
+                "verdicts": {"dev": verdicts},
+                "train": {"loss": [1.0] * 3},
+            }
+            for verdicts in dev
+        ]
+        path = tmp_path / f"first-{method}-seed{seed}.json"
+        path.write_text(json.dumps({"config": {}, "iterations": iterations}))
+        return str(path)
+
+    files = [
+        keep("gold", 0, "cwee", "ccwe"),
+        keep("gold", 1, "cwee", "cccc"),
+        keep("dual", 0, "cwee", "ewwx"),
+    ]
+    files.append(keep("dpo", 0, "cwee"))  # has not ended
+    monkeypatch.setattr(sys, "argv", ["table.py", *files])
+    table.main()
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| gold, π_1", "| dual, π_1"]
+    _, mean, each, base, apart, executable, em, steps = lines[0].strip("| ").split(" | ")
+    assert (mean, each, executable, em, steps) == ("75.0", "50.0, 100.0", "50.0", "25.0", "3/3")
+    assert base.startswith("+50.0 (") and apart.startswith("+50.0 (") and apart.endswith(", 1 seed")
+    assert " | -25.0 (" in lines[1]
+
+
+def test_verdicts_are_kept_as_letters(tmp_path):
+    verdicts = ["correct", "wrong", "error", "denied", "timeout", "crash", None]
+    path = tmp_path / "dev.jsonl"
+    path.write_text("".join(json.dumps({"verdict": verdict}) + "\n" for verdict in verdicts))
+    assert experiment.letters(path) == "cwedtx-"

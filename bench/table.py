@@ -1,0 +1,91 @@
+"""The table of an experiment, from the small files that bench/experiment.py keeps of each run.
+
+    python bench/table.py results/experiment/first-*.json [--against gold]
+
+A row for each method and policy π_t: the mean of EX over its seeds, how far it is from the base model and
+from the method --against, paired by question and seed, with 95 % bootstrap intervals over both; then its
+shares of executable answers and of exact matches, and its steps. The best row comes first.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from compare_runs import mean_interval
+
+
+def load(paths: list[Path]) -> dict[str, dict[int, list[dict]]]:
+    """Files SIZE-METHOD-seedN.json → method → seed → iterations; without those that have no scores yet."""
+    runs: dict[str, dict[int, list[dict]]] = {}
+    for path in paths:
+        method, seed = re.fullmatch(r"[^-]+-(.+)-seed(\d+)", path.stem).groups()
+        iterations = [row for row in json.loads(path.read_text())["iterations"] if "scores" in row]
+        if len(iterations) > 1:
+            runs.setdefault(method, {})[int(seed)] = iterations
+    return runs
+
+
+def right(iterations: list[dict], t: int) -> np.ndarray:
+    """1 for each dev question that π_t answers correctly, else 0: (questions,)."""
+    return np.array([letter == "c" for letter in iterations[t]["verdicts"]["dev"]], dtype=float)
+
+
+def points(found: dict) -> str:
+    """A difference and its interval, in points of EX."""
+    mean, low, high = (100 * found[key] for key in ("ex", "low", "high"))
+    return f"{mean:+.1f} ({low:.1f} to {high:.1f})"
+
+
+def rows(runs: dict[str, dict[int, list[dict]]], against: str):
+    """Each row's cells, with the mean of EX before them."""
+    for method, seeds in runs.items():
+        for t in range(1, min(map(len, seeds.values()))):
+            now = np.array([right(seeds[s], t) for s in sorted(seeds)])
+            base = np.array([right(seeds[s], 0) for s in sorted(seeds)])
+            # the other method's last policy, for the seeds that both have
+            both = sorted(set(seeds) & set(runs.get(against, {})))
+            apart = ""
+            if both and method != against:
+                other = np.array([right(runs[against][s], -1) for s in both])
+                apart = points(mean_interval(np.array([right(seeds[s], t) for s in both]), other))
+                apart += f", {len(both)} seed{'s' * (len(both) > 1)}"
+            dev = [seeds[s][t]["scores"]["dev"] for s in sorted(seeds)]
+            executable, em = (100 * np.mean([d[key] for d in dev]) for key in ("executable", "em"))
+            each = ", ".join(f"{100 * d['ex']:.1f}" for d in dev)
+            steps = "/".join(str(len(seeds[s][t]["train"]["loss"])) for s in sorted(seeds))
+            yield now.mean(), [
+                f"{method}, π_{t}", f"{100 * now.mean():.1f}", each, points(mean_interval(now, base)), apart,
+                f"{executable:.1f}", f"{em:.1f}", steps,
+            ]  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--against", default="dual", help="the method that the others are compared with")
+    args = parser.parse_args()
+    runs = load(args.files)
+    heads = [
+        "policy",
+        "EX, %",
+        "each seed",
+        "to the base",
+        f"to {args.against}",
+        "executable, %",
+        "EM, %",
+        "steps",
+    ]
+    print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
+    for _, cells in sorted(rows(runs, args.against), key=lambda row: -row[0]):
+        print("| " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
