@@ -25,26 +25,29 @@ HOSTILE = "</script><b><!--<script>"
 SHARES = {"em": None, "executable": 1.0, "groups": {}}
 
 
-@pytest.fixture
-def run(tmp_path):
+def make_run(folder):
     """One iteration. 1 of 4 held-out answers is right, then 3; 1 of 3 validation answers, then another."""
     config = settings.Config(
         model="tiny", data="spider", data_dir="data/spider", answers=4, pairs=3, lr=0.1, iterations=2
     )
-    write(tmp_path / "config.json", dataclasses.asdict(config) | {"precision": "float32", "code": ["x"]})
+    write(folder / "config.json", dataclasses.asdict(config) | {"precision": "float32", "code": ["x"]})
     for t, right in enumerate((1, 3)):
-        folder = tmp_path / f"iter_{t}"
-        folder.mkdir()
-        write_answers(folder, "dev", [i < right for i in range(4)], t)
-        write_answers(folder, "validation", [i == t for i in range(3)], t)
-        write(folder / "seconds.json", {"score": 6.0})
+        (iteration := folder / f"iter_{t}").mkdir()
+        write_answers(iteration, "dev", [i < right for i in range(4)], t)
+        write_answers(iteration, "validation", [i == t for i in range(3)], t)
+        write(iteration / "seconds.json", {"score": 6.0})
         if t:
             step = {"chosen_logp": -3.0, "rejected_logp": -9.0}
             step |= {"chosen_logp_per_token": -1, "rejected_logp_per_token": -3}
-            write(folder / "train.jsonl", step)
+            write(iteration / "train.jsonl", step)
             counts = {"answers": 16, "answers_right": 4, "questions": 4, "pairs": 12}
-            write(folder / "pairs_summary.json", counts)
-    return tmp_path
+            write(iteration / "pairs_summary.json", counts)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path)
 
 
 def write(path, *rows):
