@@ -28,7 +28,7 @@ look: .venv/demo
 test: .venv/test .venv/demo
 	.venv/bin/ruff format --check --quiet . || { echo "not formatted: .venv/bin/ruff format ."; exit 1; }
 	.venv/bin/ruff check .
-	.venv/bin/mypy $(TYPES) *.py verifier/*.py
+	.venv/bin/mypy $(TYPES) *.py verifier/*.py examples/*.py
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist loadfile tests
 
 # DS-1000's libraries in a venv of their own (3 GB; Python 3.11), then its 1000 reference answers through the judge.

@@ -35,6 +35,7 @@ from page import page
 from run_folder import iterations, read_lines, read_seconds
 from verify import VERDICTS
 
+BESIDE = {"fontsize": 8, "loc": "center left", "bbox_to_anchor": (1, 0.5)}  # a legend that covers no bar
 COLOURS = dict(zip(VERDICTS, ("#2a9d8f", "#e9c46a", "#e76f51", "#6d597a", "#457b9d", "#333333")))
 
 
@@ -125,7 +126,7 @@ def classes(runs, ax):
         bottom += share
     ax.set(xlabel="iteration", ylabel="share of held-out questions, %", title="Error classes (Fig. 4a)")
     ax.set_xticks(range(len(scores)))
-    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.legend(**BESIDE)
 
 
 def log_probabilities(runs, axes):
@@ -160,7 +161,7 @@ def yields(runs, ax):
     ax.set(xlabel="iteration", ylabel="% of all answers, or of all questions")
     ax.set_title("Where the pairs come from")
     ax.set_xticks(x)
-    ax.legend(fontsize=8)
+    ax.legend(**BESIDE)
 
 
 def time_by_stage(runs, ax):
@@ -172,7 +173,7 @@ def time_by_stage(runs, ax):
         bottom += values
     ax.set(xlabel="iteration", ylabel="minutes", title="Time by stage")
     ax.set_xticks(range(len(seconds)))
-    ax.legend(fontsize=8)
+    ax.legend(**BESIDE)
 
 
 FIGURES = {"accuracy": (accuracy, 1), "classes": (classes, 1), "logps": (log_probabilities, 2),

@@ -245,6 +245,11 @@ def test_the_readmes_python_example_runs_to_its_end(tasks, folders, python, caps
     assert run.name.startswith("tasks-tiny-gpt2") and (run / "summary.json").exists()
     report.main([str(run)])
     assert "tasks: 4 training questions with pairs" in (run / "report.html").read_text()
+    kinds = page.by_kind(report.load_run(run))
+    assert [row[0] for row in kinds] == ["tasks"]
+    tasks.rename("elsewhere")  # the run's own files say that these are programs
+    assert page.by_kind(report.load_run(run)) == kinds
+    Path("elsewhere").rename(tasks)
     answers = {"double": "def double(x): return x + x", "last": "def last(a): return a[0]"}
     Path("answers.jsonl").write_text(
         "".join(

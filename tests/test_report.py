@@ -22,29 +22,32 @@ from cli import UserError
 from verify import VERDICTS
 
 HOSTILE = "</script><b><!--<script>"
-SHARES = {"em": None, "executable": 1.0, "groups": {}}
+SHARES = {"em": 0.0, "executable": 1.0, "groups": {}}
 
 
-@pytest.fixture
-def run(tmp_path):
+def make_run(folder):
     """One iteration. 1 of 4 held-out answers is right, then 3; 1 of 3 validation answers, then another."""
     config = settings.Config(
         model="tiny", data="spider", data_dir="data/spider", answers=4, pairs=3, lr=0.1, iterations=2
     )
-    write(tmp_path / "config.json", dataclasses.asdict(config) | {"precision": "float32", "code": ["x"]})
+    write(folder / "config.json", dataclasses.asdict(config) | {"precision": "float32", "code": ["x"]})
     for t, right in enumerate((1, 3)):
-        folder = tmp_path / f"iter_{t}"
-        folder.mkdir()
-        write_answers(folder, "dev", [i < right for i in range(4)], t)
-        write_answers(folder, "validation", [i == t for i in range(3)], t)
-        write(folder / "seconds.json", {"score": 6.0})
+        (iteration := folder / f"iter_{t}").mkdir()
+        write_answers(iteration, "dev", [i < right for i in range(4)], t)
+        write_answers(iteration, "validation", [i == t for i in range(3)], t)
+        write(iteration / "seconds.json", {"score": 6.0})
         if t:
             step = {"chosen_logp": -3.0, "rejected_logp": -9.0}
             step |= {"chosen_logp_per_token": -1, "rejected_logp_per_token": -3}
-            write(folder / "train.jsonl", step)
+            write(iteration / "train.jsonl", step)
             counts = {"answers": 16, "answers_right": 4, "questions": 4, "pairs": 12}
-            write(folder / "pairs_summary.json", counts)
-    return tmp_path
+            write(iteration / "pairs_summary.json", counts)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path)
 
 
 def write(path, *rows):
@@ -147,8 +150,8 @@ def test_the_table_of_iterations_by_hand(run):
     # the intervals are those of scipy.stats.binomtest(1, 3).proportion_ci(method="wilson"), and so on
     third, quarter, rest = "33.3 (6.1 to 79.2)", "25.0 (4.6 to 69.9)", "75.0 (30.1 to 95.4)"
     assert found.table("policy") == [
-        ["π_0", "", "", "", third, quarter, "", "100.0", "0.1", "59.3"],
-        ["π_1 (best on validation)", "25.0", "40.0", "12", third, rest, "", "100.0", "0.1", "67.8"],
+        ["π_0", "", "", "", third, quarter, "0.0", "100.0", "0.1", "59.3"],
+        ["π_1 (best on validation)", "25.0", "40.0", "12", third, rest, "0.0", "100.0", "0.1", "67.8"],
     ]
     assert "3 validation questions chose π_1. They cannot tell it from π_0" in found.text
     # of three questions one was gained and one lost
@@ -284,8 +287,8 @@ def test_accuracy_by_kind_of_question_by_hand():
     policies = [[{"gold": g, "verdict": v} for g, v in zip(golds, of)]
                 for of in (["wrong"] * 5, ["correct", "wrong", "correct", "wrong", "wrong"])]  # fmt: skip
     groups = [{"hard": {"n": 4, "ex": 0}}, {"hard": {"n": 4, "ex": 0.25}, "easy": {"n": 1, "ex": 1.0}}]
-    scores = [*({"dev": {"groups": of}} for of in groups), {}]
-    run = {"dev": [*policies, []], "scores": scores, "config": {"data": "spider", "data_dir": ""}}
+    scores = [*({"dev": {"groups": of, "em": 0.0}} for of in groups), {}]
+    run = {"dev": [*policies, []], "scores": scores}
     assert page.by_kind(run) == [
         ["easy", 1, None, 1],
         ["hard", 4, 0, 0.25],
