@@ -76,11 +76,11 @@ def check_output(flag: str, path: Path):
         raise UserError(f"{flag}: {path} cannot be a file's name.")
 
 
-def run(main: Callable[[], object], *errors):
+def run(main: Callable[[], object], *errors, interrupted: str = ""):
     """Call `main`; what the user can mend becomes one line on stderr and exit code 2, Ctrl-C exit code 130.
 
     That is a UserError, one of `errors` (exception classes), or what the system refuses: a full disk, a
-    folder that cannot be written.
+    folder that cannot be written. interrupted: what Ctrl-C's line says behind "interrupted".
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -90,5 +90,5 @@ def run(main: Callable[[], object], *errors):
         print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        print(f"\ninterrupted{interrupted}", file=sys.stderr)
         sys.exit(130)

@@ -210,11 +210,10 @@ def work(config: Config, folder: Path, splits: Splits, notes: list[str]):
             f" questions; {folder}; isolation {verifier.isolation}"
         )
         if data_sets.data_set(config.data, config.data_dir).is_own:
-            count = len(splits.train) + len(splits.validation)
-            held = (
-                f"{len(splits.validation)} of the {count} training questions of {config.data} are held back"
-            )
-            ranks.say(f"{held} (--validation)")
+            held = f"{len(splits.validation)} held back (--validation)"
+            ranks.say(f"questions of {config.data}: {held}, {len(splits.train)} trained on")
+            for sentence in questions.repeated(splits):
+                ranks.say(sentence)
         if not splits.dev:
             ranks.say(f"{config.data} has no held-out questions: no policy is scored on any")
         run = Run(folder, Events(folder, config.tensorboard))
@@ -224,13 +223,11 @@ def work(config: Config, folder: Path, splits: Splits, notes: list[str]):
         best = max(range(len(history)), key=lambda t: (deciding(config, history[t]), t))
     write(folder / "summary.json", indented({"best": best, "scores": [scores.plain() for scores in history]}))
     where = f"adapter in {run.iteration(best) / 'adapter'}" if best else "the base model"
-    ranks.say(
-        f"\n{run.table(history)}\n{'best on validation' if splits.validation else 'last'}: π_{best}, {where}"
-    )
+    ranks.say(f"{'best on validation' if splits.validation else 'last'}: π_{best}, {where}")
     report = Path(__file__).resolve().with_name("report.py")
     command = shlex.join([os.path.relpath(sys.executable), os.path.relpath(report), str(folder)])
     ranks.say(f"what it gets wrong, figures, every question to browse: {command}")
 
 
 if __name__ == "__main__":
-    cli.run(main, InfrastructureError, GoldError)
+    cli.run(main, InfrastructureError, GoldError, interrupted="; the same command goes on from here")

@@ -88,6 +88,8 @@ def load(name: str, folder: str | Path, split: str) -> tuple[list[Question], lis
             raise UserError(f"{path}, {line}: {error} is missing.")
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path}, {line}: {error}.")
+        if this.is_own and not made.text.strip():
+            raise UserError(f"{path}, {line}: the question is empty.")
         if this.is_own and made.database and not os.path.isfile(made.database):
             raise UserError(f"{path}, {line}: db_id is {made.db_id!r}, but there is no {made.database}.")
         questions.append(made)
@@ -124,6 +126,9 @@ def rows(name: str, folder: str | Path, split: str) -> list[dict]:
 def questions_file(name: str, folder: str | Path, split: str) -> tuple[Path, Layout]:
     """The file of a split's questions, and where the rest lies; raises UserError where it is missing."""
     this, place = data_set(name, folder), root(name, folder)
+    if split == "train" and split not in this.splits and this.is_own:
+        wanted = "train.json" if this.language == "sql" else "train.jsonl"
+        raise UserError(f"{place} has no {wanted}: its questions can only be scored, by eval.py.")
     if split == "train" and split not in this.splits:
         raise UserError(f"{name} has no questions for training: it is scored only, by eval.py.")
     if split not in this.splits:
@@ -136,7 +141,7 @@ def questions_file(name: str, folder: str | Path, split: str) -> tuple[Path, Lay
         raise UserError(f"{missing}, but {hint[1]} is there: pass --data-dir {hint[0]}.")
     raise UserError(
         f"{missing}: get {name} from {this.source}, unpack it and pass its folder as --data-dir"
-        f" (data/README.md shows the layout)."
+        f" (data/README.md shows the layout; a folder of your own questions is --data FOLDER)."
     )
 
 
@@ -171,8 +176,20 @@ def _rows(path: Path, lines: bool = True) -> list[tuple[str, Any]]:
             if line.strip():
                 rows.append((f"line {number}", json.loads(line)))
         except (ValueError, RecursionError) as error:
+            if number == 1 and _is_json(text):
+                raise UserError(
+                    f"{path} is one object of JSON: its rows must be a list, or one object a line."
+                )
             raise UserError(f"{path}, line {number}, is not JSON: {error}.")
     return rows
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _maker(name: str, this: DataSet, databases: list[Path]) -> Callable[[int, dict], Question]:

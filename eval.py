@@ -33,6 +33,7 @@ import data
 import data_sets
 import suites
 from cli import UserError
+from compare_runs import wilson
 from data import Question
 from exact_match import exact_match, hardness
 from judging import check_libraries, job, usable
@@ -224,7 +225,7 @@ def main(argv: list[str] | None = None):
     if not result.n:
         raise UserError("no question is left to score.")
     result = {k: v for k, v in dataclasses.asdict(result).items() if v is not None}
-    result["ex_interval"] = interval([v.verdict == "correct" for v in verdicts])
+    result["ex_interval"] = wilson(sum(v.verdict == "correct" for v in verdicts), len(verdicts))
     print(json.dumps(result | {"left_out": len(questions) - len(kept) + total_left_out}))
     if args.out:
         with open(args.out, "w", encoding="utf-8") as file:

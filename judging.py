@@ -89,9 +89,15 @@ def usable(
                 cause = f"its gold code takes {taken}, more than half of an answer's {timeout:g}"
         except (GoldError, Unreadable) as error:  # say, a test that loads data from the network
             cause = error
-        name = f"problem {q.question_id}" if q.language == "python" else f"question {q.index}"
-        notes.append(f"{name} ({q.db_id}): {cause}")
+        notes.append(f"{named(q)}: {cause}")
     return kept, notes
+
+
+def named(question: Question) -> str:
+    """A question in a message: its id, where its file has ids, else its row; and its database or library."""
+    q = question
+    has_id = q.language == "python" and q.question_id is not None
+    return f"{f'problem {q.question_id}' if has_id else f'question {q.index}, counted from 0'} ({q.db_id})"
 
 
 def with_rows(questions: list[Question], verifier: Verifier, timeout: float) -> list[Question]:

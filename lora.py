@@ -139,6 +139,8 @@ def save(model: nn.Module, folder: Path, base_name: str):
 def read(folder: Path) -> tuple[int, float, dict[str, torch.Tensor]]:
     """(rank, alpha, tensors) of a saved adapter; raises UserError where the folder holds none of LoRA."""
     folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}, so no adapter.")
     try:
         config = json.loads((folder / "adapter_config.json").read_text())
         rank, alpha, tensors = (
@@ -179,8 +181,10 @@ def load(model: nn.Module, folder: Path):
         for k in ("lora_A", "lora_B")
     }
     if {k: tuple(v.shape) for k, v in mine.items()} != {k: tuple(v.shape) for k, v in tensors.items()}:
+        base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
         raise UserError(
-            f"the adapter in {folder} was made for another model or rank (its layers or shapes differ)"
+            f"the adapter in {folder} was made for another model or rank (its layers or shapes differ):"
+            f" it names {base or 'no model'} as its base."
         )
     for layer in layers(model).values():
         layer.scaling = alpha / rank

@@ -32,6 +32,8 @@ def read_predictions(path: Path, questions: list[Question], total: int) -> dict[
     if not text.strip():
         raise UserError(f"{path} is empty.")
     lines = text.removesuffix("\n").split("\n")  # not splitlines: JSON may hold U+2028 and its like
+    if text.lstrip().startswith("[{"):
+        raise UserError(f"{path} is a list: predictions in JSON stand one object a line, without brackets.")
     if not text.lstrip().startswith("{"):
         return answers_of_lines(lines, path, questions, total)
     pairs = bird_pairs(text)
@@ -168,9 +170,11 @@ def read_answer(line: str, place: str, total: int) -> tuple[str, int | None, str
         names = ("question_id", "problem_id", "task_id")  # DS-1000's name for it; MBPP's and HumanEval's
         ids = [row[name] for name in names if row.get(name) is not None]
         if index is None and not ids:
-            raise KeyError("question_id")
+            raise KeyError("index or question_id")
         str(code).encode()  # JSON can spell half a character
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except KeyError as error:
+        raise UserError(f"{place}: {error.args[0]} is missing.")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{place}: expected a JSON object with answer and index or question_id ({error!r}).")
     if not isinstance(code, str) or not isinstance(index, int | None) or isinstance(index, bool):
         raise UserError(f"{place}: answer must be a string and index a number.")

@@ -20,7 +20,7 @@ import ranks
 from cli import UserError
 from data import Question
 from database import schema
-from judging import usable, with_rows
+from judging import named, usable, with_rows
 from policy import Policy
 from prompts import answer_text, code_ids, normal_form
 from run_folder import indented, read_json, stage, text, whole
@@ -70,9 +70,21 @@ def load(config: Config) -> tuple[Splits, list[str]]:
         validation=[q for q in questions if q.index in held_back],
         dev=data.subset(held_out, config.eval_limit, config.seed),
     )
-    return splits, [f"train: {note}" for note in train_notes] + [f"dev: {note}" for note in dev_notes] + list(
-        unread
-    )
+    notes = [f"train: {note}" for note in train_notes] + [f"dev: {note}" for note in dev_notes]
+    return splits, notes + list(unread)
+
+
+def repeated(splits: Splits) -> list[str]:
+    """A sentence for each scored split that has questions of the training split, in the same words."""
+    words = {(q.db_id, q.text): q.index for q in splits.train}
+    found = []
+    for name in splits.scored():
+        again = [q for q in getattr(splits, name) if (q.db_id, q.text) in words]
+        if again:
+            q = again[0]
+            same = f"{q.index} is {words[q.db_id, q.text]} of those that are trained on"
+            found.append(f"{len(again)} {name} questions are trained on as well: {same} (counted from 0)")
+    return found
 
 
 def digest(splits: Splits) -> str:
@@ -141,12 +153,14 @@ def fitting(config: Config, policy: Policy, splits: Splits, notes: list[str], ve
     for name, questions in splits:
         if name != "train" or config.criterion == "match":
             questions, failing = usable(questions, verifier, config.timeout, f"gold code of {name}")
-            notes += failing
+            notes += [f"{name}: {note}" for note in failing]
         if name != "dev" and config.criterion == "match" and not config.keep_empty:
             full = with_rows(questions, verifier, config.timeout)
             if len(full) < len(questions):
                 cause = "their gold query gives no rows, or only NULL (--keep-empty)"
-                notes.append(f"{name}: {len(questions) - len(full)} questions: {cause}")
+                empty = sorted({q.index for q in questions} - {q.index for q in full})
+                which = ", ".join(map(str, empty[:10])) + ", …" * (len(empty) > 10)
+                notes.append(f"{name}: {len(empty)} questions: {cause}: {which} (counted from 0)")
             questions = full
         if name != "dev":
             fits = [q for q in questions if longest(config, policy, q) <= room]
@@ -160,9 +174,7 @@ def fitting(config: Config, policy: Policy, splits: Splits, notes: list[str], ve
             told = [gold_is_told(q, policy) for q in questions]
             for q, same in zip(questions, told):
                 if not same:
-                    notes.append(
-                        f"train: question {q.index} ({q.db_id}): its gold code is not what its tokens say"
-                    )
+                    notes.append(f"train: {named(q)}: its gold code is not what its tokens say")
             questions = [q for q, same in zip(questions, told) if same]
         if name == "train" and not questions:
             raise UserError(f"no training question is left; the last ones left out: {'; '.join(notes[-3:])}.")

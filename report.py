@@ -63,6 +63,8 @@ def load_run(folder: Path) -> dict:
     def lines(name: str, kind) -> list[list]:
         return [read_lines(p / name, kind) if (p / name).exists() else [] for p in done]
 
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder} is not the folder of a run: it has no config.json.")
     try:
         config = read(folder / "config.json")
         if absent := [name for name in SETTINGS if name not in config]:
@@ -219,6 +221,9 @@ def main(argv: list[str] | None = None):
     path = args.runs[0] / "report.html"
     text = page(runs, figures)
     path.write_text(text, encoding="utf-8", errors="replace")  # an answer may hold half of a surrogate pair
+    for run in runs:
+        if run["best"] is None:
+            print(f"{run['name']} has not ended: it has scores until π_{len(run['scores']) - 1}")
     print(f"{path} and {', '.join(p.name for p in figures.values())}")
 
 

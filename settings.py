@@ -49,7 +49,11 @@ class Config:
 
     data: str = setting("shop", data_sets.FLAG, group="data")
     data_dir: str = setting("", "the data set's folder; default data/NAME")
-    limit: int = setting(0, "train on this many questions, chosen by seed; 0: all (Fig. 3b)", least=0)
+    limit: int = setting(
+        0,
+        "choose this many training questions by seed; those that cannot be used then leave; 0: all (Fig. 3b)",
+        least=0,
+    )
     validation: int = setting(
         100, "training questions held back to decide when to stop and which policy is best", least=0
     )

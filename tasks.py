@@ -32,6 +32,7 @@ def question(index: int, row: dict, source: str = "python") -> Question:
         raise TypeError("tests are neither a text nor a list of texts")
     tests = [test.replace("\r\n", "\n") for test in tests]
     program = "\n".join(tests)
+    _check_tests(_tree(program), row)
     if "text" in row:
         text = (
             f"You are an expert Python programmer, and here is your task: {_code(row, 'text').strip()} "
@@ -50,6 +51,19 @@ def question(index: int, row: dict, source: str = "python") -> Question:
         entry_point=_code(row, "entry_point", "") or next(iter(functions + classes), ""),
         classes=tuple(classes),
     )  # fmt: skip
+
+
+def _check_tests(tests: ast.Module, row: dict):
+    """Raises ValueError where the tests ask nothing, or define a `check` that nobody could call."""
+    nodes = list(ast.walk(tests))
+    names = [node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "") for node in nodes]
+    asks = any(isinstance(node, ast.Assert | ast.Raise) for node in nodes)
+    # no statement at all: they cannot be parsed, and the verifier says why
+    if tests.body and not asks and not any("assert" in name for name in names):
+        raise ValueError("tests have no assert, so that every program that runs would be right")
+    defined = [node.name for node in tests.body if isinstance(node, ast.FunctionDef)]
+    if "check" in defined and "check" not in names and not row.get("entry_point"):
+        raise ValueError("tests define check, but 'entry_point', which it is called with, is missing")
 
 
 def mbpp(index: int, row: dict) -> Question:

@@ -237,7 +237,7 @@ def test_a_run_may_start_from_an_adapter_and_keeps_it(again, finished, tmp_path)
     assert all(torch.equal(first[name], again_[name]) for name in first)
 
 
-NO_START = [("none", (), "no readable adapter"), ("", ("--lora-rank", "4"), "made with --lora-rank 8")]
+NO_START = [("none", (), "there is no folder"), ("", ("--lora-rank", "4"), "made with --lora-rank 8")]
 
 
 @pytest.mark.parametrize("start, extra, sentence", NO_START)

@@ -242,8 +242,12 @@ def test_a_line_that_names_no_question_is_refused(write):
     good = {"index": None, "question_id": 700, "answer": "a"}  # as tables write a value that is missing
     assert read_predictions(write(json.dumps(good)), questions(0), 1) == {0: "a"}
     for row in ({"answer": "a"}, {"index": None, "answer": "a"}, {"question_id": None, "answer": "a"}):
-        with pytest.raises(UserError, match="line 2: expected a JSON object with answer and index or quest"):
+        with pytest.raises(UserError, match="line 2: index or question_id is missing"):
             read_predictions(write(json.dumps(good) + "\n" + json.dumps(row)), questions(0), 1)
+    with pytest.raises(UserError, match="line 1: answer is missing"):
+        read_predictions(write(json.dumps({"index": 0})), questions(0), 1)
+    with pytest.raises(UserError, match="is a list: predictions in JSON stand one object a line"):
+        read_predictions(write(json.dumps([good])), questions(0), 1)
     unknown = with_ids((1, "a"), (1, "b"))  # of questions left out
     assert read_predictions(write(json.dumps(good) + "\n" + unknown), questions(0), 1) == {0: "a"}
 
@@ -397,7 +401,8 @@ def test_a_question_whose_gold_fails_is_left_out_and_named(spider, verifier):
     kept, notes = usable([*good, bad], verifier, 5.0)
     assert kept == good and len(notes) == 1
     assert (
-        notes[0].startswith("question 41 (pets): gold query fails") and "no such table: nowhere" in notes[0]
+        notes[0].startswith("question 41, counted from 0 (pets): gold query fails")
+        and "no such table: nowhere" in notes[0]
     )
 
 
@@ -409,10 +414,17 @@ def test_a_gold_is_judged_as_an_answer_would_be(spider, verifier):
     asked = [Question(i, "pets", path, "?", gold) for i, gold in enumerate(golds)]
     kept, notes = usable(asked, verifier, 5.0)
     assert [q.index for q in kept] == [0]
-    assert "question 1 (pets): gold query fails" in notes[0] and "changes from run to run: random" in notes[0]
+    assert (
+        "question 1, counted from 0 (pets): gold query fails" in notes[0]
+        and "changes from run to run: random" in notes[0]
+    )
     assert "not a query" in notes[1]
     kept, notes = usable([dataclasses.replace(q, comparison="strict") for q in asked], verifier, 5.0)
-    assert not kept and "question 0 (pets): gold query fails" in notes[0] and "syntax error" in notes[0]
+    assert (
+        not kept
+        and "question 0, counted from 0 (pets): gold query fails" in notes[0]
+        and "syntax error" in notes[0]
+    )
 
 
 def test_a_question_whose_gold_reads_a_damaged_page_is_left_out_and_named(verifier, tmp_path):
@@ -424,7 +436,7 @@ def test_a_question_whose_gold_reads_a_damaged_page_is_left_out_and_named(verifi
     kept, notes = usable(asked, verifier, 5.0)
     assert kept == asked[:1] and len(notes) == 1
     assert (
-        notes[0].startswith("question 1 (bad): ")
+        notes[0].startswith("question 1, counted from 0 (bad): ")
         and "bad.sqlite: database disk image is malformed" in notes[0]
     )
 

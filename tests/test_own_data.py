@@ -65,7 +65,7 @@ def test_the_readmes_sql_example_runs_to_its_end(library, folders, capsys):
     command = re.search(r"`python codelutra.py (--data library)`", README)[1].split()
     codelutra.main([*command, "--model", folders["gpt2"], *QUICK])
     out = capsys.readouterr().out
-    assert "1 of the 5 training questions of library are held back (--validation)" in out
+    assert "questions of library: 1 held back (--validation), 4 trained on" in out
     assert "4 training, 1 validation, 1 held-out questions" in out and "left out" not in out
     (run,) = Path("runs").iterdir()
     assert run.name.startswith("library-tiny-gpt2") and (run / "summary.json").exists()
@@ -161,6 +161,7 @@ def test_results_are_compared_strictly(library):
     ({"db_id": "(gone)"}, "'db_id' is missing."),
     ({"question": 3}, "question is a number, not text."),
     ({"evidence": ["x"]}, "evidence is a list, not text."),
+    ({"question": " "}, "the question is empty."),
     ({"db_id": "bookz"}, "db_id is 'bookz', but there is no {}/database/bookz/bookz.sqlite."),
 ])  # fmt: skip
 def test_what_is_wrong_in_a_row_is_one_sentence_before_a_model_is_loaded(change, words, library):
@@ -174,6 +175,7 @@ def test_a_file_that_is_no_json_or_empty_is_named(library):
     for text, words in (
         ("SELECT 1", "library/train.json, line 1, is not JSON: "),
         ("", "library/train.json is empty."),
+        ('{\n "data": []\n}', "library/train.json is one object of JSON: its rows must be a list"),
     ):
         (library / "train.json").write_text(text)
         with pytest.raises(UserError, match=words):
@@ -298,9 +300,53 @@ def test_one_file_with_a_split_in_each_row(tasks, capsys):
     ({"text": "?", "code": "x = 1", "tests": []}, "tests are neither a text nor a list of texts."),
     ({"text": "?", "code": ["x = 1"], "tests": ["assert x"]}, "code is not a text."),
     (["x"], "it is not an object of JSON but a list."),
+    ({"text": "?", "code": "x = 1", "tests": ["f(1)"]}, "tests have no assert"),
+    ({"text": "?", "code": "x = 1", "tests": "print(x)"}, "tests have no assert"),
+    ({"text": "?", "code": "x = 1", "tests": "def check(f):\n    assert f"}, "tests define check, but"),
 ])  # fmt: skip
 def test_what_is_wrong_in_a_task_is_said_with_its_line(row, words, tasks):
     with open(tasks / "train.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")
     with pytest.raises(UserError, match=f"tasks/train.jsonl, line 6: {words}"):
         data.load(*data_sets.place("tasks"), "train")
+
+
+def test_a_folder_without_training_questions_names_the_file_that_is_missing(library, tasks):
+    (library / "train.json").rename(library / "training.json")
+    with pytest.raises(UserError, match="library has no train.json: its questions can only be scored"):
+        codelutra.main(["--data", "library", "--model", "smollm2", *QUICK])
+    (tasks / "train.jsonl").unlink()
+    with pytest.raises(UserError, match="tasks has no train.jsonl: its questions can only be scored"):
+        codelutra.main(["--data", "tasks", "--model", "smollm2", *QUICK])
+
+
+@pytest.mark.parametrize("tests", [
+    ["import numpy as np", "np.testing.assert_allclose(f(1), 2)"],
+    "if f(1) != 2:\n    raise ValueError",
+    "def check(f):\n    assert f(1) == 2\ncheck(f)",
+    "assert f(",  # cannot be parsed: the verifier says so
+])  # fmt: skip
+def test_tests_may_ask_in_other_ways_than_an_assert(tests, tasks):
+    with open(tasks / "train.jsonl", "a") as file:
+        file.write(json.dumps({"text": "?", "code": "def f(x):\n    return 2", "tests": tests}) + "\n")
+    assert len(data.load(*data_sets.place("tasks"), "train")[0]) == 6
+
+
+def test_questions_that_are_trained_on_and_scored_are_named(library, folders, capsys):
+    """Held-out EX is not held out where a question stands in both files."""
+    train = json.loads((library / "train.json").read_text())
+    (library / "dev.json").write_text(json.dumps([{**train[0], "question": "New?"}, train[1], train[2]]))
+    codelutra.main(["--data", "library", "--validation", "0", "--model", folders["gpt2"], *QUICK])
+    words = "2 dev questions are trained on as well: 1 is 1 of those that are trained on (counted from 0)"
+    assert words in capsys.readouterr().out
+
+
+def test_a_task_that_is_left_out_is_named_by_its_row(tasks, folders, capsys, python):  # noqa: F811
+    with open(tasks / "train.jsonl", "a") as file:
+        file.write(
+            json.dumps({"text": "?", "code": "def f(x):\n    return 2", "tests": "assert f(1) == 1"}) + "\n"
+        )
+    codelutra.main(["--data", "tasks", "--validation", "0", "--model", folders["gpt2"], *QUICK])
+    assert (
+        "left out: train: question 5, counted from 0 (tasks): its gold code fails" in capsys.readouterr().out
+    )

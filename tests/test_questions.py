@@ -20,7 +20,9 @@ def test_no_training_question_left_is_one_sentence_and_no_file(spider, tmp_path)
     policy = SimpleNamespace(max_positions=512)
     with (
         Verifier(1) as verifier,
-        pytest.raises(UserError, match="no training question is left.*question 11 .*no such table"),
+        pytest.raises(
+            UserError, match="no training question is left.*question 11, counted from 0 .*no such table"
+        ),
     ):
         choose(Config(data="spider"), policy, splits, [], tmp_path, verifier)
     assert not list(tmp_path.iterdir())
@@ -101,5 +103,5 @@ def test_gold_that_the_tokenizer_changes_is_left_out_by_name_where_it_could_be_l
     with Verifier(1) as verifier:
         found = fitting(Config(data="spider", gold=gold), policy, splits, [], verifier)
     assert found["kept"] == [left, [3], [0]]
-    notes = ["train: question 1 (pets): its gold code is not what its tokens say"]
+    notes = ["train: question 1, counted from 0 (pets): its gold code is not what its tokens say"]
     assert found["left out"] == (notes if gold == "if-empty" else [])

@@ -58,7 +58,9 @@ def test_a_gold_query_that_fails_on_one_of_them_leaves_its_question_out(suite, c
     out, err = capsys.readouterr()
     result = json.loads(out.splitlines()[-1])
     assert (result["n"], result["ex"], result["left_out"]) == (1, 1.0, 1)
-    assert "left out: question 1 (pets): gold query fails on" in err and "pets_2.sqlite" in err
+    assert (
+        "left out: question 1, counted from 0 (pets): gold query fails on" in err and "pets_2.sqlite" in err
+    )
 
 
 def test_a_damaged_database_of_a_suite_is_named_and_its_questions_left_out(suite):
