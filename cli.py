@@ -51,6 +51,11 @@ def begin(parse: Callable[[list[str] | None, str], object], description: str, *l
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.version_info < (3, 11):
+        print(
+            f"error: codelutra needs Python 3.11 or newer; this is {sys.version.split()[0]}.", file=sys.stderr
+        )
+        sys.exit(2)
     parse(None, description)
     for name in (*LIBRARIES, *libraries):
         if not find_spec(name):

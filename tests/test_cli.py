@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from test_verify_cli import CONTEXT
 
+import cli
 import codelutra
 import data
 from cli import UserError
@@ -130,6 +131,13 @@ def test_an_interpreter_that_has_the_libraries_is_taken(ds1000):
     questions, _ = data.load("ds1000", folder, "train")
     check_libraries(questions, None)
     check_libraries([], "/no/python")  # nothing is asked of it
+
+
+def test_an_older_python_is_refused_in_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "version_info", (3, 10, 13))
+    with pytest.raises(SystemExit, match="2"):
+        cli.begin(lambda argv, description: None, "")
+    assert re.fullmatch("error: codelutra needs Python 3.11 or newer; this is .*\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
