@@ -119,11 +119,12 @@ def prompts(tokenizer, length, count, folder=None):
 
 
 def report(what, rows, settings):
-    """rows: (name, ours, theirs, unit), higher is better but for MiB. A table, then JSON of the first row."""
-    print(f"\n{what}\n{'':34}{'ours':>12}{'theirs':>12}{'ratio':>8}")
-    rows = [(name, a, b, b / a if unit == "MiB" else a / b, unit) for name, a, b, unit in rows]
+    """rows: (name, ours, theirs, unit), higher is better but for MiB and s. A table, then JSON."""
+    width = max(34, *(len(name) + 1 for name, *_ in rows))
+    print(f"\n{what}\n{'':{width}}{'ours':>12}{'theirs':>12}{'ratio':>8}")
+    rows = [(name, a, b, b / a if unit in ("MiB", "s") else a / b, unit) for name, a, b, unit in rows]
     for name, ours, theirs, ratio, unit in rows:
-        print(f"{name:34}{ours:12.2f}{theirs:12.2f}{ratio:8.2f}  {unit}")
+        print(f"{name:{width}}{ours:12.2f}{theirs:12.2f}{ratio:8.2f}  {unit}")
     name, ours, theirs, _, _ = rows[0]
     settings |= {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
     figures = {n: {"ours": o, "theirs": t, "ratio": r} for n, o, t, r, _ in rows}

@@ -11,7 +11,7 @@ git rev-parse --short HEAD
 # mixed precision: bfloat16 against float32 log-probabilities, ln 2 at step 0, a short real run
 "$PYTHON" bench/precision.py --device cuda
 "$PYTHON" codelutra.py --limit 32 --validation 16 --eval-limit 32 --iterations 1 --out "$(mktemp -d)/gpu"
-"$PYTHON" bench/sampling.py --precision bfloat16 --lengths 300 1000 1500 --their-batch 24
+"$PYTHON" bench/sampling.py --precision bfloat16 --lengths 300 1000 1500 --questions 24 --against generate --settings '{"generate": {"questions": 24, "tokens": 1000000}}'
 "$PYTHON" bench/training.py --precision bfloat16 --cases 300x40 1000x60 --their-pairs 10
 stack="--precision bfloat16 --their-batch 16 --their-pairs 16 --workers 8"
 [ -z "${SPIDER:-}" ] || "$PYTHON" bench/iteration.py --spider "$SPIDER" $stack
@@ -20,5 +20,5 @@ if [ -z "${BIG:-}" ]; then
   BIG=$(mktemp -d)/llama3-8b-shape
   "$PYTHON" bench/precision.py --make-llama3-8b "$BIG"
 fi
-"$PYTHON" bench/sampling.py --model "$BIG" --precision bfloat16 --lengths 1500 --their-batch 4
+"$PYTHON" bench/sampling.py --model "$BIG" --precision bfloat16 --lengths 1500 --questions 12 --against generate --settings '{"generate": {"questions": 4}}'
 "$PYTHON" bench/training.py --model "$BIG" --precision bfloat16 --cases 1500x100 --their-pairs 1

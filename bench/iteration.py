@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from common import report
 from datasets import Dataset
+from peers import Generate
 from peft import LoraConfig
-from sampling import generate, theirs_model
 from training import PreTokenized
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig
@@ -33,7 +33,7 @@ from batches import batches
 from codelutra import draw
 from judging import usable
 from pairs import make_pairs
-from policy import load_policy, locate
+from policy import from_source, load_policy, locate
 from prompts import extract_code
 from refine import reference_logps, refine
 from settings import Config
@@ -73,17 +73,16 @@ def ours(args, config, questions, folder):
 def theirs(args, config, questions, policy, answers, pairs):
     seconds = {}
     prompts = {q.index: policy.prompt_ids(q) for q in questions}
-    model = theirs_model(args.model, policy.dtype, policy.device)
-    order = sorted(questions, key=lambda q: len(prompts[q.index]))
-    batches = [
-        [prompts[q.index] for q in order[i : i + args.their_batch]]
-        for i in range(0, len(order), args.their_batch)
-    ]
-
-    def draw():
-        return [generate(model, policy, b, config.answers, config.max_new, False) for b in batches]
-
+    engine = Generate({"questions": args.their_batch})
+    weights = f"weights-{args.precision}"
+    model = from_source(
+        AutoModelForCausalLM, args.model, weights, dtype=policy.dtype, attn_implementation="sdpa"
+    )
+    engine.model = model.to(policy.device).eval()
+    drawn = [prompts[q.index] for q in questions]
+    draw = partial(engine.draw, drawn, config.answers, config.max_new, policy.end_ids, False)
     timed(seconds, "their sample", draw)
+    del model, engine
     by_index = {q.index: q for q in questions}
     asked = [(by_index[a.question], extract_code(a.text)) for a in answers]
     commands = [[sys.executable, "-I", "-c", ONE_QUERY, q.database, code, q.gold] for q, code in asked]

@@ -2,6 +2,7 @@
 
 import argparse
 import gzip
+import io
 import json
 import os
 import random
@@ -14,7 +15,7 @@ import pytest
 import torch
 from test_verify_cli import CONTEXT, strict
 
-from bench import agreement, ds1000_references, experiment, table, variants, verification
+from bench import agreement, ds1000_references, experiment, peers, table, variants, verification
 from policy import settled
 from run_folder import begun, check_settings, write_settings
 from settings import parse
@@ -222,3 +223,105 @@ def test_verdicts_are_kept_as_letters(tmp_path):
     path = tmp_path / "dev.jsonl"
     path.write_text("".join(json.dumps({"verdict": verdict}) + "\n" for verdict in verdicts))
     assert experiment.letters(path) == "cwedtx-"
+
+
+FAKE = """import json, sys
+for line in sys.stdin:
+    request = json.loads(line)
+    if request == {}:
+        sys.exit("no more memory")
+    reply = {"engine": sys.argv[1], "settings": json.loads(sys.argv[2]), "got": request}
+    print(json.dumps(reply), flush=True)
+"""
+
+
+def test_a_peer_answers_line_by_line_and_says_why_it_ended(tmp_path):
+    (tmp_path / "fake.py").write_text(FAKE)
+    with peers.Peer("fake", settings={"questions": 3}, program=str(tmp_path / "fake.py")) as peer:
+        for request in ({"load": "x"}, {"prompts": [[1, 2]], "new": 4}):
+            reply = peer.ask(**request)
+            assert reply == {"engine": "fake", "settings": {"questions": 3}, "got": request}
+        with pytest.raises(RuntimeError, match="no more memory"):
+            peer.ask()
+    assert peer.process.returncode == 1
+
+
+def test_kept_is_what_comes_before_the_first_end_and_that():
+    assert peers.kept([5, 2, 7, 3, 2], (2, 3)) == [5, 2]
+    assert peers.kept([3], (2, 3)) == [3] and peers.kept([5, 6], (2, 3)) == [5, 6]
+
+
+@pytest.fixture
+def sampling(monkeypatch):
+    monkeypatch.syspath_prepend(os.path.dirname(peers.__file__))
+    from bench import sampling
+
+    return sampling
+
+
+def asked(engine, **request):
+    replies = io.StringIO()
+    peers.serve(engine, [json.dumps(request)], replies)
+    return json.loads(replies.getvalue())
+
+
+def test_engines_draw_from_the_policy(sampling, policy, folder, reference):
+    """Ours and transformers' two, each scored; draws from the 20 most likely tokens alone are told apart."""
+    torch.manual_seed(0)
+    prompts, end = [[9 * i % 300 + 3 for i in range(n)] for n in (40, 21, 33)], list(policy.end_ids)
+    drawn = {"ours": sampling.Ours(policy, 24, 12, 32768).draw(prompts, False)}
+    for name in peers.OURS:
+        engine = peers.ENGINES[name]({"questions": 2})
+        asked(engine, load=folder, precision="float32", device="cpu")
+        request = {"prompts": prompts, "answers": 24, "new": 12, "end": end}
+        drawn[name] = asked(engine, **request, fixed=False)["ids"]
+        fixed = asked(engine, **request | {"answers": 2}, fixed=True)["ids"]
+        assert [[len(a) for a in answers] for answers in fixed] == [[12, 12]] * 3
+    truncated = [
+        reference.generate(
+            torch.tensor([prompt] * 24), do_sample=True, top_k=20, max_new_tokens=12, pad_token_id=0
+        )[:, len(prompt) :].tolist()
+        for prompt in prompts
+    ]
+    drawn["truncated"] = [[peers.kept(a, end) for a in answers] for answers in truncated]
+    drawn["of other prompts"] = drawn["generate"][1:] + drawn["generate"][:1]
+    for name, ids in drawn.items():
+        assert [len(answers) for answers in ids] == [24] * 3
+        assert all(not set(a[:-1]) & set(end) and (len(a) == 12 or a[-1] in end) for a in sum(ids, []))
+        found = sampling.scored(reference, prompts, ids)
+        other = name in ("truncated", "of other prompts")
+        assert (abs(found["surplus"]) > 5 * found["surplus error"]) == other, (name, found)
+
+
+def test_the_strongest_peer_stands_first(sampling, folders, spider, monkeypatch, capsys):
+    """Engines that take set times: tokens per second are of what they kept, the adapter's cost is added."""
+    seconds = {"generate": 8.0, "llama.cpp-f32": 2.0, "llama.cpp-packaged": 1.0}
+
+    class Fake:
+        def __init__(self, name, *_, **__):
+            self.name = name
+
+        __enter__ = lambda self: self  # noqa: E731
+        __exit__ = lambda self, *_: None  # noqa: E731
+
+        def ask(self, **request):
+            if "load" in request:
+                return {"seconds": 100.0, "ids": None, "mib": None}
+            drawn = [[[5, 6, 7]] * request["answers"] for _ in request["prompts"]]
+            return {"seconds": seconds[self.name], "ids": drawn, "mib": None}
+
+    monkeypatch.setattr(sampling, "Peer", Fake)
+    monkeypatch.setattr(sampling, "locate", lambda name: (name, {"gguf_file": "x"}))
+    arguments = ["--model", folders["llama"], "--spider", str(spider), "--questions", "2", "--answers", "4"]
+    monkeypatch.setattr(sys, "argv", ["x", *arguments, "--new", "8", "--against", *seconds])
+    sampling.main()
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    rows = [name.removeprefix("2 Spider questions, ") for name in result["all"] if "iteration" not in name]
+    assert rows == [
+        "llama.cpp-f32",
+        "generate",
+        "llama.cpp-packaged (quantised: not the policy that is trained)",
+    ]
+    assert result["what"].endswith("llama.cpp-f32") and result["theirs"] == 2 * 4 * 3 / 2.0
+    costs = result["all"]["2 Spider questions, llama.cpp-f32, an iteration"]
+    assert costs["theirs"] == 64 / 2 * 2.0 + 100 and costs["ratio"] == costs["theirs"] / costs["ours"]
