@@ -174,7 +174,7 @@ def test_links_of_the_fault_table_bring_their_questions_into_view(width, opened)
             assert tab.js("all('.shown .verdict').map(v => v.textContent)") == [verdict] * int(
                 count.split()[0]
             )
-            assert tab.js("isSeen(all('article h3')[0]) && isSeen(all('article .verdict')[0])")
+            tab.until("isSeen(all('article h3')[0]) && isSeen(all('article .verdict')[0])")
         for i in range(tab.js(f"all('.numbers a', {table}).length")):
             link = f"all('.numbers a', {table})[{i}]"
             number = tab.js(f"{link}.textContent")
@@ -182,7 +182,7 @@ def test_links_of_the_fault_table_bring_their_questions_into_view(width, opened)
                 continue
             tab.click(link)
             assert [row.split()[0] for row in tab.js("rows()")] == [number]
-            assert tab.js("isSeen(all('article h3')[0]) && isSeen(all('article .verdict')[0])"), number
+            tab.until("isSeen(all('article h3')[0]) && isSeen(all('article .verdict')[0])"), number
             assert tab.js("isAtTop(by('questions')) && all('article .answer').length === 2")
 
 
@@ -195,7 +195,8 @@ def test_the_link_of_a_question_opens_the_page_there(width, opened):
     for name in ("many", "one"):  # one has curves and figures above the list
         with opened(name, end, width=width, height=700) as tab:
             tab.settle()
-            assert tab.js("rows()") == rows and tab.js("isSeen(all('article h3')[0])")
+            assert tab.js("rows()") == rows
+            tab.until("isSeen(all('article h3')[0])")
             assert tab.js("isAtTop(by('questions'))")
 
 
@@ -204,7 +205,8 @@ def test_questions_stand_in_pages(opened):
         assert tab.js("rows().length") == 50
         assert tab.js("by('count').textContent").startswith(f"{QUESTIONS} of {QUESTIONS} questions, 1 to 50.")
         tab.click("all('.pager a').find(a => a.textContent.startsWith('next'))")
-        assert tab.js("rows()[0]") == "#50 pets" and tab.js("isSeen(all('article h3')[0])")
+        assert tab.js("rows()[0]") == "#50 pets"
+        tab.until("isSeen(all('article h3')[0])")
         assert "page=2" in tab.js("location.hash")
         choose(tab, "verdict", "error")
         assert "page=" not in tab.js("location.hash") and tab.js("rows()[0]") != "#50 pets"
@@ -369,10 +371,9 @@ def test_gained_and_lost_questions_stand_at_the_top_with_a_paired_interval(opene
         assert cells == ["π_1", "π_0", "2", "0", "+50.0 (0.0 to +100.0)"]
         tab.click(f"{row}.cells[2].firstChild")
         assert tab.js("[filters().slice(0, 3), rows()]") == [["dev", "1", "gained-0"], ["#1 pets", "#2 pets"]]
-        assert tab.js("isSeen(all('article h3')[0])")
+        tab.until("isSeen(all('article h3')[0])")
     with opened("plain", width=390) as tab:  # to its last column
-        tab.js(f"{row}.scrollIntoView()")
-        assert tab.js(f"isSeen({row}.cells[4])")
+        tab.until(f"{row}.scrollIntoView() || isSeen({row}.cells[4])")
 
 
 @pytest.mark.parametrize("width", WIDTHS)
