@@ -31,7 +31,6 @@ import data
 import data_sets
 import lora
 from cli import UserError, first_line
-from eval import interval
 from judging import check_libraries, job, usable
 from policy import check_adapter, load_policy
 from predictions import read_predictions
@@ -40,6 +39,16 @@ from run_folder import iterations, read_lines
 from sample import SamplingParams, sample
 from tree import Tree, answer_logps
 from verify import GoldError, InfrastructureError, Verifier, settled
+
+
+def interval(values, repeats: int = 2000) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of one number a question; (0, 0) where there is none."""
+    values = np.asarray(values, dtype=float)
+    if not len(values):
+        return 0.0, 0.0
+    draws = np.random.default_rng(0).integers(0, len(values), (repeats, len(values)))
+    low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
+    return float(low), float(high)
 
 
 def preference_accuracy(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:

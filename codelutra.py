@@ -230,4 +230,4 @@ def work(config: Config, folder: Path, splits: Splits, notes: list[str]):
 
 
 if __name__ == "__main__":
-    cli.run(main, InfrastructureError, GoldError, interrupted="; the same command goes on from here")
+    cli.run(main, InfrastructureError, GoldError, interrupted="; the same command goes on")

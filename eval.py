@@ -26,7 +26,6 @@ import flags
 if __name__ == "__main__":
     cli.begin(flags.evaluation, __doc__)
 
-import numpy as np
 from tqdm import tqdm
 
 import data
@@ -125,16 +124,6 @@ def _shares(rows) -> Scores:
     n, ems = max(len(rows), 1), [match for *_, match in rows if match is not None]
     right, ran = sum(verdict == "correct" for _, verdict, *_ in rows), sum(ran for _, _, ran, _ in rows)
     return Scores(len(rows), right / n, ran / n, {}, sum(ems) / n if ems else None)
-
-
-def interval(values, repeats: int = 2000) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of one number a question; (0, 0) where there is none."""
-    values = np.asarray(values, dtype=float)
-    if not len(values):
-        return 0.0, 0.0
-    draws = np.random.default_rng(0).integers(0, len(values), (repeats, len(values)))
-    low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
-    return float(low), float(high)
 
 
 def greedy(

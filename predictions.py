@@ -32,7 +32,7 @@ def read_predictions(path: Path, questions: list[Question], total: int) -> dict[
     if not text.strip():
         raise UserError(f"{path} is empty.")
     lines = text.removesuffix("\n").split("\n")  # not splitlines: JSON may hold U+2028 and its like
-    if text.lstrip().startswith("[{"):
+    if re.match(r"\s*\[\s*\{", text):
         raise UserError(f"{path} is a list: predictions in JSON stand one object a line, without brackets.")
     if not text.lstrip().startswith("{"):
         return answers_of_lines(lines, path, questions, total)

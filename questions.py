@@ -82,8 +82,8 @@ def repeated(splits: Splits) -> list[str]:
         again = [q for q in getattr(splits, name) if (q.db_id, q.text) in words]
         if again:
             q = again[0]
-            same = f"{q.index} is {words[q.db_id, q.text]} of those that are trained on"
-            found.append(f"{len(again)} {name} questions are trained on as well: {same} (counted from 0)")
+            rows = f"row {q.index} is row {words[q.db_id, q.text]} of the training questions"
+            found.append(f"{len(again)} {name} questions are trained on as well: {rows} (counted from 0)")
     return found
 
 

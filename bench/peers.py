@@ -338,7 +338,7 @@ ENGINES = {
     "llama.cpp-packaged": LlamaCpp,
     "vllm": Vllm,
 }
-OURS = ("generate", "generate_batch")  # run by our own python, since transformers is there
+IN_OUR_PYTHON = ("generate", "generate_batch")  # transformers is there as well
 
 
 def main():

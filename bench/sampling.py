@@ -35,7 +35,7 @@ from common import (
     prompts,
     report,
 )
-from peers import ENGINES, OURS, Peer
+from peers import ENGINES, IN_OUR_PYTHON, Peer
 from transformers import AutoModelForCausalLM
 
 import data
@@ -82,9 +82,9 @@ class Ours:
 
 
 def turns(ours, theirs, prompts, fixed):
-    """(best of two of ours, of theirs, ids that theirs drew, ours): seconds and MiB.
+    """(ours, theirs, ids that ours drew, ids that theirs drew); ours, theirs: the faster run's seconds.
 
-    The first run, which starts trimmed, gives the MiB.
+    Their MiB are of the first run, which starts trimmed.
     """
     runs = [(ours(prompts, fixed, memory), theirs(prompts, fixed, memory)) for memory in (True, False)]
     best = [
@@ -175,7 +175,7 @@ def against(name, args, ours, work, folder, written):
     source, extra = locate(args.model)
     if name.startswith("llama.cpp") and "gguf_file" not in extra:
         raise SystemExit(f"{name} needs a GGUF file as --model")
-    python = None if name in OURS else args.peer_python
+    python = None if name in IN_OUR_PYTHON else args.peer_python
     peer = Peer(
         name, *([python] if python else []), threads=torch.get_num_threads(), settings=args.settings.get(name)
     )
@@ -232,7 +232,7 @@ def main():
     args = parser.parse_args()
     if args.quick:
         args.questions, args.new, args.lengths = 2, 16, args.lengths[:1]
-    names = args.against or (list(ENGINES) if args.peer_python else list(OURS))
+    names = args.against or (list(ENGINES) if args.peer_python else list(IN_OUR_PYTHON))
     policy = load_policy(args.model, args.precision, args.device)
     ours = Ours(policy, args.answers, args.new, args.batch_tokens)
     work = cases(args, policy)

@@ -270,7 +270,7 @@ def test_engines_draw_from_the_policy(sampling, policy, folder, reference):
     torch.manual_seed(0)
     prompts, end = [[9 * i % 300 + 3 for i in range(n)] for n in (40, 21, 33)], list(policy.end_ids)
     drawn = {"ours": sampling.Ours(policy, 24, 12, 32768).draw(prompts, False)}
-    for name in peers.OURS:
+    for name in peers.IN_OUR_PYTHON:
         engine = peers.ENGINES[name]({"questions": 2})
         asked(engine, load=folder, precision="float32", device="cpu")
         request = {"prompts": prompts, "answers": 24, "new": 12, "end": end}

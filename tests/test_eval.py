@@ -247,7 +247,7 @@ def test_a_line_that_names_no_question_is_refused(write):
     with pytest.raises(UserError, match="line 1: answer is missing"):
         read_predictions(write(json.dumps({"index": 0})), questions(0), 1)
     with pytest.raises(UserError, match="is a list: predictions in JSON stand one object a line"):
-        read_predictions(write(json.dumps([good])), questions(0), 1)
+        read_predictions(write(json.dumps([good], indent=1)), questions(0), 1)
     unknown = with_ids((1, "a"), (1, "b"))  # of questions left out
     assert read_predictions(write(json.dumps(good) + "\n" + unknown), questions(0), 1) == {0: "a"}
 

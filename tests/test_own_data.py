@@ -337,7 +337,9 @@ def test_questions_that_are_trained_on_and_scored_are_named(library, folders, ca
     train = json.loads((library / "train.json").read_text())
     (library / "dev.json").write_text(json.dumps([{**train[0], "question": "New?"}, train[1], train[2]]))
     codelutra.main(["--data", "library", "--validation", "0", "--model", folders["gpt2"], *QUICK])
-    words = "2 dev questions are trained on as well: 1 is 1 of those that are trained on (counted from 0)"
+    words = (
+        "2 dev questions are trained on as well: row 1 is row 1 of the training questions (counted from 0)"
+    )
     assert words in capsys.readouterr().out
 
 
