@@ -7,13 +7,18 @@ dictionaries as `report.load_run` returns them.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections import Counter
 from itertools import combinations
 
 import numpy as np
 
 from cli import UserError
+from run_folder import FREE
+from settings import Config
 
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
 Z = 1.959964  # the normal distribution has 2.5 % above it
 
 
@@ -90,8 +95,9 @@ def change(after: list[dict], before: list[dict]) -> dict | None:
     }  # fmt: skip
 
 
-NOT_A_METHOD = {"objective", "gold", "seed", "out", "data_dir", "python", "start", "code", "workers",
-                "save_every", "iterations", "min_gain", "device"}  # fmt: skip
+# what a method's name does not say, besides what may change when a run is resumed
+UNNAMED = FREE | {"objective", "gold", "seed", "data_dir", "python", "code", "day", "device", "batch_tokens",
+                  "allow_unsandboxed"}  # fmt: skip
 
 
 def method(config: dict, others: list[dict]) -> str:
@@ -101,16 +107,31 @@ def method(config: dict, others: list[dict]) -> str:
     def on_gold(c: dict) -> bool:  # its answers train nothing
         return (c["objective"], c["gold"]) == ("sft", "only")
 
+    def value(c: dict, k: str):  # a setting that is newer than the run had its default's effect
+        return ("an adapter" if c.get(k) else "none") if k == "start" else c.get(k, DEFAULTS.get(k))
+
     name = {"dual": "codelutra", "dpo": "dpo only"}.get(objective)
     name = name or ("sft on gold" if on_gold(config) else "positives only")
     differ = []
-    for k in config:
+    for k in DEFAULTS:
         comparable = [o for o in others if k != "answers" or not (on_gold(o) or on_gold(config))]
-        if k not in NOT_A_METHOD and any(o.get(k) != config[k] for o in comparable):
+        if k not in UNNAMED and any(value(o, k) != value(config, k) for o in comparable):
             differ.append(k)
     if not on_gold(config) and (gold == "only" or any(o["gold"] not in (gold, "only") for o in others)):
         differ.append("gold")
-    return ", ".join([name, *(f"{k} {config[k]}" for k in differ)])
+    return ", ".join([name, *(f"{k} {value(config, k)}" for k in differ)])
+
+
+def methods(runs: list[dict]) -> list[str]:
+    """The name of each run's method. Runs of other code have the same settings: then the folder names them.
+
+    That is so where two runs of one seed would have the same name; "-seed0" is no part of a method's name.
+    """
+    names = [method(run["config"], [r["config"] for r in runs]) for run in runs]
+    count = Counter((name, run["config"]["seed"]) for name, run in zip(names, runs))
+    twice = {name for (name, _), n in count.items() if n > 1}
+    folders = [run["name"].removesuffix(f"-seed{run['config']['seed']}") for run in runs]
+    return [f"{name}, {folder}" if name in twice else name for name, folder in zip(names, folders)]
 
 
 def side_by_side(runs: list[dict]) -> tuple[list[dict], list[str]]:
@@ -120,9 +141,9 @@ def side_by_side(runs: list[dict]) -> tuple[list[dict], list[str]]:
     then the mean over its seeds for every policy that at least two of its runs have, and for the best ones.
     `gap` is the difference in EX to π_0 of the same run; em and executable are shares.
     """
-    configs, by_method, rows, notes = [run["config"] for run in runs], {}, [], []
-    for run in runs:
-        by_method.setdefault(method(run["config"], configs), []).append(run)
+    by_method, rows, notes = {}, [], []
+    for name, run in zip(methods(runs), runs):
+        by_method.setdefault(name, []).append(run)
     for name, members in by_method.items():
         members.sort(key=lambda run: run["config"]["seed"])
         for run in members:
@@ -192,10 +213,11 @@ def results(runs: list[dict]) -> dict:
         raise UserError("these runs are not all on one data set and one model.")
     asked = [[q["index"] for q in rows] for run in runs for rows in run["dev"]]
     if not asked[0] or any(indices != asked[0] for indices in asked):
-        raise UserError("these runs were not all scored on the same held-out questions.")
+        scored = ", ".join(f"{run['name']} on {len(run['dev'][0])}" for run in runs)
+        raise UserError(f"these runs were not all scored on the same held-out questions: {scored}.")
     rows, right, last = {}, {}, {}  # right: method → iteration or "best" → seed → which questions are right
-    for run in runs:
-        name, seed = method(run["config"], configs), run["config"]["seed"]
+    for name, run in zip(methods(runs), runs):
+        seed = run["config"]["seed"]
         if run["best"] is None:
             raise UserError(f"{run['name']} has not ended.")
         if any(row["seed"] == seed for row in rows.get(name, ())):

@@ -466,7 +466,6 @@ def test_runs_without_a_common_mean_stand_side_by_side_and_say_why(run, tmp_path
     config = read(folders[1] / "config.json")[0]
     for change, words in (
         ({"iterations": 9}, "no mean of the best policies, since its runs have different --iterations."),
-        ({"seed": 0}, "codelutra: no means, since two of its runs have the same seed."),
         ({"data": "bird"}, "these runs are not all on one data set and one model."),
     ):
         write(folders[1] / "config.json", config | change)
@@ -577,10 +576,36 @@ def test_runs_that_differ_in_a_setting_are_methods_of_their_own(run, tmp_path):
         ({"gold": "always"}, ["codelutra, gold if-empty", "codelutra, gold always", "sft on gold"]),
         ({"gold": "only"}, ["codelutra", "codelutra, gold only", "sft on gold"]),
         ({"objective": "dpo"}, ["codelutra", "dpo only", "sft on gold"]),
-    ):
+        ({"start": "runs/c/adapter"}, ["codelutra, start none", "codelutra, start an adapter",
+                                       "sft on gold, start none"]),
+        # of the machine, the day or its code: other runs of one method
+        ({"day": "1 May 2030", "tensorboard": True, "train_tokens": 7}, ["codelutra", "sft on gold"]),
+        # one seed twice: code that was changed for one of them, which settings do not say
+        ({"seed": 0}, ["codelutra, a", "codelutra, b", "sft on gold"]),
+    ):  # fmt: skip
         (tmp_path / "runs/b/config.json").write_text(json.dumps(config | change))
         report.main([*folders, "--results", str(file)])
         assert list(json.loads(file.read_text())["methods"]) == names
+
+
+def test_a_setting_newer_than_a_run_had_its_default(run, tmp_path):
+    folders, file = several(run, tmp_path), tmp_path / "results.json"
+    config = tmp_path / "runs/b/config.json"
+    older = json.loads(config.read_text())
+    del older["step_databases"], older["tensorboard"]
+    config.write_text(json.dumps(older))
+    report.main([*folders, "--results", str(file)])
+    assert list(json.loads(file.read_text())["methods"]) == ["codelutra", "sft on gold"]
+
+
+def test_runs_of_changed_code_are_named_by_their_folders(run, tmp_path):
+    for folder, seed in (("dual-seed0", 0), ("dual-seed1", 1), ("dpop-seed0", 0)):
+        shutil.copytree(run, tmp_path / folder)
+        config = json.loads((run / "config.json").read_text())
+        (tmp_path / folder / "config.json").write_text(json.dumps(config | {"seed": seed}))
+    found = made(*(tmp_path / folder for folder in ("dual-seed0", "dual-seed1", "dpop-seed0")))
+    assert [row[0] for row in found.table("method") if "mean" in row[1]] == ["codelutra, dual"] * 2
+    assert {row[0] for row in found.table("method")} == {"codelutra, dual", "codelutra, dpop"}
 
 
 def test_runs_that_cannot_be_compared_are_one_sentence(run, tmp_path):
