@@ -7,7 +7,7 @@ Sharing saves time: a question's answers share its prompt, and questions on one 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from pairs import QuestionPairs
@@ -87,25 +87,30 @@ def trees(
         at: Used(at, sorted({a for p in members for a in p[1:] if a is not None}), members)
         for at, members in by_question.items()
     }
-    sizes = {
-        at: len(prompts[at]) + sum(len(pairs[at].answers[a]) for a in u.answers) for at, u in used.items()
-    }
-    for micro_batch in micro_batches(sorted(used), sizes, limit):
+    tokens = {at: sum(len(pairs[at].answers[a]) for a in u.answers) for at, u in used.items()}
+    # sorted, so that prompts that begin alike meet in one pass
+    for micro_batch in micro_batches(sorted(used, key=prompts.__getitem__), prompts, tokens, limit):
         yield [used[at] for at in micro_batch]
 
 
-def micro_batches(items: list[int], sizes, limit: int) -> Iterator[list[int]]:
-    """Consecutive items in lists whose sizes sum to at most `limit`; an item above it stands alone.
+def micro_batches(
+    order: list[int], prompts: Prompts, answers: Mapping[int, int] | Sequence[int], limit: int
+) -> Iterator[list[int]]:
+    """The questions of `order` in lists of at most `limit` tokens; a question above it stands alone.
 
-    sizes: the size of each item, as sizes[item].
+    answers: the answer tokens of each question. A prefix that neighbours share is computed once, and is
+    counted once.
     """
-    batch, total = [], 0
-    for item in items:
-        if batch and total + sizes[item] > limit:
+    batch, size = [], 0
+    for at in order:
+        whole = added = len(prompts[at]) + answers[at]
+        if batch:
+            added -= shared(prompts[at], prompts[batch[-1]])
+        if batch and size + added > limit:
             yield batch
-            batch, total = [], 0
-        batch.append(item)
-        total += sizes[item]
+            batch, size, added = [], 0, whole
+        batch.append(at)
+        size += added
     if batch:
         yield batch
 
@@ -113,13 +118,4 @@ def micro_batches(items: list[int], sizes, limit: int) -> Iterator[list[int]]:
 def sampling_batches(prompts: Prompts, answers: int, max_new: int, batch_tokens: int) -> list[list[int]]:
     """Batches of at most `batch_tokens` cached tokens: prompts of like length and one schema together."""
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]) // 128, prompts[i]))
-    result, size, last = [], 0, []
-    for i in order:
-        # a shared schema is cached once
-        need = len(prompts[i]) - shared(prompts[i], last) + answers * max_new
-        if not result or size + need > batch_tokens:
-            result.append([])
-            size, need = 0, len(prompts[i]) + answers * max_new
-        result[-1].append(i)
-        size, last = size + need, prompts[i]
-    return result
+    return list(micro_batches(order, prompts, [answers * max_new] * len(prompts), batch_tokens))

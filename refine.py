@@ -34,7 +34,7 @@ def reference_logps(
     """log π_{t−1} of every distinct answer, computed once, before the first step."""
     # sorted, so that prompts that begin alike meet in one pass
     order = sorted(range(len(pairs)), key=prompts.__getitem__)
-    sizes = [len(prompt) + sum(map(len, p.answers)) for prompt, p in zip(prompts, pairs)]
+    tokens = [sum(map(len, p.answers)) for p in pairs]
 
     def score(batch: list[int]) -> list[torch.Tensor]:
         tree = Tree([prompts[at] for at in batch], [pairs[at].answers for at in batch], policy.device)
@@ -45,7 +45,7 @@ def reference_logps(
     def score_all(batches: list[list[int]]) -> list[list[torch.Tensor]]:
         return [halving(score, batch) for batch in ranks.bar(batches, desc="reference", unit="batch")]
 
-    batches = list(micro_batches(order, sizes, config.train_tokens))
+    batches = list(micro_batches(order, prompts, tokens, config.train_tokens))
     scored = ranks.share_work(batches, score_all, partial(empty_pass, policy))
     logps = dict(zip(order, (values for batch in scored for values in batch)))
     return [logps[at] for at in range(len(pairs))]

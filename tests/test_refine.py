@@ -13,12 +13,13 @@ from conftest import plain_logps
 
 import lora
 import refine as refining
-from batches import Pair, batches, micro_batches
+from batches import Pair, batches, micro_batches, trees
 from cli import UserError
 from pairs import QuestionPairs
 from policy import halving, load_policy
 from refine import check_first_step, learning_rate, reference_logps, refine
 from settings import Config
+from tree import Tree
 
 LN2 = math.log(2)
 
@@ -84,8 +85,27 @@ def test_every_pair_is_in_one_batch_of_an_epoch(together):
 
 
 def test_micro_batches_are_consecutive_and_keep_the_limit():
-    sizes = [5, 5, 3, 9, 20, 1, 1]
-    assert list(micro_batches(range(7), sizes, 10)) == [[0, 1], [2], [3], [4], [5, 6]]
+    prompts = [[i] * 2 for i in range(7)]
+    answers = [3, 3, 1, 7, 18, 0, 0]
+    assert list(micro_batches(range(7), prompts, answers, 10)) == [[0, 1], [2], [3], [4], [5, 6]]
+
+
+def test_a_schema_that_neighbours_share_is_counted_once():
+    schema, other = [1] * 300, [2] * 300
+    prompts = [schema + [5], schema + [6], schema + [7], other + [5], other + [6]]
+    answers = dict.fromkeys(range(5), 9)
+    # 310 tokens the first, 10 more each of the others
+    assert list(micro_batches(range(5), prompts, answers, 330)) == [[0, 1, 2], [3, 4]]
+    assert list(micro_batches(range(5), prompts, answers, 329)) == [[0, 1], [2], [3, 4]]
+    assert list(micro_batches(range(5), prompts, answers, 309)) == [[0], [1], [2], [3], [4]]
+    assert list(micro_batches(range(5), prompts, answers, 650)) == [[0, 1, 2, 3, 4]]
+    pairs = [QuestionPairs(i, ((1,) * 9,), ((0, None),)) for i in range(5)]
+    batch = [Pair(at, 0, None) for at in (3, 0, 4, 1, 2)]
+    # the passes of a step count alike, and bring prompts that begin alike together
+    passes = [[used.at for used in part] for part in trees(batch, prompts, pairs, 330)]
+    assert passes == [[0, 1, 2], [3, 4]]
+    tree = Tree([prompts[at] for at in passes[0]], [pairs[at].answers for at in passes[0]])
+    assert len(tree.ids[0]) == 330
 
 
 # ---- gradients ---------------------------------------------------------------------------------------------
