@@ -96,7 +96,7 @@ def change(after: list[dict], before: list[dict]) -> dict | None:
 
 
 # what a method's name does not say, besides what may change when a run is resumed
-UNNAMED = FREE | {"objective", "gold", "seed", "data_dir", "python", "code", "day", "device", "batch_tokens",
+UNNAMED = FREE | {"objective", "gold", "seed", "data_dir", "python", "device", "batch_tokens",
                   "allow_unsandboxed"}  # fmt: skip
 
 
@@ -127,7 +127,8 @@ def methods(runs: list[dict]) -> list[str]:
 
     That is so where two runs of one seed would have the same name; "-seed0" is no part of a method's name.
     """
-    names = [method(run["config"], [r["config"] for r in runs]) for run in runs]
+    configs = [run["config"] for run in runs]
+    names = [method(config, configs) for config in configs]
     count = Counter((name, run["config"]["seed"]) for name, run in zip(names, runs))
     twice = {name for (name, _), n in count.items() if n > 1}
     folders = [run["name"].removesuffix(f"-seed{run['config']['seed']}") for run in runs]

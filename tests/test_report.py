@@ -606,6 +606,10 @@ def test_runs_of_changed_code_are_named_by_their_folders(run, tmp_path):
     found = made(*(tmp_path / folder for folder in ("dual-seed0", "dual-seed1", "dpop-seed0")))
     assert [row[0] for row in found.table("method") if "mean" in row[1]] == ["codelutra, dual"] * 2
     assert {row[0] for row in found.table("method")} == {"codelutra, dual", "codelutra, dpop"}
+    # nor do the folders' names tell these two apart
+    shutil.copytree(tmp_path / "dual-seed0", tmp_path / "again/dual-seed0")
+    text = made(tmp_path / "dual-seed0", tmp_path / "again/dual-seed0").text
+    assert "codelutra, dual: no means, since two of its runs have the same seed." in text
 
 
 def test_runs_that_cannot_be_compared_are_one_sentence(run, tmp_path):
