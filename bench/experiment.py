@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from bench.variants import VARIANTS
+from bench.variants import VARIANTS, tables
 from policy import settled, today
 from run_folder import write_settings
 from settings import parse
@@ -45,6 +45,7 @@ METHODS = {
     "dpo": "--objective dpo",
     "dual-lam5": "--lam 5",
     "dual-beta.02": "--beta 0.02",
+    "dual-beta.5": "--beta 0.5",
     "dual-lr3e-5": "--lr 3e-5",
 }
 METHODS |= dict.fromkeys(VARIANTS, "")  # bench/variants.py
@@ -119,9 +120,21 @@ def letters(answers: Path) -> str:
     return "".join("x" if verdict == "crash" else (verdict or "-")[0] for verdict in verdicts)
 
 
+def by_tables(answers: Path) -> dict[str, list[int]]:
+    """Tables that the gold query reads (3: or more) → questions, right answers, answers that read fewer."""
+    counts: dict[str, list[int]] = {}
+    for row in map(json.loads, answers.open(encoding="utf-8")):
+        gold, given = tables(row["gold"]), tables(row["answer"])
+        count = counts.setdefault(str(min(gold, 3)), [0, 0, 0])
+        for i, hit in enumerate((True, row["verdict"] == "correct", given < gold)):
+            count[i] += hit
+    return counts
+
+
 def collect(run: Path, results: Path):
     """What is worth keeping of a run: settings, scores and verdicts, pairs, seconds, training curves."""
     iterations = []
+    config = json.loads((run / "config.json").read_text())
     for folder in sorted(run.glob("iter_*"), key=lambda path: int(path.name[5:])):
         row = {
             name: json.loads((folder / f"{name}.json").read_text())
@@ -133,6 +146,8 @@ def collect(run: Path, results: Path):
             for name in ("validation", "dev")
             if (folder / f"{name}.jsonl").exists()
         }
+        if config["data"] in ("spider", "bird") and (folder / "dev.jsonl").exists():
+            row["tables"] = by_tables(folder / "dev.jsonl")
         if (folder / "train.jsonl").exists():
             steps = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
             row["train"] = (
@@ -140,7 +155,6 @@ def collect(run: Path, results: Path):
             )
         iterations.append(row)
     results.mkdir(parents=True, exist_ok=True)
-    config = json.loads((run / "config.json").read_text())
     for place in ("data_dir", "out", "python"):  # of the machine, not of the result
         config.pop(place, None)
     kept = {"config": config, "iterations": iterations}

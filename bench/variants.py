@@ -7,6 +7,7 @@ folder does not hold the variant's name: give --out one that does, as bench/expe
 """
 
 import random
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -75,6 +76,19 @@ def mixed(config, question, gold, gold_text, drawn: list[tuple[Answer, Verdict]]
     return answers if 2 <= right <= len(drawn) - 2 else ([], [])
 
 
+def tables(query: str) -> int:
+    """How many times a query reads a table: its FROMs and JOINs."""
+    return len(re.findall(r"\b(?:from|join)\b", query, re.IGNORECASE))
+
+
+def alike(config, question, gold, gold_text, drawn: list[tuple[Answer, Verdict]], counts: Counter):
+    """Rejected answers that read as many tables as a chosen one: "it has a join" then tells no pair apart."""
+    chosen, rejected = sort_answers(config, question, gold, gold_text, drawn, counts)
+    text = {answer.ids: answer.text for answer, _ in drawn} | {gold: gold_text}
+    numbers = {tables(text[ids]) for ids in chosen}
+    return chosen, [ids for ids in rejected if tables(text[ids]) in numbers]
+
+
 def dpop_margin(chosen, rejected, reference_chosen, reference_rejected, penalty: float = 5.0):
     """DPOP (Pal et al. 2024, equation 3): `penalty` times what a chosen answer falls below its reference."""
     fallen = (reference_chosen - chosen).clamp(min=0)
@@ -112,6 +126,7 @@ VARIANTS = {
     # rejected: runs, with another result; does not run
     "running": Variant(pairs, "sort_answers", rejecting(lambda v: v.ran), "draws"),
     "failing": Variant(pairs, "sort_answers", rejecting(lambda v: not v.ran), "draws"),
+    "alike": Variant(pairs, "sort_answers", alike, "draws"),
     "mixed": Variant(pairs, "sort_answers", mixed, "draws"),
     "dpop": Variant(refine, "dpo_margin", dpop_margin, "pairs"),
     "normalised": Variant(refine, "answer_logps", logps_per_token, "draws"),

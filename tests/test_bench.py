@@ -10,16 +10,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 
 import pytest
 import torch
 from test_verify_cli import CONTEXT, strict
 
 from bench import agreement, ds1000_references, experiment, peers, table, variants, verification
+from data import Answer, Question
 from policy import settled
 from run_folder import begun, check_settings, write_settings
-from settings import parse
-from verify import Verifier
+from settings import Config, parse
+from verify import Verdict, Verifier
 
 MISSING = CONTEXT.replace("return 7, 14", "return 7, open('/no/such/data.csv')")
 BY_NAME = MISSING.replace("return 7", "load_dataset = open\n    return 7").replace("open('", "load_dataset('")
@@ -132,6 +134,31 @@ def test_pair_rules_of_the_variants():
     near = {(1, 2, 3): (1, 2, 4), (7, 8, 9): (7, 8, 8)}
     assert all(near[c] == r for c, r in variants.nearest(chosen, rejected, 8, rng))
     assert all(r != near[c] for c, r in variants.farthest(chosen, rejected, 8, rng))
+
+
+def test_alike_rejects_only_what_reads_as_many_tables_as_a_chosen_answer():
+    one, other, join = "SELECT a FROM t", "SELECT b FROM t", "SELECT a FROM t JOIN u ON t.i = u.i"
+    drawn = [
+        (Answer(0, m, (m,), text, -1.0, True), Verdict("correct" if text == one else "wrong", "", 0.0))
+        for m, text in enumerate([one, other, join])
+    ]
+    question = Question(0, "db", "", "which?", one)
+    given = Config(), question, (9,), one, drawn, Counter()
+    assert variants.sort_answers(*given) == ([(0,)], [(1,), (2,)])
+    assert variants.alike(*given) == ([(0,)], [(1,)])
+
+
+def test_answers_are_counted_by_the_tables_that_the_gold_query_reads(tmp_path):
+    one, two = "SELECT a FROM t", "select a\nfrom t join u"
+    rows = [
+        (one, one, "correct"),
+        (two, one, "wrong"),
+        (two, two, "correct"),
+        (two + " JOIN v JOIN w", "", "error"),
+    ]
+    file = tmp_path / "dev.jsonl"
+    file.write_text("".join(json.dumps({"gold": g, "answer": a, "verdict": v}) + "\n" for g, a, v in rows))
+    assert experiment.by_tables(file) == {"1": [1, 1, 0], "2": [2, 1, 1], "3": [1, 0, 1]}
 
 
 def test_the_margin_of_dpop_falls_only_where_the_chosen_answer_fell():
