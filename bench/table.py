@@ -4,7 +4,8 @@
 
 A row for each method and policy π_t: the mean of EX over its seeds, how far it is from the base model and
 from the method --against, paired by question and seed, with 95 % bootstrap intervals over both; then its
-shares of executable answers and of exact matches, and its steps. The best row comes first.
+shares of executable answers and of exact matches, and its steps. The best row comes first. A second table
+divides the questions by the number of tables that the gold query reads.
 """
 
 import argparse
@@ -64,6 +65,30 @@ def rows(runs: dict[str, dict[int, list[dict]]], against: str):
             ]  # fmt: skip
 
 
+def by_tables(runs: dict[str, dict[int, list[dict]]]):
+    """Each policy and its cells: EX, and the share of answers that read fewer tables than the gold query."""
+
+    def cells(rows: list[dict]) -> list[str]:
+        found = []
+        for key in sorted(rows[0]["tables"]):
+            count, hits, fewer = np.sum([row["tables"][key] for row in rows], axis=0)
+            found.append(f"{100 * hits / count:.1f} ({100 * fewer / count:.0f})")
+        return found
+
+    kept = {method: seeds for method, seeds in runs.items() if all("tables" in s[-1] for s in seeds.values())}
+    if kept:
+        yield "base", cells([next(iter(seeds.values()))[0] for seeds in kept.values()])
+    for method, seeds in kept.items():
+        for t in range(1, min(map(len, seeds.values()))):
+            yield f"{method}, π_{t}", cells([seeds[s][t] for s in sorted(seeds)])
+
+
+def show(heads: list[str], rows: list[list[str]]):
+    print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
+    for cells in rows:
+        print("| " + " | ".join(cells) + " |")
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -82,9 +107,10 @@ def main():
         "EM, %",
         "steps",
     ]
-    print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
-    for _, cells in sorted(rows(runs, args.against), key=lambda row: -row[0]):
-        print("| " + " | ".join(cells) + " |")
+    show(heads, [cells for _, cells in sorted(rows(runs, args.against), key=lambda row: -row[0])])
+    if divided := [[name, *cells] for name, cells in by_tables(runs)]:
+        print("\nEX, %, where the gold query reads so many tables (answers that read fewer, %):\n")
+        show(["policy", "1", "2", "3 or more"][: len(divided[0])], divided)
 
 
 if __name__ == "__main__":

@@ -222,6 +222,11 @@ def test_the_table_of_an_experiment_by_hand(tmp_path, monkeypatch, capsys):
                 "scores": {"dev": {"ex": verdicts.count("c") / 4, "em": 0.25, "executable": 0.5}},
                 "verdicts": {"dev": verdicts},
                 "train": {"loss": [1.0] * 3},
+                # the first two questions' gold queries read one table; an error reads fewer than two
+                "tables": {
+                    "1": [2, verdicts[:2].count("c"), 0],
+                    "2": [2, verdicts[2:].count("c"), verdicts[2:].count("e")],
+                },
             }
             for verdicts in dev
         ]
@@ -237,12 +242,18 @@ def test_the_table_of_an_experiment_by_hand(tmp_path, monkeypatch, capsys):
     files.append(keep("dpo", 0, "cwee"))  # has not ended
     monkeypatch.setattr(sys, "argv", ["table.py", *files])
     table.main()
-    lines = capsys.readouterr().out.splitlines()[2:]
+    first, second = capsys.readouterr().out.split("\n\nEX, %, where the gold query reads")
+    lines = first.splitlines()[2:]
     assert [line.split(" | ")[0] for line in lines] == ["| gold, π_1", "| dual, π_1"]
     _, mean, each, base, apart, executable, em, steps = lines[0].strip("| ").split(" | ")
     assert (mean, each, executable, em, steps) == ("75.0", "50.0, 100.0", "50.0", "25.0", "3/3")
     assert base.startswith("+50.0 (") and apart.startswith("+50.0 (") and apart.endswith(", 1 seed")
     assert " | -25.0 (" in lines[1]
+    assert second.splitlines()[-3:] == [
+        "| base | 50.0 (0) | 0.0 (100) |",
+        "| gold, π_1 | 100.0 (0) | 50.0 (25) |",
+        "| dual, π_1 | 0.0 (0) | 0.0 (0) |",
+    ]
 
 
 def test_verdicts_are_kept_as_letters(tmp_path):
