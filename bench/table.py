@@ -24,7 +24,10 @@ def load(paths: list[Path]) -> dict[str, dict[int, list[dict]]]:
     """Files SIZE-METHOD-seedN.json → method → seed → iterations; without those that have no scores yet."""
     runs: dict[str, dict[int, list[dict]]] = {}
     for path in paths:
-        method, seed = re.fullmatch(r"[^-]+-(.+)-seed(\d+)", path.stem).groups()
+        named = re.fullmatch(r"[^-]+-(.+)-seed(\d+)", path.stem)
+        if not named:
+            sys.exit(f"{path} is not named SIZE-METHOD-seedN.json, as bench/experiment.py names its files.")
+        method, seed = named.groups()
         iterations = [row for row in json.loads(path.read_text())["iterations"] if "scores" in row]
         if len(iterations) > 1:
             runs.setdefault(method, {})[int(seed)] = iterations

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import lora
 from compare_runs import wilson
-from policy import hub_id, load_policy, settled
+from policy import from_source, hub_id, load_policy, settled
 from settings import command, parse
 from tree import Tree, answer_logps
 
@@ -85,6 +85,36 @@ def test_the_two_bundled_models_are_known_by_their_hub_ids():
     assert hub_id("smollm2") == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert hub_id("coder") == "Qwen/Qwen2.5-Coder-0.5B-Instruct"
     assert hub_id("org/name") == "org/name" and hub_id("some/folder/x.gguf") == "some/folder/x.gguf"
+
+
+class Unpacked:
+    """What a GGUF file is unpacked to, as AutoModelForCausalLM does it, but at once."""
+
+    unpacked = 0
+
+    def __init__(self, source):
+        self.source = source
+
+    @classmethod
+    def from_pretrained(cls, source, gguf_file=None):
+        cls.unpacked += gguf_file is not None
+        return cls(source)
+
+    def save_pretrained(self, folder):
+        folder.mkdir(parents=True)
+
+
+def test_a_gguf_file_is_unpacked_once_wherever_it_lies(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files = [tmp_path / place / "model.gguf" for place in ("one", "two", "changed")]
+    for file, content in zip(files, (b"weights", b"weights", b"others!")):
+        file.parent.mkdir()
+        file.write_bytes(content)
+    counts = []
+    for file in [files[0], *files]:
+        from_source(Unpacked, str(file), "weights-float32")
+        counts.append(Unpacked.unpacked)
+    assert counts == [1, 1, 1, 2]
 
 
 # ---- model cards ---------------------------------------------------------------------------------
