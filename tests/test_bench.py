@@ -14,11 +14,13 @@ from collections import Counter
 
 import pytest
 import torch
+from conftest import plain_logps
 from test_verify_cli import CONTEXT, strict
+from transformers import AutoModelForCausalLM
 
-from bench import agreement, ds1000_references, experiment, peers, table, variants, verification
+from bench import agreement, displacement, ds1000_references, experiment, peers, table, variants, verification
 from data import Answer, Question
-from policy import settled
+from policy import load_policy, settled
 from run_folder import begun, check_settings, write_settings
 from settings import Config, parse
 from verify import Verdict, Verifier
@@ -159,6 +161,18 @@ def test_answers_are_counted_by_the_tables_that_the_gold_query_reads(tmp_path):
     file = tmp_path / "dev.jsonl"
     file.write_text("".join(json.dumps({"gold": g, "answer": a, "verdict": v}) + "\n" for g, a, v in rows))
     assert experiment.by_tables(file) == {"1": [1, 1, 0], "2": [2, 1, 1], "3": [1, 0, 1]}
+
+
+def test_displacement_scores_each_answer_under_its_own_prompt(folders):
+    policy = load_policy(folders["gpt2"], "float32", "cpu")
+    prompts = [[9, 8, 7], [5] * 20 + [6, 7], [5] * 20 + [8]]  # sorted otherwise, and two share a schema
+    answers = [(1, 2, 3), (4,), (5, 6)]
+    plain = AutoModelForCausalLM.from_pretrained(folders["gpt2"], attn_implementation="eager")
+    with torch.no_grad():
+        expected = torch.stack([plain_logps(plain, p, list(a)).sum() for p, a in zip(prompts, answers)])
+    for limit in (1, 4096):
+        found = displacement.logps(policy, prompts, answers, limit)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_the_margin_of_dpop_falls_only_where_the_chosen_answer_fell():

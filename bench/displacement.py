@@ -1,0 +1,89 @@
+"""How far training moved what the base model knew: its own right answers to the dev questions.
+
+    python bench/displacement.py runs/experiment/first-dual-seed0 runs/experiment/first-positives-seed0 …
+
+For each run (a folder of codelutra.py on Spider or BIRD): the mean of log π_t(ŷ|x) − log π_0(ŷ|x), in nats,
+over the greedy answers ŷ of π_0 that were right, apart for queries that read one table and more. No method
+was trained on these questions. Where π_0's right answers fall, the rejected ones took from them what they
+share (likelihood displacement: Razin et al. 2024). Then, for each run with rejected answers, how many of the
+chosen and of the rejected answers in its pairs read several tables: a policy can tell them apart by that.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import torch
+
+import data
+import lora
+from batches import micro_batches
+from bench.variants import tables
+from policy import Policy, load_policy
+from prompts import code_ids
+from stages import read_answers, read_pairs, read_verdicts
+from tree import Tree, answer_logps
+
+
+@torch.no_grad()
+def logps(
+    policy: Policy, prompts: list[list[int]], answers: list[tuple[int, ...]], limit: int
+) -> torch.Tensor:
+    """Log-probability of one answer to each prompt: (answers,)."""
+    found = torch.zeros(len(answers))
+    order = sorted(range(len(answers)), key=prompts.__getitem__)
+    for some in micro_batches(order, prompts, [len(ids) for ids in answers], limit):
+        with policy.autocast():
+            tree = Tree([prompts[i] for i in some], [[answers[i]] for i in some], policy.device)
+            found[some] = answer_logps(policy.model, tree).cpu()
+    return found
+
+
+def several_tables(run: Path, t: int, policy: Policy) -> dict[str, tuple[int, float, float]]:
+    """Is the chosen answer its own or gold → pairs, shares of chosen and of rejected with several tables."""
+    folder = run / f"iter_{t}"
+    drawn = zip(read_answers(folder / "answers.jsonl"), read_verdicts(folder / "verdicts.jsonl"), strict=True)
+    own = {(answer.question, answer.ids) for answer, verdict in drawn if verdict.verdict == "correct"}
+    counts: dict[str, list[int]] = {}
+    for p in read_pairs(folder / "pairs.jsonl"):
+        several = [tables(policy.tokenizer.decode(ids)) > 1 for ids in p.answers]
+        for chosen, rejected in p.pairs:
+            whose = "own" if (p.question, p.answers[chosen]) in own else "gold"
+            count = counts.setdefault(whose, [0, 0, 0])
+            for i, hit in enumerate((True, several[chosen], several[rejected])):
+                count[i] += hit
+    return {whose: (n, c / n, r / n) for whose, (n, c, r) in counts.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="runs of one base model on one data set")
+    parser.add_argument("--iteration", type=int, default=1, help="t, of π_t")
+    args = parser.parse_args()
+    config = json.loads((args.runs[0] / "config.json").read_text())
+    questions = {q.index: q for q in data.load(config["data"], config["data_dir"], "dev")[0]}
+    policy = load_policy(config["model"], config["precision"], config["device"])
+    with (args.runs[0] / "iter_0/dev.jsonl").open(encoding="utf-8") as file:
+        right = [row for row in map(json.loads, file) if row["verdict"] == "correct"]
+    prompts = [policy.prompt_ids(questions[row["index"]]) for row in right]
+    answers = [code_ids(row["answer"], policy.tokenizer) for row in right]
+    several = torch.tensor([tables(row["answer"]) > 1 for row in right])
+    before = logps(policy, prompts, answers, config["train_tokens"])
+    print(f"| nats an answer | one table ({(~several).sum()}) | more ({several.sum()}) |\n|---|---|---|")
+    for run in args.runs:
+        lora.load(policy.model, run / f"iter_{args.iteration}" / "adapter")
+        moved = logps(policy, prompts, answers, config["train_tokens"]) - before
+        print(f"| {run.name} | {moved[~several].mean():+.2f} | {moved[several].mean():+.2f} |", flush=True)
+    print("\n| pairs | chosen is | pairs | chosen, several tables, % | rejected, % |\n|---|---|---|---|---|")
+    for run in args.runs:
+        if json.loads((run / "config.json").read_text())["objective"] != "sft":
+            for whose, (n, c, r) in several_tables(run, args.iteration, policy).items():
+                print(f"| {run.name} | {whose} | {n} | {100 * c:.0f} | {100 * r:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
