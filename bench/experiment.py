@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from bench.variants import VARIANTS, tables
+from bench.variants import VARIANTS, parts, tables
 from policy import settled, today
 from run_folder import write_settings
 from settings import parse
@@ -48,7 +48,7 @@ METHODS = {
     "dual-beta.5": "--beta 0.5",
     "dual-lr3e-5": "--lr 3e-5",
 }
-METHODS |= dict.fromkeys(VARIANTS, "")  # bench/variants.py
+METHODS |= dict.fromkeys([*VARIANTS, "dpop+nearest", "dpop+running"], "")  # bench/variants.py
 # logps per token make a margin some 25 times smaller; a plan needs room
 METHODS |= {"normalised": "--sft-reduction sum --beta 2.5", "planned": "--max-new 192"}
 # files that two runs of one seed share, and what must be equal for it
@@ -79,16 +79,16 @@ def command(args, method: str, seed: int) -> list[str]:
 
 def sharing(run: Path, config: dict) -> dict:
     """The settings of a run that say what it shares, and what its variant makes for itself alone."""
-    variant = VARIANTS.get(run.name.split("-seed")[0].split("-", 1)[1])
-    shares = variant.shares if variant else "pairs"
+    method = run.name.split("-seed")[0].split("-", 1)[1]
+    shares = {variant.shares for variant in parts(method)}
     # the dual loss and DPO compare the same answers
     objective = "sft" if config["objective"] == "sft" else "pairs"
     draws = (config["gold"], config["objective"]) != ("only", "sft")
     return config | {
         "objective": objective,
         "draws": draws,
-        "own_prompts": run.name if shares == "nothing" else None,
-        "own_pairs": None if shares == "pairs" else run.name,
+        "own_prompts": run.name if "nothing" in shares else None,
+        "own_pairs": run.name if shares - {"pairs"} else None,
     }
 
 
@@ -120,15 +120,11 @@ def letters(answers: Path) -> str:
     return "".join("x" if verdict == "crash" else (verdict or "-")[0] for verdict in verdicts)
 
 
-def by_tables(answers: Path) -> dict[str, list[int]]:
-    """Tables that the gold query reads (3: or more) → questions, right answers, answers that read fewer."""
-    counts: dict[str, list[int]] = {}
-    for row in map(json.loads, answers.open(encoding="utf-8")):
-        gold, given = tables(row["gold"]), tables(row["answer"])
-        count = counts.setdefault(str(min(gold, 3)), [0, 0, 0])
-        for i, hit in enumerate((True, row["verdict"] == "correct", given < gold)):
-            count[i] += hit
-    return counts
+def table_counts(answers: Path) -> dict[str, str]:
+    """How many tables each question's gold query and its answer read, a digit each (9: or more)."""
+    with answers.open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    return {key: "".join(str(min(tables(row[key]), 9)) for row in rows) for key in ("gold", "answer")}
 
 
 def collect(run: Path, results: Path):
@@ -147,7 +143,7 @@ def collect(run: Path, results: Path):
             if (folder / f"{name}.jsonl").exists()
         }
         if config["data"] in ("spider", "bird") and (folder / "dev.jsonl").exists():
-            row["tables"] = by_tables(folder / "dev.jsonl")
+            row["tables"] = table_counts(folder / "dev.jsonl")
         if (folder / "train.jsonl").exists():
             steps = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
             row["train"] = (
@@ -190,7 +186,7 @@ def main():
                 continue
             begin(arguments)
             print(f"== {run.name}, {time.strftime('%H:%M')}", flush=True)
-            program = ["bench/variants.py", method] if method in VARIANTS else ["codelutra.py"]
+            program = ["bench/variants.py", method] if parts(method) else ["codelutra.py"]
             process = subprocess.Popen([sys.executable, *program, *arguments])
             try:
                 process.wait(max(0, end - time.time()) if end < float("inf") else None)

@@ -5,7 +5,7 @@
 A row for each method and policy π_t: the mean of EX over its seeds, how far it is from the base model and
 from the method --against, paired by question and seed, with 95 % bootstrap intervals over both; then its
 shares of executable answers and of exact matches, and its steps. The best row comes first. A second table
-divides the questions by the number of tables that the gold query reads.
+divides the questions: does the gold query read one table, or several?
 """
 
 import argparse
@@ -68,22 +68,38 @@ def rows(runs: dict[str, dict[int, list[dict]]], against: str):
             ]  # fmt: skip
 
 
-def by_tables(runs: dict[str, dict[int, list[dict]]]):
-    """Each policy and its cells: EX, and the share of answers that read fewer tables than the gold query."""
+def by_tables(runs: dict[str, dict[int, list[dict]]], against: str):
+    """Each policy and its cells, for questions whose gold query reads one table, and for the others.
 
-    def cells(rows: list[dict]) -> list[str]:
+    EX; how far it is from the method `against` on these questions; the share of answers that read fewer
+    tables than the gold query.
+    """
+    counts = next(
+        (i[0]["tables"] for seeds in runs.values() for i in seeds.values() if "tables" in i[0]), None
+    )
+    if counts is None:
+        return
+    gold = np.array([int(digit) for digit in counts["gold"]])
+    other = {seed: right(iterations, -1) for seed, iterations in runs.get(against, {}).items()}
+
+    def cells(seeds: dict[int, list[dict]], t: int, compared: bool) -> list[str]:
+        now = {seed: right(iterations, t) for seed, iterations in seeds.items()}
+        given = np.array([[int(digit) for digit in i[t]["tables"]["answer"]] for i in seeds.values()])
+        both = sorted(set(now) & set(other)) if compared else []
         found = []
-        for key in sorted(rows[0]["tables"]):
-            count, hits, fewer = np.sum([row["tables"][key] for row in rows], axis=0)
-            found.append(f"{100 * hits / count:.1f} ({100 * fewer / count:.0f})")
+        for some in (gold == 1, gold > 1):
+            apart = [np.array([side[seed][some] for seed in both]) for side in (now, other)]
+            found += [
+                f"{100 * np.mean([values[some] for values in now.values()]):.1f}",
+                points(mean_interval(*apart)) if both else "",
+                f"{100 * (given < gold)[:, some].mean():.0f}",
+            ]
         return found
 
-    kept = {method: seeds for method, seeds in runs.items() if all("tables" in s[-1] for s in seeds.values())}
-    if kept:
-        yield "base", cells([next(iter(seeds.values()))[0] for seeds in kept.values()])
-    for method, seeds in kept.items():
+    yield ["base", *cells({0: next(iter(next(iter(runs.values())).values()))}, 0, False)]
+    for method, seeds in runs.items():
         for t in range(1, min(map(len, seeds.values()))):
-            yield f"{method}, π_{t}", cells([seeds[s][t] for s in sorted(seeds)])
+            yield [f"{method}, π_{t}", *cells(seeds, t, method != against)]
 
 
 def show(heads: list[str], rows: list[list[str]]):
@@ -111,9 +127,10 @@ def main():
         "steps",
     ]
     show(heads, [cells for _, cells in sorted(rows(runs, args.against), key=lambda row: -row[0])])
-    if divided := [[name, *cells] for name, cells in by_tables(runs)]:
-        print("\nEX, %, where the gold query reads so many tables (answers that read fewer, %):\n")
-        show(["policy", "1", "2", "3 or more"][: len(divided[0])], divided)
+    if divided := list(by_tables(runs, args.against)):
+        print("\nEX where the gold query reads one table, and several:\n")
+        columns = ["EX, %", f"to {args.against}", "fewer tables than gold, %"]
+        show(["policy", *(f"{which}: {name}" for which in ("one", "several") for name in columns)], divided)
 
 
 if __name__ == "__main__":

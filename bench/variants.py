@@ -1,6 +1,7 @@
 """Variants of the method that the paper does not have: each replaces one function of ours by one of its own.
 
     python bench/variants.py dpop --model coder --data spider …     flags of codelutra.py behind the name
+    python bench/variants.py dpop+nearest …                         two at once
 
 They answer when failures teach, and stay out of codelutra.py until one of them is clearly better. A run's
 folder does not hold the variant's name: give --out one that does, as bench/experiment.py does.
@@ -134,11 +135,17 @@ VARIANTS = {
 }
 
 
+def parts(name: str) -> list[Variant]:
+    """The variants that a name like dpop or dpop+nearest puts together; none where it is no such name."""
+    every = name.split("+")
+    return [VARIANTS[part] for part in every] if set(every) <= set(VARIANTS) else []
+
+
 def main():
-    if len(sys.argv) < 2 or sys.argv[1] not in VARIANTS:
-        sys.exit(f"{__doc__}\nvariants: {', '.join(VARIANTS)}")
-    variant = VARIANTS[sys.argv[1]]
-    setattr(variant.module, variant.name, variant.replacement)
+    if len(sys.argv) < 2 or not parts(sys.argv[1]):
+        sys.exit(f"{__doc__}\nvariants, to be joined by +: {', '.join(VARIANTS)}")
+    for variant in parts(sys.argv[1]):
+        setattr(variant.module, variant.name, variant.replacement)
     codelutra.main(sys.argv[2:])
 
 

@@ -150,17 +150,18 @@ def test_alike_rejects_only_what_reads_as_many_tables_as_a_chosen_answer():
     assert variants.alike(*given) == ([(0,)], [(1,)])
 
 
-def test_answers_are_counted_by_the_tables_that_the_gold_query_reads(tmp_path):
+def test_the_tables_that_queries_read_are_kept_as_digits(tmp_path):
     one, two = "SELECT a FROM t", "select a\nfrom t join u"
-    rows = [
-        (one, one, "correct"),
-        (two, one, "wrong"),
-        (two, two, "correct"),
-        (two + " JOIN v JOIN w", "", "error"),
-    ]
+    rows = [(one, one), (two, one), (two + " JOIN v" * 9, "")]
     file = tmp_path / "dev.jsonl"
-    file.write_text("".join(json.dumps({"gold": g, "answer": a, "verdict": v}) + "\n" for g, a, v in rows))
-    assert experiment.by_tables(file) == {"1": [1, 1, 0], "2": [2, 1, 1], "3": [1, 0, 1]}
+    file.write_text("".join(json.dumps({"gold": gold, "answer": answer}) + "\n" for gold, answer in rows))
+    assert experiment.table_counts(file) == {"gold": "129", "answer": "110"}
+
+
+def test_variants_are_put_together_by_a_plus():
+    assert [variant.name for variant in variants.parts("dpop+nearest")] == ["dpo_margin", "draw_pairs"]
+    assert variants.parts("dual") == variants.parts("dpop+dual") == []
+    assert set(experiment.METHODS) >= {"dpop", "dpop+nearest"}
 
 
 def test_displacement_scores_each_answer_under_its_own_prompt(folders):
@@ -236,11 +237,8 @@ def test_the_table_of_an_experiment_by_hand(tmp_path, monkeypatch, capsys):
                 "scores": {"dev": {"ex": verdicts.count("c") / 4, "em": 0.25, "executable": 0.5}},
                 "verdicts": {"dev": verdicts},
                 "train": {"loss": [1.0] * 3},
-                # the first two questions' gold queries read one table; an error reads fewer than two
-                "tables": {
-                    "1": [2, verdicts[:2].count("c"), 0],
-                    "2": [2, verdicts[2:].count("c"), verdicts[2:].count("e")],
-                },
+                # the first two questions' gold queries read one table; an error reads none
+                "tables": {"gold": "1123", "answer": verdicts.translate(str.maketrans("cwex", "2200"))},
             }
             for verdicts in dev
         ]
@@ -256,18 +254,18 @@ def test_the_table_of_an_experiment_by_hand(tmp_path, monkeypatch, capsys):
     files.append(keep("dpo", 0, "cwee"))  # has not ended
     monkeypatch.setattr(sys, "argv", ["table.py", *files])
     table.main()
-    first, second = capsys.readouterr().out.split("\n\nEX, %, where the gold query reads")
+    first, second = capsys.readouterr().out.split("\n\nEX where the gold query reads")
     lines = first.splitlines()[2:]
     assert [line.split(" | ")[0] for line in lines] == ["| gold, π_1", "| dual, π_1"]
     _, mean, each, base, apart, executable, em, steps = lines[0].strip("| ").split(" | ")
     assert (mean, each, executable, em, steps) == ("75.0", "50.0, 100.0", "50.0", "25.0", "3/3")
     assert base.startswith("+50.0 (") and apart.startswith("+50.0 (") and apart.endswith(", 1 seed")
     assert " | -25.0 (" in lines[1]
-    assert second.splitlines()[-3:] == [
-        "| base | 50.0 (0) | 0.0 (100) |",
-        "| gold, π_1 | 100.0 (0) | 50.0 (25) |",
-        "| dual, π_1 | 0.0 (0) | 0.0 (0) |",
-    ]
+    base, gold, dual = (line.strip("|").split("|") for line in second.splitlines()[-3:])
+    assert [cell.strip() for cell in base] == ["base", "50.0", "", "0", "0.0", "", "100"]
+    _, one, to_dual, fewer, several, _, missing = map(str.strip, gold)
+    assert (one, fewer, several, missing) == ("100.0", "0", "50.0", "50") and to_dual.startswith("+100.0 (")
+    assert [cell.strip() for cell in dual] == ["dual, π_1", "0.0", "", "50", "0.0", "", "50"]
 
 
 def test_verdicts_are_kept_as_letters(tmp_path):
