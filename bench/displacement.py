@@ -3,10 +3,10 @@
     python bench/displacement.py runs/experiment/first-dual-seed0 runs/experiment/first-positives-seed0 …
 
 For each run (a folder of codelutra.py on Spider or BIRD): the mean of log π_t(ŷ|x) − log π_0(ŷ|x), in nats,
-over the greedy answers ŷ of π_0 that were right, apart for queries that read one table and more. No method
-was trained on these questions. Where π_0's right answers fall, the rejected ones took from them what they
-share (likelihood displacement: Razin et al. 2024). Then, for each run with rejected answers, how many of the
-chosen and of the rejected answers in its pairs read several tables: a policy can tell them apart by that.
+over the code ŷ of π_0's greedy answers that were right, apart for code that reads one table and more. No
+method was trained on these questions. Where π_0's right answers fall, the rejected ones took from them what
+they share (likelihood displacement: Razin et al. 2024). Then, for each run with rejected answers, how many of
+the chosen and of the rejected answers in its pairs read several tables: a policy can tell them apart by that.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from batches import micro_batches
 from bench.variants import tables
 from policy import Policy, load_policy
 from prompts import code_ids
+from run_folder import read_lines
 from stages import read_answers, read_pairs, read_verdicts
 from tree import Tree, answer_logps
 
@@ -41,20 +42,23 @@ def logps(
     return found
 
 
-def several_tables(run: Path, t: int, policy: Policy) -> dict[str, tuple[int, float, float]]:
-    """Is the chosen answer its own or gold → pairs, shares of chosen and of rejected with several tables."""
+def pairs_by_tables(run: Path, t: int, policy: Policy) -> dict[str, tuple[int, float, float]]:
+    """{own, gold: (pairs, share of chosen and of rejected answers that read several tables)}.
+
+    own: the chosen answer was drawn from the policy. gold: no drawn answer was right.
+    """
     folder = run / f"iter_{t}"
     drawn = zip(read_answers(folder / "answers.jsonl"), read_verdicts(folder / "verdicts.jsonl"), strict=True)
     own = {(answer.question, answer.ids) for answer, verdict in drawn if verdict.verdict == "correct"}
-    counts: dict[str, list[int]] = {}
+    found: dict[str, list[tuple[bool, bool]]] = {}
     for p in read_pairs(folder / "pairs.jsonl"):
         several = [tables(policy.tokenizer.decode(ids)) > 1 for ids in p.answers]
         for chosen, rejected in p.pairs:
             whose = "own" if (p.question, p.answers[chosen]) in own else "gold"
-            count = counts.setdefault(whose, [0, 0, 0])
-            for i, hit in enumerate((True, several[chosen], several[rejected])):
-                count[i] += hit
-    return {whose: (n, c / n, r / n) for whose, (n, c, r) in counts.items()}
+            found.setdefault(whose, []).append((several[chosen], several[rejected]))
+    return {
+        whose: (len(rows), *(sum(side) / len(rows) for side in zip(*rows))) for whose, rows in found.items()
+    }
 
 
 def main():
@@ -67,8 +71,10 @@ def main():
     config = json.loads((args.runs[0] / "config.json").read_text())
     questions = {q.index: q for q in data.load(config["data"], config["data_dir"], "dev")[0]}
     policy = load_policy(config["model"], config["precision"], config["device"])
-    with (args.runs[0] / "iter_0/dev.jsonl").open(encoding="utf-8") as file:
-        right = [row for row in map(json.loads, file) if row["verdict"] == "correct"]
+    policy.day = config.get("day") or policy.day  # a chat template may print it
+    if config["start"]:
+        lora.load(policy.model, Path(config["start"]))
+    right = [row for row in read_lines(args.runs[0] / "iter_0/dev.jsonl") if row["verdict"] == "correct"]
     prompts = [policy.prompt_ids(questions[row["index"]]) for row in right]
     answers = [code_ids(row["answer"], policy.tokenizer) for row in right]
     several = torch.tensor([tables(row["answer"]) > 1 for row in right])
@@ -81,7 +87,7 @@ def main():
     print("\n| pairs | chosen is | pairs | chosen, several tables, % | rejected, % |\n|---|---|---|---|---|")
     for run in args.runs:
         if json.loads((run / "config.json").read_text())["objective"] != "sft":
-            for whose, (n, c, r) in several_tables(run, args.iteration, policy).items():
+            for whose, (n, c, r) in pairs_by_tables(run, args.iteration, policy).items():
                 print(f"| {run.name} | {whose} | {n} | {100 * c:.0f} | {100 * r:.0f} |")
 
 

@@ -24,9 +24,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.variants import VARIANTS, parts, tables
 from policy import settled, today
-from run_folder import write_settings
+from run_folder import read_lines, write_settings
 from settings import parse
 
+ROOT = Path(__file__).resolve().parent.parent
 # settings of all runs of a size
 SIZES = {
     "tiny": "--limit 8 --validation 4 --eval-limit 8 --answers 2 --pairs 2 --iterations 1 --max-new 24",
@@ -53,9 +54,13 @@ METHODS |= dict.fromkeys([*VARIANTS, "dpop+nearest", "dpop+running"], "")  # ben
 METHODS |= {"normalised": "--sft-reduction sum --beta 2.5", "planned": "--max-new 192"}
 # files that two runs of one seed share, and what must be equal for it
 BASE = ("scores.json", "dev.jsonl", "validation.jsonl", "seconds.json")
-DRAWN = ("own_prompts", "draws", "answers", "temperature", "top_p", "criterion")
+SAME = (
+    "own_prompts", "model", "start", "precision", "data", "limit", "validation", "eval_limit", "keep_empty",
+    "max_length", "max_new",
+)  # fmt: skip
+DRAWN = (*SAME, "draws", "answers", "temperature", "top_p", "criterion")
 SHARED = [
-    (("questions.json", *(f"iter_0/{name}" for name in BASE)), ("own_prompts",)),
+    (("questions.json", *(f"iter_0/{name}" for name in BASE)), SAME),
     (("iter_1/answers.jsonl", "iter_1/verdicts.jsonl"), DRAWN),
     (
         ("iter_1/pairs.jsonl", "iter_1/pairs_summary.json", "iter_1/reference.safetensors"),
@@ -116,14 +121,13 @@ def begin(arguments: list[str]):
 
 def letters(answers: Path) -> str:
     """The verdicts of a file of scored answers, one letter each, "-" for none: c, w, e, d, t, x (crash)."""
-    verdicts = [json.loads(line)["verdict"] for line in answers.read_text().splitlines()]
+    verdicts = [row["verdict"] for row in read_lines(answers)]
     return "".join("x" if verdict == "crash" else (verdict or "-")[0] for verdict in verdicts)
 
 
 def table_counts(answers: Path) -> dict[str, str]:
     """How many tables each question's gold query and its answer read, a digit each (9: or more)."""
-    with answers.open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
+    rows = read_lines(answers)
     return {key: "".join(str(min(tables(row[key]), 9)) for row in rows) for key in ("gold", "answer")}
 
 
@@ -145,7 +149,7 @@ def collect(run: Path, results: Path):
         if config["data"] in ("spider", "bird") and (folder / "dev.jsonl").exists():
             row["tables"] = table_counts(folder / "dev.jsonl")
         if (folder / "train.jsonl").exists():
-            steps = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+            steps = read_lines(folder / "train.jsonl")
             row["train"] = (
                 {key: [float(f"{step[key]:.4g}") for step in steps] for key in steps[0]} if steps else {}
             )
@@ -184,21 +188,22 @@ def main():
             if (run / "summary.json").exists():
                 collect(run, args.results)
                 continue
+            if time.time() >= end:
+                print("the time is over; the same command resumes")
+                return
             begin(arguments)
             print(f"== {run.name}, {time.strftime('%H:%M')}", flush=True)
-            program = ["bench/variants.py", method] if parts(method) else ["codelutra.py"]
-            process = subprocess.Popen([sys.executable, *program, *arguments])
+            program = [ROOT / "bench/variants.py", method] if parts(method) else [ROOT / "codelutra.py"]
+            process, stopped = subprocess.Popen([sys.executable, *program, *arguments]), False
             try:
                 process.wait(max(0, end - time.time()) if end < float("inf") else None)
             except subprocess.TimeoutExpired:
+                stopped = True
                 process.send_signal(signal.SIGINT)
                 process.wait()
             if (run / "config.json").exists():
                 collect(run, args.results)
-            if time.time() >= end:
-                print("the time is over; the same command resumes")
-                return
-            if process.returncode:
+            if process.returncode and not stopped:
                 sys.exit(f"{run.name} ended with exit code {process.returncode}")
 
 

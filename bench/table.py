@@ -23,14 +23,18 @@ from compare_runs import mean_interval
 def load(paths: list[Path]) -> dict[str, dict[int, list[dict]]]:
     """Files SIZE-METHOD-seedN.json → method → seed → iterations; without those that have no scores yet."""
     runs: dict[str, dict[int, list[dict]]] = {}
+    sizes = set()
     for path in paths:
-        named = re.fullmatch(r"[^-]+-(.+)-seed(\d+)", path.stem)
+        named = re.fullmatch(r"([^-]+)-(.+)-seed(\d+)", path.stem)
         if not named:
             sys.exit(f"{path} is not named SIZE-METHOD-seedN.json, as bench/experiment.py names its files.")
-        method, seed = named.groups()
+        size, method, seed = named.groups()
+        sizes.add(size)
         iterations = [row for row in json.loads(path.read_text())["iterations"] if "scores" in row]
         if len(iterations) > 1:
             runs.setdefault(method, {})[int(seed)] = iterations
+    if len(sizes) > 1:
+        sys.exit(f"the files are of several sizes: {', '.join(sorted(sizes))}.")
     return runs
 
 
@@ -71,35 +75,31 @@ def rows(runs: dict[str, dict[int, list[dict]]], against: str):
 def by_tables(runs: dict[str, dict[int, list[dict]]], against: str):
     """Each policy and its cells, for questions whose gold query reads one table, and for the others.
 
-    EX; how far it is from the method `against` on these questions; the share of answers that read fewer
-    tables than the gold query.
+    EX; how far it is from the method `against` on these questions; for the others the share of answers that
+    read fewer tables than the gold query. Runs of other data than SQL have no such counts and are left out.
     """
-    counts = next(
-        (i[0]["tables"] for seeds in runs.values() for i in seeds.values() if "tables" in i[0]), None
-    )
-    if counts is None:
+    runs = {m: seeds for m, seeds in runs.items() if all("tables" in i[0] for i in seeds.values())}
+    if not runs:
         return
-    gold = np.array([int(digit) for digit in counts["gold"]])
-    other = {seed: right(iterations, -1) for seed, iterations in runs.get(against, {}).items()}
+    first = next(iter(next(iter(runs.values())).values()))
+    gold = np.array([int(digit) for digit in first[0]["tables"]["gold"]])
+    others = {seed: right(iterations, -1) for seed, iterations in runs.get(against, {}).items()}
 
-    def cells(seeds: dict[int, list[dict]], t: int, compared: bool) -> list[str]:
+    def cells(seeds: dict[int, list[dict]], t: int, other: dict[int, np.ndarray]) -> list[str]:
         now = {seed: right(iterations, t) for seed, iterations in seeds.items()}
         given = np.array([[int(digit) for digit in i[t]["tables"]["answer"]] for i in seeds.values()])
-        both = sorted(set(now) & set(other)) if compared else []
+        both = sorted(set(now) & set(other))
         found = []
         for some in (gold == 1, gold > 1):
             apart = [np.array([side[seed][some] for seed in both]) for side in (now, other)]
-            found += [
-                f"{100 * np.mean([values[some] for values in now.values()]):.1f}",
-                points(mean_interval(*apart)) if both else "",
-                f"{100 * (given < gold)[:, some].mean():.0f}",
-            ]
-        return found
+            found.append(f"{100 * np.mean([values[some] for values in now.values()]):.1f}")
+            found.append(points(mean_interval(*apart)) if both else "")
+        return [*found, f"{100 * (given < gold)[:, gold > 1].mean():.0f}"]
 
-    yield ["base", *cells({0: next(iter(next(iter(runs.values())).values()))}, 0, False)]
+    yield ["base", *cells({0: first}, 0, {})]
     for method, seeds in runs.items():
         for t in range(1, min(map(len, seeds.values()))):
-            yield [f"{method}, π_{t}", *cells(seeds, t, method != against)]
+            yield [f"{method}, π_{t}", *cells(seeds, t, {} if method == against else others)]
 
 
 def show(heads: list[str], rows: list[list[str]]):
@@ -116,6 +116,8 @@ def main():
     parser.add_argument("--against", default="dual", help="the method that the others are compared with")
     args = parser.parse_args()
     runs = load(args.files)
+    if args.against not in runs:
+        sys.exit(f"there is no run of {args.against} that has ended; there are: {', '.join(runs)}.")
     heads = [
         "policy",
         "EX, %",
@@ -129,8 +131,10 @@ def main():
     show(heads, [cells for _, cells in sorted(rows(runs, args.against), key=lambda row: -row[0])])
     if divided := list(by_tables(runs, args.against)):
         print("\nEX where the gold query reads one table, and several:\n")
-        columns = ["EX, %", f"to {args.against}", "fewer tables than gold, %"]
-        show(["policy", *(f"{which}: {name}" for which in ("one", "several") for name in columns)], divided)
+        columns = [
+            f"{which}: {name}" for which in ("one", "several") for name in ("EX, %", f"to {args.against}")
+        ]
+        show(["policy", *columns, "several: fewer tables than gold, %"], divided)
 
 
 if __name__ == "__main__":

@@ -64,8 +64,10 @@ def rejecting(keep):
 
     def sort(config, question, gold, gold_text, drawn: list[tuple[Answer, Verdict]], counts: Counter):
         chosen, rejected = sort_answers(config, question, gold, gold_text, drawn, counts)
-        kept = {answer.ids for answer, verdict in drawn if keep(verdict)}
-        return chosen, [ids for ids in rejected if ids in kept]
+        accepted = {answer.ids for answer, verdict in drawn if keep(verdict)}
+        kept = [ids for ids in rejected if ids in accepted]
+        counts["questions_without_wrong"] += bool(rejected) and not kept
+        return chosen, kept
 
     return sort
 
@@ -78,7 +80,10 @@ def mixed(config, question, gold, gold_text, drawn: list[tuple[Answer, Verdict]]
 
 
 def tables(query: str) -> int:
-    """How many times a query reads a table: its FROMs and JOINs."""
+    """A query's FROMs and JOINs, about how many tables it reads.
+
+    Subqueries and set operations count, also on the same table; tables behind a comma do not.
+    """
     return len(re.findall(r"\b(?:from|join)\b", query, re.IGNORECASE))
 
 
@@ -87,11 +92,16 @@ def alike(config, question, gold, gold_text, drawn: list[tuple[Answer, Verdict]]
     chosen, rejected = sort_answers(config, question, gold, gold_text, drawn, counts)
     text = {answer.ids: answer.text for answer, _ in drawn} | {gold: gold_text}
     numbers = {tables(text[ids]) for ids in chosen}
-    return chosen, [ids for ids in rejected if tables(text[ids]) in numbers]
+    kept = [ids for ids in rejected if tables(text[ids]) in numbers]
+    counts["questions_without_wrong"] += bool(rejected) and not kept
+    return chosen, kept
 
 
 def dpop_margin(chosen, rejected, reference_chosen, reference_rejected, penalty: float = 5.0):
-    """DPOP (Pal et al. 2024, equation 3): `penalty` times what a chosen answer falls below its reference."""
+    """DPOP (Pal et al. 2024, equation 3): `penalty` times what a chosen answer falls below its reference.
+
+    β scales the penalty as well, and what is logged as `margin` and `preferred` has it in it.
+    """
     fallen = (reference_chosen - chosen).clamp(min=0)
     return dpo_margin(chosen, rejected, reference_chosen, reference_rejected) - penalty * fallen
 
@@ -99,7 +109,7 @@ def dpop_margin(chosen, rejected, reference_chosen, reference_rejected, penalty:
 def logps_per_token(model: torch.nn.Module, tree: Tree) -> torch.Tensor:
     """log π(y|x) divided by the answer's tokens, in the reference too: a margin normalised by length.
 
-    With --sft-reduction sum the SFT term stays as it was; β must be some 25 times as large.
+    It needs --sft-reduction sum, for `mean` would divide by the length twice; and a β some 25 times as large.
     """
     return answer_logps(model, tree) / tree.owner.bincount(minlength=tree.answers)
 
@@ -124,7 +134,7 @@ VARIANTS = {
     "distinct": Variant(pairs, "draw_pairs", distinct, "draws"),
     "nearest": Variant(pairs, "draw_pairs", nearest, "draws"),
     "farthest": Variant(pairs, "draw_pairs", farthest, "draws"),
-    # rejected: runs, with another result; does not run
+    # rejects only answers that ran, with another result; only those that did not run
     "running": Variant(pairs, "sort_answers", rejecting(lambda v: v.ran), "draws"),
     "failing": Variant(pairs, "sort_answers", rejecting(lambda v: not v.ran), "draws"),
     "alike": Variant(pairs, "sort_answers", alike, "draws"),

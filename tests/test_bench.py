@@ -106,7 +106,7 @@ def test_runs_of_the_experiment_share_what_is_the_same(tmp_path, method, shared)
         for name in (BASE, DRAWS, PAIRS):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(f"{first} {seed}")
-        write_settings(parse(experiment.command(args, first, seed)), folder, "24 Dec 2026")
+        write_settings(settled(parse(experiment.command(args, first, seed))), folder, "24 Dec 2026")
     command = experiment.command(args, method, 0)
     run = tmp_path / f"first-{method}-seed0"
     if method == "nearest":  # begun again
@@ -120,6 +120,11 @@ def test_runs_of_the_experiment_share_what_is_the_same(tmp_path, method, shared)
         return
     check_settings(settled(parse(command)), run)  # it is a run that may be resumed …
     assert begun(run)["day"] == "24 Dec 2026"  # … whose prompts are the first run's
+    # nothing is shared with runs of another model or with other questions
+    shutil.rmtree(run)
+    for args.model, args.flags in (("n", "--device cpu"), ("m", "--device cpu --limit 200")):
+        experiment.begin(experiment.command(args, method, 0))
+        assert not run.exists()
 
 
 def test_a_variant_replaces_a_function_of_the_method():
@@ -262,10 +267,10 @@ def test_the_table_of_an_experiment_by_hand(tmp_path, monkeypatch, capsys):
     assert base.startswith("+50.0 (") and apart.startswith("+50.0 (") and apart.endswith(", 1 seed")
     assert " | -25.0 (" in lines[1]
     base, gold, dual = (line.strip("|").split("|") for line in second.splitlines()[-3:])
-    assert [cell.strip() for cell in base] == ["base", "50.0", "", "0", "0.0", "", "100"]
-    _, one, to_dual, fewer, several, _, missing = map(str.strip, gold)
-    assert (one, fewer, several, missing) == ("100.0", "0", "50.0", "50") and to_dual.startswith("+100.0 (")
-    assert [cell.strip() for cell in dual] == ["dual, π_1", "0.0", "", "50", "0.0", "", "50"]
+    assert [cell.strip() for cell in base] == ["base", "50.0", "", "0.0", "", "100"]
+    _, one, to_dual, several, _, missing = map(str.strip, gold)
+    assert (one, several, missing) == ("100.0", "50.0", "50") and to_dual.startswith("+100.0 (")
+    assert [cell.strip() for cell in dual] == ["dual, π_1", "0.0", "", "0.0", "", "50"]
 
 
 def test_verdicts_are_kept_as_letters(tmp_path):
