@@ -19,27 +19,14 @@ import torch
 
 import data
 import lora
-from batches import micro_batches
 from bench.variants import tables
+from pairs import QuestionPairs
 from policy import Policy, load_policy
 from prompts import code_ids
+from refine import reference_logps
 from run_folder import read_lines
+from settings import Config
 from stages import read_answers, read_pairs, read_verdicts
-from tree import Tree, answer_logps
-
-
-@torch.no_grad()
-def logps(
-    policy: Policy, prompts: list[list[int]], answers: list[tuple[int, ...]], limit: int
-) -> torch.Tensor:
-    """Log-probability of one answer to each prompt: (answers,)."""
-    found = torch.zeros(len(answers))
-    order = sorted(range(len(answers)), key=prompts.__getitem__)
-    for some in micro_batches(order, prompts, [len(ids) for ids in answers], limit):
-        with policy.autocast():
-            tree = Tree([prompts[i] for i in some], [[answers[i]] for i in some], policy.device)
-            found[some] = answer_logps(policy.model, tree).cpu()
-    return found
 
 
 def pairs_by_tables(run: Path, t: int, policy: Policy) -> dict[str, tuple[int, float, float]]:
@@ -69,6 +56,7 @@ def main():
     parser.add_argument("--iteration", type=int, default=1, help="t, of π_t")
     args = parser.parse_args()
     config = json.loads((args.runs[0] / "config.json").read_text())
+    settings = Config(train_tokens=config["train_tokens"])
     questions = {q.index: q for q in data.load(config["data"], config["data_dir"], "dev")[0]}
     policy = load_policy(config["model"], config["precision"], config["device"])
     policy.day = config.get("day") or policy.day  # a chat template may print it
@@ -76,13 +64,13 @@ def main():
         lora.load(policy.model, Path(config["start"]))
     right = [row for row in read_lines(args.runs[0] / "iter_0/dev.jsonl") if row["verdict"] == "correct"]
     prompts = [policy.prompt_ids(questions[row["index"]]) for row in right]
-    answers = [code_ids(row["answer"], policy.tokenizer) for row in right]
+    answers = [QuestionPairs(row["index"], (code_ids(row["answer"], policy.tokenizer),), ()) for row in right]
     several = torch.tensor([tables(row["answer"]) > 1 for row in right])
-    before = logps(policy, prompts, answers, config["train_tokens"])
+    before = torch.cat(reference_logps(settings, policy, prompts, answers))
     print(f"| nats an answer | one table ({(~several).sum()}) | more ({several.sum()}) |\n|---|---|---|")
     for run in args.runs:
         lora.load(policy.model, run / f"iter_{args.iteration}" / "adapter")
-        moved = logps(policy, prompts, answers, config["train_tokens"]) - before
+        moved = torch.cat(reference_logps(settings, policy, prompts, answers)) - before
         print(f"| {run.name} | {moved[~several].mean():+.2f} | {moved[several].mean():+.2f} |", flush=True)
     print("\n| pairs | chosen is | pairs | chosen, several tables, % | rejected, % |\n|---|---|---|---|---|")
     for run in args.runs:

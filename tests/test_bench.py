@@ -14,13 +14,11 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import plain_logps
 from test_verify_cli import CONTEXT, strict
-from transformers import AutoModelForCausalLM
 
 from bench import agreement, displacement, ds1000_references, experiment, peers, table, variants, verification
 from data import Answer, Question
-from policy import load_policy, settled
+from policy import settled
 from run_folder import begun, check_settings, write_settings
 from settings import Config, parse
 from verify import Verdict, Verifier
@@ -169,16 +167,19 @@ def test_variants_are_put_together_by_a_plus():
     assert set(experiment.METHODS) >= {"dpop", "dpop+nearest"}
 
 
-def test_displacement_scores_each_answer_under_its_own_prompt(folders):
-    policy = load_policy(folders["gpt2"], "float32", "cpu")
-    prompts = [[9, 8, 7], [5] * 20 + [6, 7], [5] * 20 + [8]]  # sorted otherwise, and two share a schema
-    answers = [(1, 2, 3), (4,), (5, 6)]
-    plain = AutoModelForCausalLM.from_pretrained(folders["gpt2"], attn_implementation="eager")
-    with torch.no_grad():
-        expected = torch.stack([plain_logps(plain, p, list(a)).sum() for p, a in zip(prompts, answers)])
-    for limit in (1, 4096):
-        found = displacement.logps(policy, prompts, answers, limit)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+def test_displacement_of_a_run_and_what_tells_its_pairs_apart(finished, monkeypatch, capsys):
+    verdicts = finished / "iter_0" / "dev.jsonl"
+    rows = [json.loads(line) for line in verdicts.read_text().splitlines()]
+    # as if the gold query had been π_0's answer everywhere: tiny GPT-2 has no right one
+    right = [row | {"answer": row["gold"], "verdict": "correct"} for row in rows]
+    monkeypatch.setattr(displacement, "read_lines", lambda path: right if path == verdicts else None)
+    monkeypatch.setattr(sys, "argv", ["displacement.py", str(finished)])
+    displacement.main()
+    named = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"| {finished.name} |")]
+    lines = [line.strip("| ").split(" | ") for line in named]
+    assert float(lines[0][1]) > 0  # it was trained on such queries; all of these read one table
+    pairs = json.loads((finished / "iter_1" / "pairs_summary.json").read_text())["pairs"]
+    assert sum(int(line[2]) for line in lines[1:]) == pairs
 
 
 def test_the_margin_of_dpop_falls_only_where_the_chosen_answer_fell():
