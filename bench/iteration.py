@@ -1,10 +1,12 @@
 """One whole iteration, ours against the stack: sample, execute, pair, reference, train.
 
     python bench/iteration.py --spider FOLDER --bird FOLDER [--questions 16] [--quick]
+    python bench/iteration.py --spider FOLDER --sampler vllm --peer-python .venv-peers/bin/python
 
-The stack: transformers' generate (16 sequences a question), a new process per query, TRL's DPOTrainer with
-PEFT (reference log-probabilities precomputed, sigmoid + SFT). Both sides train on the same pairs, ours, so
-that only the time differs. Questions per second of the whole, and of each stage.
+The stack: an engine of bench/peers.py that draws (transformers' generate where none is named; loaded before,
+what a new adapter costs it counts), a new process per query, TRL's DPOTrainer with PEFT (reference
+log-probabilities precomputed, sigmoid + SFT). Both sides train on the same pairs, ours, so that only the time
+differs. Questions per minute of the whole, seconds of each stage.
 """
 
 import argparse
@@ -19,8 +21,9 @@ from pathlib import Path
 import torch
 from common import report
 from datasets import Dataset
-from peers import Generate
+from peers import ENGINES
 from peft import LoraConfig
+from sampling import loading, peer_of
 from training import PreTokenized
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig
@@ -73,16 +76,21 @@ def ours(args, config, questions, folder):
 def theirs(args, config, questions, policy, answers, pairs):
     seconds = {}
     prompts = {q.index: policy.prompt_ids(q) for q in questions}
-    engine = Generate({"questions": args.their_batch})
-    weights = f"weights-{args.precision}"
-    model = from_source(
-        AutoModelForCausalLM, args.model, weights, dtype=policy.dtype, attn_implementation="sdpa"
-    )
-    engine.model = model.to(policy.device).eval()
     drawn = [prompts[q.index] for q in questions]
-    draw = partial(engine.draw, drawn, config.answers, config.max_new, policy.end_ids, False)
-    timed(seconds, "their sample", draw)
-    del model, engine
+    model = from_source(AutoModelForCausalLM, args.model, f"weights-{args.precision}", dtype=policy.dtype)
+    settings = {"questions": args.their_batch} if args.sampler == "generate" else None
+    with tempfile.TemporaryDirectory() as folder, peer_of(args.sampler, args, settings) as peer:
+        write = partial(model.save_pretrained, folder)  # as a merged adapter is
+        write()
+        load = loading(peer, args, folder, policy, drawn, config.answers, config.max_new)
+        draw = partial(
+            peer.ask, answers=config.answers, new=config.max_new, end=list(policy.end_ids), fixed=False
+        )
+        load()
+        draw(prompts=[drawn[0][::-1]])  # warm-up
+        timed(seconds, "their new weights", lambda: (write(), load()))
+        timed(seconds, "their sample", partial(draw, prompts=drawn))
+    del model
     by_index = {q.index: q for q in questions}
     asked = [(by_index[a.question], extract_code(a.text)) for a in answers]
     commands = [[sys.executable, "-I", "-c", ONE_QUERY, q.database, code, q.gold] for q, code in asked]
@@ -145,6 +153,8 @@ def main():
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--workers", type=int, default=2, help="processes that execute, on both sides")
     parser.add_argument("--questions", type=int, default=16)
+    parser.add_argument("--sampler", default="generate", choices=list(ENGINES), help="the stack's")
+    parser.add_argument("--peer-python", help="the Python of llama.cpp and vLLM (requirements-peers.txt)")
     parser.add_argument("--their-batch", type=int, default=4, help="questions that generate gets at once")
     parser.add_argument(
         "--their-pairs",
@@ -171,14 +181,18 @@ def main():
         with tempfile.TemporaryDirectory() as run:
             mine, policy, answers, pairs = ours(args, config, questions, Path(run))
         stack = theirs(args, config, questions, policy, answers, pairs)
-        speeds = [count / sum(side.values()) for side in (mine, stack)]
-        rows.append((f"{name}: {count} questions", *speeds, "questions/s"))
+        speeds = [60 * count / sum(side.values()) for side in (mine, stack)]
+        rows.append((f"{name}: {count} questions", *speeds, "questions/min"))
         stages[name] = {
             "ours": {k: round(v, 1) for k, v in mine.items()},
             "theirs": {k: round(v, 1) for k, v in stack.items()},
         }
         print(name, stages[name])
-    report("one iteration", rows, {"model": args.model, "precision": args.precision, "stages": stages})
+    report(
+        f"one iteration, the stack with {args.sampler}",
+        rows,
+        {"model": args.model, "precision": args.precision, "stages": stages},
+    )
 
 
 if __name__ == "__main__":

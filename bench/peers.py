@@ -256,7 +256,8 @@ class LlamaCpp(Engine):
         params.kv_unified = self.unified  # a prompt's cells are shared by its answers
         own = r["answers"] * (r["new"] + 8)
         shared = r["longest"] + 8 if self.unified else r["answers"] * (r["longest"] + 8)
-        params.n_ctx = self.questions * (shared + own)
+        # a prompt may begin while the last answers of another still hold their prompt's cells
+        params.n_ctx = 2 * self.questions * (shared + own)
         params.n_batch, params.n_ubatch = self.batch, self.ubatch
         params.flash_attn_type = getattr(
             xllamacpp.llama_flash_attn_type,

@@ -170,22 +170,29 @@ def cases(args, policy):
     return [(f"prompt {n}", prompts(policy.tokenizer, n, args.questions), True) for n in args.lengths]
 
 
-def against(name, args, ours, work, folder, written):
-    """Measure one engine: {case: (ours, theirs, ids of ours, ids of theirs)}, {seconds to load, to renew}."""
-    source, extra = locate(args.model)
-    if name.startswith("llama.cpp") and "gguf_file" not in extra:
+def peer_of(name, args, settings=None):
+    """The engine's process."""
+    if name.startswith("llama.cpp") and "gguf_file" not in locate(args.model)[1]:
         raise SystemExit(f"{name} needs a GGUF file as --model")
     python = None if name in IN_OUR_PYTHON else args.peer_python
-    peer = Peer(
-        name, *([python] if python else []), threads=torch.get_num_threads(), settings=args.settings.get(name)
-    )
+    return Peer(name, *([python] if python else []), threads=torch.get_num_threads(), settings=settings)
+
+
+def loading(peer, args, folder, policy, prompts, answers, new):
+    """The call by which an engine loads the policy's weights, and takes them up again."""
+    source, extra = locate(args.model)
+    return partial(
+        peer.ask, load=folder, gguf=f"{source}/{extra.get('gguf_file')}", precision=args.precision,
+        device=str(policy.device), longest=max(map(len, prompts)), answers=answers, new=new,
+    )  # fmt: skip
+
+
+def against(name, args, ours, work, folder, written):
+    """Measure one engine: {case: (ours, theirs, ids of ours, ids of theirs)}, {seconds to load, to renew}."""
     end = list(ours.end)
-    with peer:
-        load = partial(
-            peer.ask, load=folder, gguf=f"{source}/{extra.get('gguf_file')}", precision=args.precision,
-            device=str(ours.policy.device), longest=max(len(p) for _, batch, _ in work for p in batch),
-            answers=args.answers, new=args.new,
-        )  # fmt: skip
+    with peer_of(name, args, args.settings.get(name)) as peer:
+        prompts = [p for _, batch, _ in work for p in batch]
+        load = loading(peer, args, folder, ours.policy, prompts, args.answers, args.new)
         costs = {"load": load()["seconds"]}
 
         def theirs(prompts, fixed, memory=False):
@@ -242,7 +249,14 @@ def main():
         started = time.time()
         policy.model.save_pretrained(folder)  # as a merged adapter is
         written = time.time() - started
-        found = {name: against(name, args, ours, work, folder, written) for name in names}
+        found = {}
+        for name in names:
+            try:
+                found[name] = against(name, args, ours, work, folder, written)
+            except RuntimeError as error:  # the other engines' figures are not lost
+                print(f"{name} is left out: {error}", flush=True)
+        if not found:
+            raise SystemExit(1)
         extra, seconds = {}, {}
         for case, batch, fixed in work:
             seconds[case] = min(measured[case][0]["seconds"] for measured, _ in found.values())
@@ -258,8 +272,8 @@ def main():
     rows, draws = [], {}
     for case, batch, _ in work:
         speeds = []
-        for name in names:
-            mine, other, counts, ids = found[name][0][case]
+        for name, (measured, _) in found.items():
+            mine, other, counts, ids = measured[case]
             speeds.append((name, *(n / side["seconds"] for n, side in zip(counts, (mine, other)))))
             draws[f"{case}, {name}"] = scored(reference, batch[:CHECKED], ids[1])
         draws[f"{case}, ours"] = scored(reference, batch[:CHECKED], ids[0])

@@ -350,8 +350,11 @@ def test_engines_draw_from_the_policy(sampling, policy, folder, reference):
 
 
 def test_the_strongest_peer_stands_first(sampling, folders, spider, monkeypatch, capsys):
-    """Engines that take set times: tokens per second are of what they kept, the adapter's cost is added."""
-    seconds = {"generate": 8.0, "llama.cpp-f32": 2.0, "llama.cpp-packaged": 1.0}
+    """Engines that take set times: tokens per second are of what they kept, the adapter's cost is added.
+
+    One engine fails and is left out.
+    """
+    seconds = {"generate": 8.0, "llama.cpp-bf16": None, "llama.cpp-f32": 2.0, "llama.cpp-packaged": 1.0}
 
     class Fake:
         def __init__(self, name, *_, **__):
@@ -363,6 +366,8 @@ def test_the_strongest_peer_stands_first(sampling, folders, spider, monkeypatch,
         def ask(self, **request):
             if "load" in request:
                 return {"seconds": 100.0, "ids": None, "mib": None}
+            if seconds[self.name] is None:
+                raise RuntimeError("no more memory")
             drawn = [[[5, 6, 7]] * request["answers"] for _ in request["prompts"]]
             return {"seconds": seconds[self.name], "ids": drawn, "mib": None}
 
@@ -371,7 +376,9 @@ def test_the_strongest_peer_stands_first(sampling, folders, spider, monkeypatch,
     arguments = ["--model", folders["llama"], "--spider", str(spider), "--questions", "2", "--answers", "4"]
     monkeypatch.setattr(sys, "argv", ["x", *arguments, "--new", "8", "--against", *seconds])
     sampling.main()
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    out = capsys.readouterr().out
+    assert "llama.cpp-bf16 is left out: no more memory" in out
+    result = json.loads(out.splitlines()[-1])
     rows = [name.removeprefix("2 Spider questions, ") for name in result["all"] if "iteration" not in name]
     assert rows == [
         "llama.cpp-f32",
